@@ -1,0 +1,1 @@
+"""One literal per model family; the file is named after the `model_type` of its config."""

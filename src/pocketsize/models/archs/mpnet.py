@@ -1,0 +1,16 @@
+"""MPNet encoders."""
+
+from pocketsize.models.arch import Arch, Linears
+
+ARCH = Arch(
+    task="embed",
+    blocks="encoder.layer",
+    groups=(
+        Linears(("attention.attn.q", "attention.attn.k", "attention.attn.v")),
+        Linears(("attention.attn.o",)),
+        Linears(("intermediate.dense",)),
+        Linears(("output.dense",)),
+    ),
+    embedding="embeddings.word_embeddings.weight",
+    optional=("embeddings.position_ids", "pooler."),
+)

@@ -1,0 +1,83 @@
+"""How a weight matrix is stored: width, group and symmetry."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pocketsize.errors import UnsupportedError, UsageError
+
+BITS = (2, 3, 4, 5, 8)
+GROUPS = (128, 96, 64, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """How one weight matrix is stored: `bits` per code, one scale per `group` inputs.
+
+    `group` None means one scale per output row. `scale_digits` is the number of significant
+    binary digits of a stored scale: 8 fits bfloat16 and float16 alike; fewer are kept where
+    the product of scale and zero has to fit float16 as well (the minimum of GGUF Q4_1).
+    """
+
+    bits: int = 4
+    group: int | None = 128
+    symmetric: bool = False
+    scale_digits: int = 8
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise UsageError(f"bits must be one of {', '.join(map(str, BITS))}, got {self.bits}")
+        if self.group is not None and self.group < 1:
+            raise UsageError(f"group must be positive or null (one scale per row), got {self.group}")
+        if not 4 <= self.scale_digits <= 8:
+            raise UsageError(f"scale_digits must be 4..8, got {self.scale_digits}")
+
+    @property
+    def top(self) -> int:
+        """The largest code; codes are 0 .. top."""
+        return 2**self.bits - 1
+
+    @property
+    def middle(self) -> int:
+        """The zero of a symmetric grid."""
+        return 2 ** (self.bits - 1)
+
+    def width(self, columns: int) -> int:
+        """Inputs per scale in a matrix with `columns` inputs; refuses a group that does not divide."""
+        if self.group is None:
+            return columns
+        if columns % self.group:
+            raise UnsupportedError(f"group {self.group} does not divide a row of {columns} weights")
+        return self.group
+
+    def bits_per_weight(self, columns: int) -> float:
+        """Stored bits per weight of a matrix with `columns` inputs: codes, 16-bit scales, packed zeros."""
+        zero = 0 if self.symmetric else self.bits
+        return self.bits + (16 + zero) / self.width(columns)
+
+    @property
+    def name(self) -> str:
+        """The field's name for it: `W4A16`."""
+        return f"W{self.bits}A16"
+
+
+def bits_of(name: str) -> int:
+    """The width in a scheme name such as `W4A16`."""
+    found = re.fullmatch(r"[wW](\d)[aA]16", name)
+    if not found or int(found[1]) not in BITS:
+        known = ", ".join(f"W{b}A16" for b in BITS)
+        raise UsageError(f"unknown scheme {name!r}; known: {known}")
+    return int(found[1])
+
+
+def default_group(widths: Iterable[int], legal: Iterable[int] = GROUPS) -> int:
+    """The largest of 128, 96, 64, 32 that divides every width and is in `legal`."""
+    columns, allowed = sorted(set(widths)), set(legal)
+    for group in GROUPS:
+        if group in allowed and all(c % group == 0 for c in columns):
+            return group
+    raise UnsupportedError(
+        f"no group of {sorted(allowed)} divides all row widths {columns}; ask for one scale per row (group: null)"
+    )
