@@ -1,0 +1,78 @@
+"""A model: a checkpoint on disk, and the weights that replace some of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from pocketsize.io.checkpoint import Checkpoint
+from pocketsize.models.arch import Arch
+from pocketsize.quantization.grid import QWeight
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a model came from.
+
+    `source_bytes` is the size of the weights as they were downloaded, `bf16_bytes` two bytes for
+    each parameter. `dequantized_from` names the format of an already quantized source; every
+    quality figure is then relative to its dequantized weights.
+    """
+
+    name: str
+    sha256: str
+    parameters: int
+    source_bytes: int
+    bf16_bytes: int
+    licence: str = "unknown"
+    revision: str = ""
+    dequantized_from: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model: the tensors of a checkpoint, some of them replaced by quantized ones.
+
+    Tensors stay on disk until they are asked for. `quantized` is keyed by parameter name
+    (`model.layers.0.mlp.up_proj.weight`).
+    """
+
+    folder: Path
+    config: PretrainedConfig
+    arch: Arch
+    origin: Origin
+    checkpoint: Checkpoint
+    quantized: Mapping[str, QWeight] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def blocks(self) -> list[str]:
+        """Paths of the blocks, in running order: `model.layers.0`, ..."""
+        return [f"{self.arch.blocks}.{i}" for i in range(self.config.num_hidden_layers)]
+
+    @property
+    def linears(self) -> list[str]:
+        """Parameter names of all weights that steps may compress, in running order."""
+        return [f"{block}.{name}.weight" for block in self.blocks for name in self.arch.linears]
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding matrix."""
+        return self.arch.head is not None and self.arch.head not in self.checkpoint.entries
+
+    def original(self, name: str) -> Tensor:
+        """The tensor as the checkpoint has it, float32."""
+        return self.checkpoint.read(name).to(torch.float32)
+
+    def weight(self, name: str) -> Tensor:
+        """The tensor as this model has it, float32: dequantized where it is quantized."""
+        return self.quantized[name].dequantize() if name in self.quantized else self.original(name)
+
+    def with_quantized(self, quantized: Mapping[str, QWeight]) -> Model:
+        """This model with these quantized weights instead of its own."""
+        return replace(self, quantized=quantized)

@@ -1,0 +1,154 @@
+"""The record of a run: what reports, tables and searches read, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+
+from pocketsize.errors import DataError
+from pocketsize.exporting.artifact import Artifact
+from pocketsize.measurement.measurement import Measurement
+from pocketsize.models.model import Origin
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something the user should know: `code` is stable, `message` is one sentence."""
+
+    code: str
+    message: str
+    where: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """What quantizing one matrix did.
+
+    `error` and `rtn_error` are tr(E H E^T) / tr(W H W^T) of this method and of round-to-nearest
+    on the same grid, with H the mean outer product of the layer's calibration inputs (the
+    identity where no inputs were used). `dead` counts inputs that were always zero,
+    `escalations` how often the damping had to be raised.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    bits: int
+    bits_per_weight: float
+    error: float
+    rtn_error: float
+    damp: float = 0.0
+    escalations: int = 0
+    dead: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One recipe step as it ran."""
+
+    kind: str
+    options: dict[str, object]
+    layers: tuple[LayerReport, ...] = ()
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TextRecord:
+    """A text that was used: where from, how much, and the hash that pins it."""
+
+    role: str
+    name: str
+    sha256: str
+    documents: int
+    windows: int
+    length: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class SizePart:
+    """One row of the size breakdown of an artefact."""
+
+    artifact: str
+    part: str
+    bytes: int
+    parameters: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Everything that differs between two runs of the same recipe on the same machine."""
+
+    started: str = ""
+    phases_s: dict[str, float] = field(default_factory=dict)
+    cpu_s: float = 0.0
+    peak_rss_bytes: int = 0
+    resumed: int = 0
+    measurements: tuple[Measurement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One run, whole. Two runs of a recipe on one machine differ in `timing` alone."""
+
+    schema: int
+    version: str
+    recipe: dict[str, object]
+    recipe_sha256: str
+    origin: Origin
+    task: str
+    seed: int
+    machine: dict[str, str | int | float | bool]
+    versions: dict[str, str]
+    texts: tuple[TextRecord, ...]
+    protocol: tuple[str, ...]
+    steps: tuple[StepReport, ...]
+    findings: tuple[Finding, ...]
+    measurements: tuple[Measurement, ...]
+    sizes: tuple[SizePart, ...]
+    artifacts: tuple[Artifact, ...]
+    behaviour: dict[str, object]
+    timing: Timing
+
+    def to_json(self) -> str:
+        """The record as JSON text, keys in declaration order."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_record(path: Path) -> RunRecord:
+    """The record in a file; one of another schema version or shape is refused."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable record: {error}") from error
+    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+        found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
+        raise DataError(f"{path}: schema {found!r}; this version reads schema {SCHEMA}")
+    try:
+        return _build(RunRecord, raw)
+    except (TypeError, KeyError, ValueError) as error:
+        raise DataError(f"{path}: not a record of schema {SCHEMA}: {error}") from error
+
+
+def _build(kind: typing.Any, raw: typing.Any) -> typing.Any:
+    """`raw` JSON as an instance of the annotated type `kind`."""
+    origin = typing.get_origin(kind)
+    if is_dataclass(kind) and isinstance(kind, type):
+        known = {f.name for f in fields(kind)}
+        if extra := set(raw) - known:
+            raise ValueError(f"{kind.__name__}: unknown key {sorted(extra)[0]!r}")
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: _build(hints[name], value) for name, value in raw.items()})
+    if origin is tuple:
+        return tuple(_build(typing.get_args(kind)[0], item) for item in raw)
+    if origin is dict or origin is Mapping:
+        return {key: _build(typing.get_args(kind)[1], item) for key, item in raw.items()}
+    if origin in (typing.Union, types.UnionType, typing.Literal):
+        return raw
+    return raw
