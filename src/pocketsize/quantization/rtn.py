@@ -1,0 +1,20 @@
+"""Round to nearest: no data, no search; the floor every other method is held against."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from pocketsize.quantization.grid import QWeight, fit_grid, snap
+from pocketsize.quantization.scheme import Scheme
+
+
+def rtn(W: Float[Tensor, "out in"], scheme: Scheme, *, weight: Float[Tensor, "in"] | None = None) -> QWeight:
+    """Quantize every weight to the nearest point of its group's grid.
+
+    With `weight` (the importance of each input, for instance the diagonal of its Gram matrix)
+    scale and zero are searched to minimise the weighted error; without it they span the range.
+    W is left untouched.
+    """
+    scale, zero = fit_grid(W, scheme, weight)
+    return QWeight(snap(W, scale, zero, scheme.top), scale, zero, scheme)
