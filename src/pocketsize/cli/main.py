@@ -1,0 +1,113 @@
+"""The `pocketsize` command: finds the word, runs it, turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import click
+
+from pocketsize import __version__
+from pocketsize.errors import PocketsizeError, did_you_mean
+
+# A command is cli/<word>.py; its help line stands here so that `--help` imports none of them.
+WORDS: Mapping[str, str] = MappingProxyType(
+    {
+        "shrink": "Make a model smaller to a goal: a size, a ratio, a share of quality to keep.",
+        "run": "Run a recipe file; go on with an unfinished run of it.",
+        "quantize": "Quantize with one method and one scheme.",
+        "inspect": "What is inside a model, and what can be compressed.",
+        "measure": "Quality of a model, or of a small one against its original.",
+        "verify": "Check a finished folder: files, weights, tokenizer, behaviour.",
+        "report": "Write the report page of a finished folder again.",
+        "chat": "Talk to a finished model in the terminal, through llama.cpp.",
+        "fetch": "Bring a sample model here; the only command that uses the network.",
+    }
+)
+
+
+class Words(click.Group):
+    """Commands by file name, imported when called; unknown words get the nearest known one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All words, in the order of the table."""
+        return list(WORDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command behind a word."""
+        if cmd_name not in WORDS:
+            return None
+        return importlib.import_module(f"pocketsize.cli.{cmd_name}").command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Like click's, with a hint."""
+        if args and not args[0].startswith("-") and args[0] not in WORDS:
+            raise click.UsageError(f"unknown command {args[0]!r}{did_you_mean(args[0], WORDS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(WORDS.items()))
+
+
+@click.command(cls=Words, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="pocketsize")
+def command() -> None:
+    """Takes a language model, makes it pocket-sized, and proves what was kept.
+
+    MODEL is a folder in Hugging Face layout, or a sample such as sample:smollm2-135m.
+    """
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line; gives the exit code (as `errors.py` lists them)."""
+    words = sys.argv[1:] if args is None else args
+    # Loaders read these when they are imported: nothing but `fetch` may touch the network.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        command.main(args=words, prog_name="pocketsize", standalone_mode=False)
+    except PocketsizeError as error:
+        return _fail(error.word, str(error), error.exit_code, words)
+    except click.ClickException as error:
+        return _fail("usage", _with_hint(error), 2, words)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("stopped", "stopped; run the same command again to go on", 130, words)
+    except OSError as error:
+        return _fail("resources", f"{error.filename or ''}: {error.strerror or error}", 5, words)
+    except MemoryError:
+        return _fail("resources", "out of memory; use fewer sequences or a shorter length", 5, words)
+    return 0
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _fail(word: str, message: str, code: int, words: list[str]) -> int:
+    line = " ".join(message.split())
+    if "--json" in words:
+        facts: dict[str, Any] = {"error": word, "message": line, "exit_code": code}
+        click.echo(json.dumps(facts))
+    click.echo(f"error[{word}]: {line}", err=True)
+    return code
+
+
+def _with_hint(error: click.ClickException) -> str:
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        known = [name for p in error.ctx.command.params for name in p.opts if name.startswith("--")]
+        return f"unknown option {error.option_name!r}{did_you_mean(error.option_name, known)}"
+    return error.format_message()
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,275 @@
+"""Recipe steps `rtn` and `gptq`: every linear of every block, and the embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pocketsize.errors import UnsupportedError, UsageError
+from pocketsize.exporting.table import EXPORTERS
+from pocketsize.linalg import Gram
+from pocketsize.models.model import Model
+from pocketsize.models.walk import Site, Visit, walk
+from pocketsize.quantization.gptq import GptqResult, gptq
+from pocketsize.quantization.grid import QWeight
+from pocketsize.quantization.rtn import rtn
+from pocketsize.quantization.scheme import BITS, GROUPS, Scheme, bits_of, default_group
+from pocketsize.recipes.record import Finding, LayerReport, StepReport
+from pocketsize.recipes.step import Context
+
+Auto = Literal["auto"]
+S = TypeVar("S", "Rtn", "Gptq")
+REPORT_ROWS = 256
+Finished = tuple[dict[str, QWeight], tuple[LayerReport, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rtn:
+    """Recipe step `rtn`: round every weight to the nearest point of its group's range.
+
+    `scheme` is W8A16, W5A16, W4A16, W3A16 or W2A16; `group` the inputs per scale, `auto` for the
+    largest that fits every layer and export, null for one scale per row. `embeddings` is the
+    width of the embedding and head, null to leave them, `auto` for 8 bits where GGUF is written.
+    `scale_digits` is the precision of a stored scale in binary digits, `auto` for what every export
+    stores exactly.
+    """
+
+    scheme: str = "W4A16"
+    group: int | Auto | None = "auto"
+    symmetric: bool | Auto = "auto"
+    embeddings: int | Auto | None = "auto"
+    embeddings_symmetric: bool = True
+    scale_digits: int | Auto = "auto"
+
+    kind: ClassVar[str] = "rtn"
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def resolve(self, model: Model, exports: tuple[str, ...]) -> Rtn:
+        """The step with group, symmetry and embedding width decided."""
+        return _resolve(self, model, exports)
+
+    def apply(self, model: Model, ctx: Context) -> Model:
+        """The model with all linears (and the embedding) rounded; needs no data."""
+        scheme, total = block_scheme(self), len(model.blocks) + (self.embeddings is not None)
+        reports: list[LayerReport] = []
+        for done, path in enumerate(model.blocks):
+            if (kept := ctx.store.finished(path)) is None:
+                names = [f"{path}.{name}.weight" for name in model.arch.linears]
+                weights = {name: rtn(model.original(name), scheme) for name in names}
+                kept = tuple(_report(model.original(name), q, None) for name, q in weights.items())
+                kept = tuple(replace(r, name=n) for r, n in zip(kept, names, strict=True))
+                ctx.store.keep(path, weights, kept)
+            reports += kept
+            ctx.progress(done + 1, total, path)
+        if self.embeddings is not None:
+            reports += _embeddings(self, model, ctx, None)
+            ctx.progress(total, total, "embeddings")
+        return _finish(self, model, ctx, reports, tokens=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Gptq:
+    """Recipe step `gptq`: round columns in turn, each error absorbed by the columns to come.
+
+    The keys of `rtn`, and: `damp`, the damping as a fraction of the mean of the Gram diagonal;
+    `order`, whether active groups and inputs go first; `search`, whether scale and zero are
+    searched for the least weighted error instead of spanning the range.
+    """
+
+    scheme: str = "W4A16"
+    group: int | Auto | None = "auto"
+    symmetric: bool | Auto = "auto"
+    embeddings: int | Auto | None = "auto"
+    embeddings_symmetric: bool = True
+    scale_digits: int | Auto = "auto"
+    damp: float = 0.01
+    order: bool = True
+    search: bool = True
+
+    kind: ClassVar[str] = "gptq"
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if not 0 < self.damp < 1:
+            raise UsageError(f"gptq: damp must lie between 0 and 1, got {self.damp}")
+
+    def resolve(self, model: Model, exports: tuple[str, ...]) -> Gptq:
+        """The step with group, symmetry and embedding width decided."""
+        return _resolve(self, model, exports)
+
+    def apply(self, model: Model, ctx: Context) -> Model:
+        """The model with all linears (and the embedding) quantized on the calibration text."""
+        total = len(model.blocks) + (self.embeddings is not None)
+        reports = [r for path in model.blocks for r in ctx.store.finished(path) or ()]
+
+        def replay(path: str) -> Mapping[str, Tensor] | None:
+            if ctx.store.finished(path) is None:
+                return None
+            kept = ctx.store.weights()
+            return {n: kept[n].dequantize() for n in (f"{path}.{k}.weight" for k in model.arch.linears)}
+
+        head = self.embeddings is not None and model.arch.head is not None
+        gram: Gram | None = None
+        for visit in walk(model, ctx.input_ids, ctx.mask, finished=replay, head=head):
+            if visit.block == "head":
+                gram = visit.sites[0].gram
+                continue
+            weights, layers = quantize_visit(visit, self)
+            ctx.store.keep(visit.block, weights, layers)
+            reports += layers
+            ctx.progress(model.blocks.index(visit.block) + 1, total, visit.block)
+        if self.embeddings is not None:
+            reports += _embeddings(self, model, ctx, gram)
+            ctx.progress(total, total, "embeddings")
+        return _finish(self, model, ctx, reports, tokens=int(ctx.mask.sum()))
+
+
+def block_scheme(step: Rtn | Gptq) -> Scheme:
+    """How a resolved step stores the linears of the blocks."""
+    if step.group == "auto" or step.symmetric == "auto" or step.scale_digits == "auto":
+        raise UsageError(f"{step.kind}: group, symmetric and scale_digits are still to be resolved")
+    return Scheme(bits_of(step.scheme), step.group, step.symmetric, step.scale_digits)
+
+
+def embedding_scheme(step: Rtn | Gptq) -> Scheme | None:
+    """How a resolved step stores embedding and head; None where it leaves them."""
+    if step.embeddings is None or step.embeddings == "auto":
+        return None
+    digits = 8 if step.embeddings_symmetric else 11 - step.embeddings
+    return Scheme(step.embeddings, 32, step.embeddings_symmetric, digits)
+
+
+def quantize_visit(visit: Visit, step: Gptq) -> Finished:
+    """All linears of a visited block quantized; the visit is told, so that the walk goes on with them."""
+    weights: dict[str, QWeight] = {}
+    reports: list[LayerReport] = []
+    for site in visit.sites:
+        for name, weight, report in quantize_site(site, block_scheme(step), step):
+            weights[name] = weight
+            visit.replaced[name] = weight.dequantize()
+            reports.append(report)
+    return weights, tuple(reports)
+
+
+def quantize_site(site: Site, scheme: Scheme, step: Gptq) -> Iterator[tuple[str, QWeight, LayerReport]]:
+    """The linears of a site, quantized as one stacked matrix and handed back one by one."""
+    H = site.gram.mean()
+    stacked = site.weights[0] if len(site.weights) == 1 else torch.cat(site.weights)
+    done = gptq(stacked, H, scheme, damp=step.damp, search=step.search, order=step.order)
+    rows = [w.shape[0] for w in site.weights]
+    parts = zip(*(t.split(rows) for t in (done.weight.codes, done.weight.scale, done.weight.zero)), strict=True)
+    for name, W, (codes, scale, zero) in zip(site.names, site.weights, parts, strict=True):
+        weight = QWeight(codes, scale, zero, scheme)
+        yield name, weight, replace(_report(W, weight, H, done), name=name)
+
+
+def _report(W: Tensor, q: QWeight, H: Tensor | None, done: GptqResult | None = None) -> LayerReport:
+    """Relative error on at most 256 evenly spaced rows, against plain rounding on the same grid."""
+    rows, columns = W.shape
+    pick = torch.linspace(0, rows - 1, min(rows, REPORT_ROWS)).round().long()
+    sample, mine = W[pick], QWeight(q.codes[pick], q.scale[pick], q.zero[pick], q.scheme).dequantize()
+
+    def energy(E: Float[Tensor, "out in"]) -> float:
+        return float(((E if H is None else E @ H) * E).sum(dtype=torch.float64))
+
+    whole = max(energy(sample), 1e-30)
+    return LayerReport(
+        name="",
+        rows=rows,
+        columns=columns,
+        bits=q.scheme.bits,
+        bits_per_weight=round(q.scheme.bits_per_weight(columns), 4),
+        error=energy(sample - mine) / whole,
+        rtn_error=energy(sample - rtn(sample, q.scheme).dequantize()) / whole,
+        damp=done.damp if done else 0.0,
+        escalations=done.escalations if done else 0,
+        dead=done.dead if done else 0,
+    )
+
+
+def _embeddings(step: Rtn | Gptq, model: Model, ctx: Context, gram: Gram | None) -> tuple[LayerReport, ...]:
+    """Quantize the embedding, and the head unless it is the embedding.
+
+    What a head reads is known, so GPTQ applies to it; a tied matrix is treated as a head, since
+    an error there meets every token of the vocabulary. An embedding alone is searched unweighted.
+    """
+    scheme = embedding_scheme(step)
+    assert scheme is not None
+    if (kept := ctx.store.finished("embeddings")) is not None:
+        return kept
+    names = [model.arch.embedding]
+    if model.arch.head is not None and not model.tied:
+        names.append(model.arch.head)
+    weights: dict[str, QWeight] = {}
+    reports: list[LayerReport] = []
+    for name in names:
+        W = model.original(name)
+        is_head = gram is not None and (model.tied or name == model.arch.head)
+        if is_head and isinstance(step, Gptq):
+            assert gram is not None
+            for _, weight, report in quantize_site(Site((name,), (W,), gram), scheme, step):
+                weights[name] = weight
+                reports.append(report)
+        else:
+            weights[name] = rtn(W, scheme, weight=torch.ones(W.shape[1]) if isinstance(step, Gptq) else None)
+            reports.append(replace(_report(W, weights[name], None), name=name))
+    ctx.store.keep("embeddings", weights, tuple(reports))
+    return tuple(reports)
+
+
+def _finish(step: Rtn | Gptq, model: Model, ctx: Context, reports: list[LayerReport], *, tokens: int) -> Model:
+    """Hand over the reports and whatever the user should know about them."""
+    options = {name: getattr(step, name) for name in step.__dataclass_fields__}
+    ctx.reports.append(StepReport(step.kind, options, tuple(reports), tokens))
+    for r in reports:
+        if r.escalations:
+            ctx.findings.append(
+                Finding("damping-raised", f"damping raised {r.escalations} times to {r.damp:g}", r.name)
+            )
+        if r.dead:
+            ctx.findings.append(Finding("dead-inputs", f"{r.dead} of {r.columns} inputs were always zero", r.name))
+    return model.with_quantized(ctx.store.weights())
+
+
+def _check(step: Rtn | Gptq) -> None:
+    bits_of(step.scheme)
+    if step.embeddings not in (*BITS, "auto", None):
+        raise UsageError(f"{step.kind}: embeddings must be one of {BITS}, auto or null, got {step.embeddings!r}")
+    if step.group not in ("auto", None) and (not isinstance(step.group, int) or step.group < 1):
+        raise UsageError(f"{step.kind}: group must be a positive number, auto or null, got {step.group!r}")
+    if step.symmetric not in ("auto", True, False):
+        raise UsageError(f"{step.kind}: symmetric must be true, false or auto, got {step.symmetric!r}")
+
+
+def _resolve(step: S, model: Model, exports: tuple[str, ...]) -> S:
+    bits, gguf = bits_of(step.scheme), "gguf" in exports
+    widths = {model.checkpoint.entries[name].shape[1] for name in model.linears}
+    legal = set(GROUPS).intersection(*(EXPORTERS[e].groups for e in exports))
+    group = default_group(widths, legal) if step.group == "auto" else step.group
+    for width in widths:
+        if group is not None and width % group:
+            raise UnsupportedError(
+                f"{step.kind}: group {group} does not divide rows of {width} weights; "
+                f"use group: {default_group(widths, legal)}"
+            )
+    for name in exports:
+        if bits not in EXPORTERS[name].bits:
+            known = ", ".join(map(str, EXPORTERS[name].bits))
+            raise UnsupportedError(f"{step.kind}: {name} cannot store {bits}-bit weights; it has {known}")
+        if not EXPORTERS[name].takes_group(group):
+            raise UnsupportedError(f"{step.kind}: {name} cannot store group {group}; use group: auto")
+    symmetric = (gguf or bits == 8) if step.symmetric == "auto" else step.symmetric
+    embeddings = (8 if gguf else None) if step.embeddings == "auto" else step.embeddings
+    # GGUF folds an integer zero into a float16 minimum: scale * zero must fit its 11 digits.
+    exact = 11 - bits if gguf and not symmetric else 8
+    digits = exact if step.scale_digits == "auto" else step.scale_digits
+    if digits > exact:
+        raise UnsupportedError(f"{step.kind}: gguf stores {bits}-bit minima exactly up to scale_digits: {exact}")
+    return replace(step, group=group, symmetric=symmetric, embeddings=embeddings, scale_digits=digits)

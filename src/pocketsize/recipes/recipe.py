@@ -1,0 +1,151 @@
+"""A recipe: the model, the texts, the steps and the exports of one run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from pocketsize.errors import DataError, UnsupportedError, UsageError, did_you_mean
+from pocketsize.exporting.table import EXPORTERS
+from pocketsize.models.model import Model
+from pocketsize.recipes.step import Step
+from pocketsize.recipes.table import STEPS
+
+KEYS = ("model", "data", "steps", "export")
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Texts of a run. Empty pattern lists mean the text that comes with Python, split by topic.
+
+    `calibrate` and `evaluate` are files or globs relative to the recipe's folder. `sequences`
+    windows of `length` tokens calibrate; `tokens` tokens are evaluated, in windows of `length`.
+    """
+
+    calibrate: tuple[str, ...] = ()
+    evaluate: tuple[str, ...] = ()
+    sequences: int = 128
+    length: int = 512
+    tokens: int = 32768
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("sequences", "length", "tokens"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UsageError(f"data: {name} must be a positive number, got {value!r}")
+        if not isinstance(self.seed, int):
+            raise UsageError(f"data: seed must be a whole number, got {self.seed!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What is to be done. Two recipes with one `sha256` do the same."""
+
+    model: str
+    steps: tuple[Step, ...]
+    export: tuple[str, ...] = ("folder",)
+    data: Data = field(default_factory=Data)
+    base: Path = Path()
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            raise UsageError("steps: a recipe needs at least one step")
+        for name in self.export:
+            if name not in EXPORTERS:
+                raise UsageError(f"export: unknown format {name!r}{did_you_mean(name, EXPORTERS)}")
+        if not self.export:
+            raise UsageError(f"export: name at least one of {', '.join(EXPORTERS)}")
+
+    def resolved(self, model: Model) -> Recipe:
+        """The recipe with every automatic choice made; refuses what this model cannot have."""
+        for name in self.export:
+            if reason := EXPORTERS[name].refuses(model):
+                raise UnsupportedError(f"export {name}: {reason}")
+        return replace(self, steps=tuple(step.resolve(model, self.export) for step in self.steps))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as a recipe file holds it."""
+        data = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.data).items()}
+        steps = [{step.kind: asdict(step)} for step in self.steps]  # type: ignore[call-overload]
+        return {"model": self.model, "data": data, "steps": steps, "export": list(self.export)}
+
+    def to_yaml(self) -> str:
+        """The recipe file that runs it again."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything that the recipe says."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a YAML file. Unknown names and keys are errors that name the nearest known one."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as a recipe: {error}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    try:
+        return parse_recipe(raw, base=path.parent)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def parse_recipe(raw: object, *, base: Path) -> Recipe:
+    """A recipe from plain data; file patterns are relative to `base`."""
+    if not isinstance(raw, Mapping):
+        raise UsageError(f"a recipe is a mapping with the keys {', '.join(KEYS)}, got {type(raw).__name__}")
+    for key in raw:
+        if key not in KEYS:
+            raise UsageError(f"unknown key {key!r}{did_you_mean(str(key), KEYS)}")
+    if not isinstance(raw.get("model"), str):
+        raise UsageError("model: name a folder or a sample such as sample:smollm2-135m")
+    steps = raw.get("steps")
+    if not isinstance(steps, list):
+        raise UsageError("steps: a list of steps, such as `- gptq: {scheme: W4A16}`")
+    data = dict(raw.get("data") or {})
+    for key in ("calibrate", "evaluate"):
+        if isinstance(data.get(key), str):
+            data[key] = [data[key]]
+        if key in data:
+            data[key] = tuple(data[key])
+    export = raw.get("export", ["folder"])
+    return Recipe(
+        model=raw["model"],
+        steps=tuple(parse_step(step) for step in steps),
+        export=tuple([export] if isinstance(export, str) else export),
+        data=_filled(Data, "data", data),
+        base=base,
+    )
+
+
+def parse_step(raw: object) -> Step:
+    """One entry of `steps` as a step."""
+    if isinstance(raw, str):
+        raw = {raw: None}
+    if not isinstance(raw, Mapping) or len(raw) != 1:
+        raise UsageError(f"a step is one name with its options, such as `gptq: {{scheme: W4A16}}`, got {raw!r}")
+    ((kind, options),) = raw.items()
+    if kind not in STEPS:
+        raise UsageError(f"unknown step {kind!r}{did_you_mean(str(kind), STEPS)}")
+    return _filled(STEPS[kind], kind, dict(options or {}))
+
+
+T = TypeVar("T")
+
+
+def _filled(kind: type[T], where: str, options: dict[str, Any]) -> T:
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    for key in options:
+        if key not in known:
+            raise UsageError(f"{where}: unknown option {key!r}{did_you_mean(str(key), known)}")
+    return kind(**options)

@@ -1,0 +1,265 @@
+"""One recipe from start to finish: load, quantize, measure, export, read back, publish."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import pocketsize
+from pocketsize.data.calibration import Windows, evaluation_windows, windows
+from pocketsize.data.text import Corpus, default_corpora, overlap, read_corpus
+from pocketsize.errors import UsageError
+from pocketsize.exporting.artifact import Artifact
+from pocketsize.exporting.behaviour import behaviour_of
+from pocketsize.exporting.manifest import write_manifest
+from pocketsize.exporting.table import EXPORTERS
+from pocketsize.io.publish import publish_bytes, staging
+from pocketsize.measurement.machine import cpu_seconds, machine, peak_rss_bytes, versions
+from pocketsize.measurement.measurement import Measurement
+from pocketsize.measurement.size import sizes
+from pocketsize.measurement.suite import latency, quality_of
+from pocketsize.models.load import load, tokenizer_of
+from pocketsize.models.model import Model
+from pocketsize.recipes.journal import Journal, open_journal
+from pocketsize.recipes.recipe import Recipe
+from pocketsize.recipes.record import SCHEMA, Finding, RunRecord, SizePart, TextRecord, Timing
+from pocketsize.recipes.step import Context
+
+# Above this share of evaluation text seen in calibration, the report says so.
+OVERLAP = 0.01
+
+
+class Console(Protocol):
+    """Where a run says how far it is."""
+
+    def phase(self, text: str) -> None:
+        """A new phase begins."""
+        ...
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        """`done` of `total` units of this phase are finished, `what` the last."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """The calibration and evaluation text of a run, as tokens."""
+
+    calibrate: Windows
+    evaluate: Windows
+    corpus: Corpus
+    findings: tuple[Finding, ...]
+
+    @property
+    def records(self) -> tuple[TextRecord, TextRecord]:
+        """Both texts as the record names them."""
+        return _text_record("calibrate", self.calibrate), _text_record("evaluate", self.evaluate)
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds spent in each phase."""
+
+    console: Console
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    phases_s: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a phase and announce it."""
+        self.console.phase(name)
+        start = time.perf_counter()
+        yield
+        self.phases_s[name] = self.phases_s.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What the steps of a recipe left: the model before and after, and how it came about."""
+
+    original: Model
+    model: Model
+    recipe: Recipe
+    texts: Texts
+    context: Context
+
+
+Page = Callable[[RunRecord], str]
+
+
+def run(recipe: Recipe, out: Path, *, console: Console, pages: Mapping[str, Page]) -> RunRecord:
+    """Run a recipe into the folder `out`, or go on with an unfinished run of it.
+
+    `out` must be absent or empty; it appears complete or not at all. Until then the work is kept
+    in a hidden folder beside it. `pages` are files made from the record (report, model card).
+    """
+    check_output(out)
+    clock = Clock(console)
+    with clock.phase("load"):
+        original, recipe, texts = prepare(recipe)
+    journal = open_journal(work_folder(out), fingerprint(original, recipe, texts))
+    finished = False
+    try:
+        done = apply_steps(original, recipe, texts, journal, clock)
+        record = publish(done, out, journal, clock, pages)
+        finished = True
+        return record
+    finally:
+        journal.close(remove=finished)
+
+
+def check_output(out: Path) -> None:
+    """Refuse an output that holds something already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: exists and is not an empty folder; choose another output with -o")
+
+
+def work_folder(out: Path) -> Path:
+    """Where an unfinished run into `out` keeps its work."""
+    return out.resolve().parent / f".{out.resolve().name}.work"
+
+
+def prepare(recipe: Recipe) -> tuple[Model, Recipe, Texts]:
+    """The model, the recipe with every choice made, and the texts: all that can fail early."""
+    original = load(_model_path(recipe))
+    recipe = recipe.resolved(original)
+    return original, recipe, read_texts(recipe, original)
+
+
+def read_texts(recipe: Recipe, model: Model) -> Texts:
+    """Calibration and evaluation windows of a recipe, and what there is to say about them."""
+    data = recipe.data
+    standard = default_corpora()
+    calibrate = read_corpus(data.calibrate, recipe.base) if data.calibrate else standard[0]
+    evaluate = read_corpus(data.evaluate, recipe.base) if data.evaluate else standard[1]
+    tokenizer, special = tokenizer_of(model), model.arch.task == "embed"
+    length = min(data.length, getattr(model.config, "max_position_embeddings", data.length) - 2 * special)
+    findings: list[Finding] = []
+    if length < data.length:
+        message = f"windows of {length} tokens instead of {data.length}: the model reads no more"
+        findings.append(Finding("shorter-windows", message))
+    if (share := overlap(calibrate, evaluate)) > OVERLAP:
+        message = f"{share:.1%} of the evaluation text also occurs in the calibration text; quality looks better than it is"
+        findings.append(Finding("overlap", message))
+    first = windows(calibrate, tokenizer, count=data.sequences, length=length, seed=data.seed, special=special)
+    if len(first.input_ids) < data.sequences:
+        message = f"the calibration text gives {len(first.input_ids)} windows of {length} tokens, {data.sequences} were asked"
+        findings.append(Finding("little-text", message))
+    second = evaluation_windows(evaluate, tokenizer, tokens=data.tokens, length=length, special=special)
+    return Texts(first, second, evaluate, tuple(findings))
+
+
+def fingerprint(model: Model, recipe: Recipe, texts: Texts) -> dict[str, str]:
+    """Everything that can change a byte of the result, by name."""
+    ids = hashlib.sha256(texts.calibrate.input_ids.numpy().tobytes()).hexdigest()
+    here = machine()
+    return {
+        "recipe": recipe.sha256,
+        "model weights": model.origin.sha256,
+        "calibration tokens": ids,
+        "evaluation text": texts.evaluate.sha256,
+        "threads": str(here["threads"]),
+        "processor": str(here["cpu"]),
+        **{f"version of {name}": version for name, version in versions().items()},
+    }
+
+
+def apply_steps(original: Model, recipe: Recipe, texts: Texts, journal: Journal, clock: Clock) -> Done:
+    """The steps of a recipe, one after the other."""
+    context = Context(
+        texts.calibrate.input_ids, texts.calibrate.mask, journal, clock.console.progress, list(texts.findings)
+    )
+    model = original
+    for step in recipe.steps:
+        with clock.phase(step.kind):
+            model = step.apply(model, context)
+    return Done(original, model, recipe, texts, context)
+
+
+def publish(done: Done, out: Path, journal: Journal, clock: Clock, pages: Mapping[str, Page]) -> RunRecord:
+    """Measure, export and read back, then let the finished folder appear under its name."""
+    with clock.phase("measure"):
+        quality = quality_of(done.original, done.model, done.texts.evaluate, done.texts.corpus, seed=done.recipe.data.seed)
+    with staging(out) as folder:
+        with clock.phase("export"):
+            artifacts = tuple(EXPORTERS[name].write(done.model, folder) for name in done.recipe.export)
+            behaviour = behaviour_of(done.model)
+        with clock.phase("latency"):
+            timed = latency(done.original, [folder / a.path for a in artifacts if a.format == "gguf"])
+        record = _record(done, artifacts, behaviour, (quality.measurements, quality.protocol), clock)
+        timing = Timing(
+            clock.started, clock.phases_s, cpu_seconds(), peak_rss_bytes(), journal.resumed, tuple(timed)
+        )
+        record = replace(record, timing=timing)
+        publish_bytes(folder / "recipe.yaml", done.recipe.to_yaml().encode())
+        publish_bytes(folder / "record.json", record.to_json().encode())
+        for name, page in pages.items():
+            publish_bytes(folder / name, page(record).encode())
+        write_manifest(folder)
+    return record
+
+
+def _record(
+    done: Done,
+    artifacts: tuple[Artifact, ...],
+    behaviour: dict[str, Any],
+    quality: tuple[tuple[Measurement, ...], tuple[str, ...]],
+    clock: Clock,
+) -> RunRecord:
+    origin = done.original.origin
+    measured = (*quality[0], *sizes(origin, {a.path: a.bytes for a in artifacts}))
+    return RunRecord(
+        schema=SCHEMA,
+        version=pocketsize.__version__,
+        recipe=done.recipe.to_dict(),
+        recipe_sha256=done.recipe.sha256,
+        origin=origin,
+        task=done.original.arch.task,
+        seed=done.recipe.data.seed,
+        machine=machine(),
+        versions=versions(),
+        texts=done.texts.records,
+        protocol=quality[1],
+        steps=tuple(done.context.reports),
+        findings=tuple(done.context.findings),
+        measurements=measured,
+        sizes=breakdown(done.model, artifacts),
+        artifacts=artifacts,
+        behaviour=behaviour,
+        timing=Timing(started=clock.started),
+    )
+
+
+def breakdown(model: Model, artifacts: tuple[Artifact, ...]) -> tuple[SizePart, ...]:
+    """Where the bytes of each artefact go: embedding and head, linears, everything else."""
+    parts: list[SizePart] = []
+    linears, ends = set(model.linears), {model.arch.embedding, model.arch.head}
+    entries = model.checkpoint.entries
+    counts = {"embeddings": 0, "linears": 0, "rest": 0}
+    for name, entry in entries.items():
+        size = 1
+        for n in entry.shape:
+            size *= n
+        counts["linears" if name in linears else "embeddings" if name in ends else "rest"] += size
+    for artifact in artifacts:
+        shares = EXPORTERS[artifact.format].parts(model)
+        parts += [SizePart(artifact.path, part, shares[part], counts[part]) for part in counts]
+        rest = artifact.bytes - sum(shares.values())
+        parts.append(SizePart(artifact.path, "metadata", rest))
+    return tuple(parts)
+
+
+def _text_record(role: str, w: Windows) -> TextRecord:
+    n, length = w.input_ids.shape
+    return TextRecord(role, w.name, w.sha256, w.documents, n, length, int(w.mask.sum()))
+
+
+def _model_path(recipe: Recipe) -> str:
+    beside = recipe.base / recipe.model
+    return str(beside) if not recipe.model.startswith("sample:") and beside.is_dir() else recipe.model

@@ -1,0 +1,60 @@
+"""What a recipe step is, and what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, runtime_checkable
+
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+from pocketsize.models.model import Model
+from pocketsize.quantization.grid import QWeight
+from pocketsize.recipes.record import Finding, LayerReport, StepReport
+
+
+class Store(Protocol):
+    """Where a step keeps what it has finished, so that it survives the process."""
+
+    def keep(self, key: str, weights: Mapping[str, QWeight], reports: tuple[LayerReport, ...]) -> None:
+        """Make the finished unit `key` durable."""
+        ...
+
+    def finished(self, key: str) -> tuple[LayerReport, ...] | None:
+        """The reports of a unit that is durable already, else None."""
+        ...
+
+    def weights(self) -> Mapping[str, QWeight]:
+        """All weights kept so far, read when asked for."""
+        ...
+
+
+@dataclass(slots=True)
+class Context:
+    """What the steps of one run share: calibration tokens, the store, and where findings go.
+
+    `progress(done, total, what)` is told of each finished unit.
+    """
+
+    input_ids: Int64[Tensor, "n length"]
+    mask: Bool[Tensor, "n length"]
+    store: Store
+    progress: Callable[[int, int, str], None]
+    findings: list[Finding] = field(default_factory=list)
+    reports: list[StepReport] = field(default_factory=list)
+
+
+@runtime_checkable
+class Step(Protocol):
+    """A recipe step: a frozen dataclass whose fields are its recipe keys."""
+
+    kind: ClassVar[str]
+
+    def resolve(self, model: Model, exports: tuple[str, ...]) -> Step:
+        """The step with every automatic choice made; refuses what cannot be done or exported."""
+        ...
+
+    def apply(self, model: Model, ctx: Context) -> Model:
+        """The model with the step done."""
+        ...

@@ -1,0 +1,11 @@
+"""Every recipe step by the word a recipe uses for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from pocketsize.recipes.quantize import Gptq, Rtn
+from pocketsize.recipes.step import Step
+
+STEPS: Mapping[str, type[Step]] = MappingProxyType({Rtn.kind: Rtn, Gptq.kind: Gptq})

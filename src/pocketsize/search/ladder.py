@@ -1,0 +1,55 @@
+"""The schemes a goal chooses from, largest first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pocketsize.models.model import Model
+from pocketsize.recipes.quantize import Gptq
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One choice: the width of the blocks and of embedding and head (None: left alone)."""
+
+    bits: int
+    symmetric: bool
+    embeddings: int | None = None
+    embeddings_symmetric: bool = True
+
+    @property
+    def name(self) -> str:
+        """For people: `4-bit blocks, 8-bit embeddings`."""
+        grid = "" if self.symmetric else " with zeros"
+        ends = ""
+        if self.embeddings is not None:
+            ends = f", {self.embeddings}-bit embeddings" + ("" if self.embeddings_symmetric else " with zeros")
+        return f"{self.bits}-bit blocks{grid}{ends}"
+
+    def step(self) -> Gptq:
+        """The recipe step of this rung."""
+        return Gptq(
+            scheme=f"W{self.bits}A16",
+            symmetric=self.symmetric,
+            embeddings=self.embeddings,
+            embeddings_symmetric=self.embeddings_symmetric,
+        )
+
+
+GGUF = (
+    Rung(8, True, 8),
+    Rung(5, False, 8),
+    Rung(5, True, 8),
+    Rung(4, False, 8),
+    Rung(4, True, 8),
+    Rung(4, True, 5, False),
+    Rung(4, True, 5),
+    Rung(4, True, 4, False),
+    Rung(4, True, 4),
+)
+FOLDER = (Rung(8, True), Rung(5, False), Rung(4, False), Rung(4, True), Rung(3, False), Rung(2, False))
+
+
+def ladder(model: Model, exports: tuple[str, ...]) -> tuple[Rung, ...]:
+    """The rungs that every one of the exports can hold."""
+    return GGUF if "gguf" in exports else FOLDER
