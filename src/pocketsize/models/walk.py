@@ -84,7 +84,12 @@ def walk(
             del visit
         last = index == len(model.blocks) - 1
         if not last or head:
-            _load(module, block, path, lambda name, new=replaced: new[name] if name in new else model.weight(name))
+            _load(
+                module,
+                block,
+                path,
+                lambda name, new=replaced: new[name] if name in new else model.weight(name),
+            )
             for number, call in enumerate(calls):
                 call.hidden = _run(block, call)
                 _finite(call.hidden, path, number)
@@ -99,7 +104,9 @@ def _load(module: nn.Module, block: nn.Module, path: str, read: Callable[[str], 
     matrices = {
         f"{path}.{name}.weight" for name, child in block.named_modules() if isinstance(child, nn.Linear)
     }
-    fill(module, path, lambda name: read(name).to(dtype) if name in matrices else read(name).to(torch.float32))
+    fill(
+        module, path, lambda name: read(name).to(dtype) if name in matrices else read(name).to(torch.float32)
+    )
 
 
 def _capture(module: nn.Module, model: Model, input_ids: Tensor, mask: Tensor) -> list[_Call]:

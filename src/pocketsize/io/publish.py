@@ -1,0 +1,221 @@
+"""The one place that writes files: beside, flushed to the disk, then renamed into place.
+
+A reader never sees half a file, and a name that is visible is durable. What is being written has
+the name `.NAME.partial`, held by a kernel lock that ends with its process, so a killed write leaves
+nothing that the next one would trust or trip over.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from pocketsize.errors import BusyError, ResourceError, UsageError
+
+_CHUNK = 1 << 20
+
+
+def publish_bytes(path: Path, data: bytes) -> str:
+    """The SHA-256 of `data`, which the file at `path` now holds."""
+    return publish_stream(path, lambda out: _write_all(out, data))
+
+
+def publish_stream(path: Path, write: Callable[[BinaryIO], None]) -> str:
+    """The SHA-256 of what `write` wrote, which the file at `path` now holds.
+
+    `write` gets a stream that only moves forward. When it raises, the file that was there before
+    is as it was.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    descriptor = _claim_file(partial)
+    try:
+        out = _Hashing(descriptor, path)
+        write(cast(BinaryIO, out))
+        with _explained(path):
+            os.fsync(descriptor)
+            os.rename(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+    finally:
+        os.close(descriptor)
+    _fsync(path.parent)
+    return out.sha256.hexdigest()
+
+
+@contextmanager
+def staging(final: Path) -> Iterator[Path]:
+    """A folder beside `final` to write into; it becomes `final` when the block ends without error.
+
+    `final` must not exist, or be an empty folder. Then every file is flushed, the folder is
+    renamed, and its parent is flushed. On an exception nothing stays.
+    """
+    final = Path(os.path.abspath(final))
+    _require_free(final)
+    made = _make_parents(final)
+    partial = final.with_name(f".{final.name}.partial")
+    lock = None
+    try:
+        lock = _claim_folder(partial)
+        yield partial
+        for folder, _, files in os.walk(partial):
+            for name in files:
+                _fsync(Path(folder, name))
+            _fsync(Path(folder))
+        _require_free(final)
+        with _explained(final):
+            os.rename(partial, final)
+    except BaseException:
+        if lock is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+    for folder in [final.parent, *(m.parent for m in made)]:
+        _fsync(folder)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with _explained(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _Hashing(io.RawIOBase):
+    """A write-only stream over a descriptor that hashes what passes."""
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        self.sha256 = hashlib.sha256()
+        self._descriptor = descriptor
+        self._path = path
+        self._position = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def write(self, data: object, /) -> int:
+        view = memoryview(data).cast("B")  # type: ignore[arg-type]
+        self.sha256.update(view)
+        done = 0
+        with _explained(self._path):
+            while done < len(view):
+                done += os.write(self._descriptor, view[done:])
+        self._position += done
+        return done
+
+
+def _write_all(out: BinaryIO, data: bytes) -> None:
+    for a in range(0, len(data), _CHUNK):
+        out.write(memoryview(data)[a : a + _CHUNK])
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turns the system's refusals into an error that names the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise UsageError(f"{path}: exists and is not empty; give a new folder") from error
+        reason = error.strerror or str(error)
+        raise ResourceError(f"{path}: {reason}{_way_out(error.errno, path)}") from error
+
+
+def _way_out(code: int | None, path: Path) -> str:
+    match code:
+        case errno.ENOSPC | errno.EDQUOT:
+            return "; free some space on that disk, or write elsewhere"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return "; give a path that you may write to"
+        case errno.ENOENT:
+            return f"; is the folder {path.parent} there?"
+        case _:
+            return ""
+
+
+def _claim_file(partial: Path) -> int:
+    """A descriptor of the empty, locked file `partial`."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with _explained(partial):
+        descriptor = os.open(partial, flags, 0o644)
+    try:
+        _lock(descriptor, partial)
+        os.ftruncate(descriptor, 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _claim_folder(partial: Path) -> int:
+    """A descriptor of the empty, locked folder `partial`; what a killed process left is removed."""
+    with _explained(partial):
+        partial.mkdir(exist_ok=True)
+        descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        _lock(descriptor, partial)
+        with _explained(partial):
+            for entry in list(partial.iterdir()):
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _lock(descriptor: int, partial: Path) -> None:
+    """Takes the lock, and makes sure that the locked thing still has that name.
+
+    Between opening and locking, its former owner may have renamed it into place: writing on would
+    change a file that is already published.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours, named = os.fstat(descriptor), os.stat(partial, follow_symlinks=False)
+    except (BlockingIOError, FileNotFoundError) as error:
+        raise BusyError(f"{partial}: another process is writing it; wait for it to end") from error
+    if (ours.st_dev, ours.st_ino) != (named.st_dev, named.st_ino):
+        raise BusyError(f"{partial}: another process is writing it; wait for it to end")
+
+
+def _require_free(final: Path) -> None:
+    """Refuses a name that is taken by anything but an empty folder."""
+    with _explained(final):
+        if final.is_symlink() or (final.exists() and not final.is_dir()):
+            raise UsageError(f"{final}: exists and is not a folder; give a new folder")
+        if final.is_dir() and os.listdir(final):
+            raise UsageError(f"{final}: exists and is not empty; give a new folder")
+
+
+def _make_parents(final: Path) -> list[Path]:
+    """The parents of `final` that had to be made, innermost first."""
+    missing = [parent for parent in final.parents if not parent.exists()]
+    with _explained(final.parent):
+        final.parent.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _fsync(path: Path) -> None:
+    """Flushes a file or a folder to the disk."""
+    with _explained(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
