@@ -45,8 +45,8 @@ def gptq(
     takes whole groups by their most active input, and the inputs of a group by falling activity:
     the gain of activation order with groups still contiguous, so nothing has to be gathered at
     inference. Scale and zero of a group are fitted when the sweep reaches it, on its weights as
-    corrected so far, by the error weighted with the inputs' share of the loss (`search`), or to
-    its range. `damp` is a fraction of the mean of diag H. W and H are left untouched.
+    corrected so far: to its range, or (`search`) by the error the sweep itself sums up, in which
+    the error of column i counts 1 / U_ii^2, its part that later columns cannot absorb. `damp` is a fraction of the mean of diag H. W and H are left untouched.
     """
     columns = W.shape[1]
     width = scheme.width(columns)
@@ -57,8 +57,7 @@ def gptq(
     factor = inverse_cholesky(H[perm][:, perm], damp)
     W = W.to(torch.float32)[:, perm]
     W[:, dead[perm]] = 0
-    importance = H.diagonal()[perm].contiguous()
-    codes, scale, zero = sweep(W, factor.U.contiguous(), importance, scheme, search=search)
+    codes, scale, zero = sweep(W, factor.U.contiguous(), scheme, search=search)
     back = torch.argsort(perm)
     groups = torch.argsort(perm[::width] // width)
     weight = QWeight(
@@ -78,7 +77,6 @@ def group_order(activity: Float[Tensor, "in"], width: int) -> Int64[Tensor, "in"
 def sweep(
     W: Float[Tensor, "out in"],
     U: Float[Tensor, "in in"],
-    importance: Float[Tensor, "in"],
     scheme: Scheme,
     *,
     search: bool,
@@ -89,7 +87,8 @@ def sweep(
     block = BLOCK if width > BLOCK else width * (BLOCK // width)
     codes = np.empty((rows, columns), np.uint8)
     scale, zero = (np.empty((rows, columns // width), np.float32) for _ in range(2))
-    w, u, d = W.numpy(), U.numpy(), importance.numpy()
+    w, u = W.numpy(), U.numpy()
+    d = (1 / U.diagonal() ** 2).numpy()
     steps = STEPS if search else 0
     for a in range(0, columns, block):
         b = min(a + block, columns)
