@@ -93,17 +93,20 @@ class Done:
 Page = Callable[[RunRecord], str]
 
 
-def run(recipe: Recipe, out: Path, *, console: Console, pages: Mapping[str, Page]) -> RunRecord:
+def run(
+    recipe: Recipe, out: Path, *, console: Console, pages: Mapping[str, Page], work: Path | None = None
+) -> RunRecord:
     """Run a recipe into the folder `out`, or go on with an unfinished run of it.
 
     `out` must be absent or empty; it appears complete or not at all. Until then the work is kept
-    in a hidden folder beside it. `pages` are files made from the record (report, model card).
+    in `work`, by default a hidden folder beside it. `pages` are files made from the record
+    (report, model card).
     """
     check_output(out)
     clock = Clock(console)
     with clock.phase("load"):
         original, recipe, texts = prepare(recipe)
-    journal = open_journal(work_folder(out), fingerprint(original, recipe, texts))
+    journal = open_journal(work or work_folder(out), fingerprint(original, recipe, texts))
     finished = False
     try:
         done = apply_steps(original, recipe, texts, journal, clock)
@@ -121,7 +124,7 @@ def check_output(out: Path) -> None:
 
 
 def work_folder(out: Path) -> Path:
-    """Where an unfinished run into `out` keeps its work."""
+    """Where unfinished work for `out` is kept."""
     return out.resolve().parent / f".{out.resolve().name}.work"
 
 

@@ -1,0 +1,137 @@
+"""The verbs of Pocketsize, for Python: the same words as on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from pocketsize.exporting.verify import Check, verify_folder
+from pocketsize.io.console import Terminal
+from pocketsize.io.publish import publish_bytes
+from pocketsize.measurement.measurement import Measurement
+from pocketsize.models.arch import arch_of
+from pocketsize.models.load import load
+from pocketsize.models.model import Model
+from pocketsize.recipes import run as running
+from pocketsize.recipes.quantize import Gptq, Rtn
+from pocketsize.recipes.recipe import Data, Recipe, parse_recipe, read_recipe
+from pocketsize.recipes.record import RunRecord, read_record
+from pocketsize.recipes.run import Console
+from pocketsize.recipes.step import Step
+from pocketsize.reporting.card import model_card
+from pocketsize.reporting.page import report_html
+from pocketsize.search.goal import Goal, parse_bytes, parse_ratio, parse_share
+from pocketsize.search.goal import shrink as search_goal
+
+__all__ = ["Data", "Gptq", "Model", "Recipe", "Result", "Rtn", "load", "quantize", "run", "shrink", "verify"]
+
+PAGES = MappingProxyType({"report.html": report_html, "README.md": model_card})
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished folder and its record."""
+
+    folder: Path
+    record: RunRecord
+
+    @property
+    def measurements(self) -> Mapping[str, Measurement]:
+        """Measurements by name; `name of subject` where a name was measured on several subjects.
+
+        The bare name stands for the compressed model where there is one.
+        """
+        table: dict[str, Measurement] = {}
+        for m in (*self.record.measurements, *self.record.timing.measurements):
+            table[f"{m.name} of {m.subject}"] = m
+            if m.name not in table or m.subject == "compressed":
+                table[m.name] = m
+        return MappingProxyType(table)
+
+    def report(self, path: str | Path) -> Path:
+        """Write the report page to `path`."""
+        publish_bytes(Path(path), report_html(self.record).encode())
+        return Path(path)
+
+
+def run(
+    model: str | Path | Model | Recipe,
+    steps: Sequence[Step] = (),
+    *,
+    out: str | Path,
+    export: Sequence[str] | None = None,
+    data: Data | None = None,
+    console: Console | None = None,
+) -> Result:
+    """Run a recipe (a Recipe, a YAML file, or a model with steps) into the folder `out`."""
+    if isinstance(model, Recipe):
+        recipe = model
+    elif not steps and Path(str(model)).suffix in (".yaml", ".yml"):
+        recipe = read_recipe(Path(str(model)))
+    else:
+        source = _source(model)
+        recipe = Recipe(source, tuple(steps), tuple(export or default_export(source)), data or Data())
+    folder = Path(out)
+    record = running.run(recipe, folder, console=console or Terminal(), pages=PAGES)
+    return Result(folder, record)
+
+
+def quantize(
+    model: str | Path | Model, *, out: str | Path, method: str = "gptq", export: Sequence[str] | None = None, **options: Any
+) -> Result:
+    """Quantize with one step: `method` is `gptq` or `rtn`, `options` are its recipe keys."""
+    source = _source(model)
+    chosen = list(export or default_export(source))
+    recipe = parse_recipe({"model": source, "steps": [{method: options}], "export": chosen}, base=Path())
+    return run(recipe, out=out)
+
+
+def shrink(
+    model: str | Path | Model,
+    *,
+    out: str | Path,
+    keep: float | str | None = None,
+    fit: int | str | None = None,
+    ratio: float | str | None = None,
+    target: Sequence[str] | None = None,
+    data: Data | None = None,
+    console: Console | None = None,
+) -> Result:
+    """Meet a goal: at most `fit` bytes, `ratio` times smaller, at least the share `keep` of quality.
+
+    With no goal at all, 95 % is kept. Sizes are those of the first `target`.
+    """
+    source = _source(model)
+    if keep is None and fit is None and ratio is None:
+        keep = 0.95
+    goal = Goal(
+        keep=parse_share(keep) if isinstance(keep, str) else keep,
+        fit_bytes=parse_bytes(fit) if isinstance(fit, str) else fit,
+        ratio=parse_ratio(ratio) if isinstance(ratio, str) else ratio,
+    )
+    recipe = Recipe(source, (Gptq(),), tuple(target or default_export(source)), data or Data())
+    record = search_goal(recipe, goal, Path(out), console=console or Terminal(), pages=PAGES)
+    return Result(Path(out), record)
+
+
+def verify(folder: str | Path) -> list[Check]:
+    """Check a finished folder: its files, weights, tokenizer and behaviour."""
+    return verify_folder(Path(folder))
+
+
+def result(folder: str | Path) -> Result:
+    """A folder finished earlier."""
+    return Result(Path(folder), read_record(Path(folder) / "record.json"))
+
+
+def default_export(source: str) -> tuple[str, ...]:
+    """GGUF and the folder for families that llama.cpp runs, the folder alone for others."""
+    config = load_config(source)
+    return ("gguf", "folder") if arch_of(str(config.get("model_type"))).gguf else ("folder",)
+
+
+def _source(model: str | Path | Model) -> str:
+    return str(model.folder) if isinstance(model, Model) else str(model)

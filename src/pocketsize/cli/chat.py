@@ -1,0 +1,24 @@
+"""`pocketsize chat`: talk to a finished model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pocketsize.cli import options
+
+
+@click.command(name="chat")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--prompt", help="Ask this one question, print the answer, and end.")
+@click.option("--tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer.")
+@options.threads
+def command(folder: Path, prompt: str | None, tokens: int, threads: int | None) -> None:
+    """Talk to the GGUF in FOLDER (or the GGUF file FOLDER) through llama.cpp, on this machine alone."""
+    from pocketsize.serving.chat import answer, converse
+
+    if prompt is not None:
+        click.echo(answer(folder, prompt, tokens=tokens, threads=threads))
+        return
+    converse(folder, tokens=tokens, threads=threads, ask=lambda: click.prompt("you", prompt_suffix=": "), tell=click.echo)

@@ -1,0 +1,171 @@
+"""A goal in, a recipe out: the largest rung that fits, or the smallest that keeps enough."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pocketsize.errors import ResourceError, UsageError
+from pocketsize.exporting.table import EXPORTERS
+from pocketsize.measurement.embedding import keep_of
+from pocketsize.measurement.suite import quality_of
+from pocketsize.models.model import Model
+from pocketsize.quantization.scheme import Scheme
+from pocketsize.recipes.journal import open_journal
+from pocketsize.recipes.quantize import Gptq, block_scheme, embedding_scheme
+from pocketsize.recipes.recipe import Recipe
+from pocketsize.recipes.record import RunRecord
+from pocketsize.recipes.run import (
+    Clock,
+    Console,
+    Page,
+    apply_steps,
+    check_output,
+    fingerprint,
+    prepare,
+    run,
+    work_folder,
+)
+from pocketsize.search.ladder import Rung, ladder
+
+UNITS: Mapping[str, float] = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What a user asks for: at most `fit_bytes`, `ratio` times smaller, at least the share `keep`.
+
+    `ratio` is against the file that was downloaded. Sizes are those of the first export.
+    """
+
+    keep: float | None = None
+    fit_bytes: int | None = None
+    ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep is None and self.fit_bytes is None and self.ratio is None:
+            raise UsageError("a goal is needed: --keep 95%, --fit 80MB or --ratio 4x")
+        if self.keep is not None and not 0 < self.keep <= 1:
+            raise UsageError(f"keep must lie between 0 and 100 %, got {self.keep:.0%}")
+        if self.fit_bytes is not None and self.fit_bytes < 1:
+            raise UsageError(f"fit must be a positive size, got {self.fit_bytes} bytes")
+        if self.ratio is not None and self.ratio <= 1:
+            raise UsageError(f"ratio must be above 1x, got {self.ratio:g}x")
+
+    def limit_bytes(self, model: Model) -> int | None:
+        """The most bytes the goal allows; None if it sets no limit."""
+        by_ratio = None if self.ratio is None else int(model.origin.source_bytes / self.ratio)
+        limits = [b for b in (self.fit_bytes, by_ratio) if b is not None]
+        return min(limits) if limits else None
+
+
+def parse_share(text: str) -> float:
+    """`95%` or `0.95` as 0.95."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
+    if not found:
+        raise UsageError(f"keep is a share such as 95% or 0.95, got {text!r}")
+    return float(found[1]) / (100 if found[2] else 1)
+
+
+def parse_bytes(text: str) -> int:
+    """`80MB`, `1.5 GiB` or plain bytes as a number of bytes."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    units = {name.lower(): factor for name, factor in UNITS.items()} | {"": 1.0, "b": 1.0}
+    if not found or found[2].lower() not in units:
+        raise UsageError(f"fit is a size such as 80MB or 1.5GiB, got {text!r}")
+    return int(float(found[1]) * units[found[2].lower()])
+
+
+def parse_ratio(text: str) -> float:
+    """`4x` or `4` as 4.0."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*[xX]?\s*", text)
+    if not found:
+        raise UsageError(f"ratio is a factor such as 4x, got {text!r}")
+    return float(found[1])
+
+
+def shrink(
+    recipe: Recipe, goal: Goal, out: Path, *, console: Console, pages: Mapping[str, Page]
+) -> RunRecord:
+    """Find the rung that meets the goal and run it into `out`.
+
+    With a size alone, the largest rung that fits is run once: sizes are known before any work.
+    With `keep`, rungs are quantized and measured from the smallest upwards until one keeps
+    enough. What was tried stays in the work folder until the run ends, so nothing is done twice.
+    """
+    check_output(out)
+    model, first, _ = prepare(recipe)
+    rungs = ladder(model, first.export)
+    sized = [(rung, predicted_bytes(model, first, rung)) for rung in rungs]
+    limit = goal.limit_bytes(model)
+    fitting = [(rung, size) for rung, size in sized if limit is None or size <= limit]
+    if not fitting:
+        rung, size = min(sized, key=lambda pair: pair[1])
+        raise ResourceError(
+            f"{recipe.model}: {_mb(limit or 0)} is below the smallest {first.export[0]} file possible: "
+            f"{_mb(size)} ({rung.name}); ask for --fit {_mb(size, up=True)} or more"
+        )
+    if goal.keep is None:
+        chosen = max(fitting, key=lambda pair: pair[1])[0]
+    else:
+        chosen = _enough(recipe, goal.keep, sorted(fitting, key=lambda pair: pair[1]), out, console)
+    console.phase(f"chosen: {chosen.name}")
+    work = trial_folder(out, chosen)
+    record = run(with_rung(recipe, chosen), out, console=console, pages=pages, work=work)
+    shutil.rmtree(work.parent, ignore_errors=True)
+    return record
+
+
+def trial_folder(out: Path, rung: Rung) -> Path:
+    """Where the work on one rung is kept until the output is finished."""
+    return work_folder(out) / re.sub(r"[^a-z0-9]+", "-", rung.name)
+
+
+def with_rung(recipe: Recipe, rung: Rung) -> Recipe:
+    """The recipe with this rung as its quantization."""
+    return replace(recipe, steps=(rung.step(),))
+
+
+def predicted_bytes(model: Model, recipe: Recipe, rung: Rung) -> int:
+    """Exact size of the first export at a rung, without writing it."""
+    step = rung.step().resolve(model, recipe.export)
+    assert isinstance(step, Gptq)
+    blocks, ends, linears = block_scheme(step), embedding_scheme(step), set(model.linears)
+
+    def scheme_of(name: str) -> Scheme | None:
+        if name in linears:
+            return blocks
+        return ends if name in (model.arch.embedding, model.arch.head) else None
+
+    return EXPORTERS[recipe.export[0]].predict_bytes(model, scheme_of)
+
+
+def _enough(recipe: Recipe, keep: float, rungs: list[tuple[Rung, int]], out: Path, console: Console) -> Rung:
+    """The smallest rung whose measured quality reaches `keep`."""
+    tried: list[str] = []
+    for rung, size in rungs:
+        kept = _kept(with_rung(recipe, rung), trial_folder(out, rung), console)
+        tried.append(f"{rung.name} ({_mb(size)}) keeps {kept:.1%}")
+        console.phase(tried[-1])
+        if kept >= keep:
+            return rung
+    raise ResourceError(f"{recipe.model}: nothing within the size keeps {keep:.1%}: {'; '.join(tried)}")
+
+
+def _kept(recipe: Recipe, work: Path, console: Console) -> float:
+    """The share of quality a recipe keeps, measured; its work stays for the run to take up."""
+    original, resolved, texts = prepare(recipe)
+    journal = open_journal(work, fingerprint(original, resolved, texts))
+    try:
+        done = apply_steps(original, resolved, texts, journal, Clock(console))
+        quality = quality_of(original, done.model, texts.evaluate, texts.corpus, seed=recipe.data.seed)
+        return keep_of(quality.measurements, original.arch.task)
+    finally:
+        journal.close(remove=False)
+
+
+def _mb(size: int, *, up: bool = False) -> str:
+    return f"{-(-size // 10**5) / 10:.1f}MB" if up else f"{size / 1e6:.1f}MB"
