@@ -1,8 +1,8 @@
 """Pocketsize: a language model in, a small one out, with proof.
 
-    import pocketsize as ps
-    result = ps.shrink("sample:smollm2-135m", fit="80MB", target=["gguf"], out="small")
-    result.measurements["kl_mean"].value
+import pocketsize as ps
+result = ps.shrink("sample:smollm2-135m", fit="80MB", target=["gguf"], out="small")
+result.measurements["kl_mean"].value
 """
 
 from __future__ import annotations

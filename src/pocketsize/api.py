@@ -80,7 +80,12 @@ def run(
 
 
 def quantize(
-    model: str | Path | Model, *, out: str | Path, method: str = "gptq", export: Sequence[str] | None = None, **options: Any
+    model: str | Path | Model,
+    *,
+    out: str | Path,
+    method: str = "gptq",
+    export: Sequence[str] | None = None,
+    **options: Any,
 ) -> Result:
     """Quantize with one step: `method` is `gptq` or `rtn`, `options` are its recipe keys."""
     source = _source(model)

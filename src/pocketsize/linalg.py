@@ -61,6 +61,7 @@ def inverse_cholesky(H: Float[Tensor, "in in"], damp: float) -> Factor:
     """
     H = H.to(torch.float32)
     mean = H.diagonal().mean()
+    used = damp
     for escalation in range(ESCALATIONS + 1):
         used = damp * 3.0**escalation
         damped = H.clone()

@@ -21,4 +21,10 @@ def command(folder: Path, prompt: str | None, tokens: int, threads: int | None) 
     if prompt is not None:
         click.echo(answer(folder, prompt, tokens=tokens, threads=threads))
         return
-    converse(folder, tokens=tokens, threads=threads, ask=lambda: click.prompt("you", prompt_suffix=": "), tell=click.echo)
+    converse(
+        folder,
+        tokens=tokens,
+        threads=threads,
+        ask=lambda: click.prompt("you", prompt_suffix=": "),
+        tell=click.echo,
+    )

@@ -14,13 +14,20 @@ F = Callable[..., Any]
 def output(function: F) -> F:
     """`-o DIR`."""
     return click.option(
-        "-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="Folder to write; absent or empty."
+        "-o",
+        "--output",
+        "out",
+        type=click.Path(path_type=Path),
+        required=True,
+        help="Folder to write; absent or empty.",
     )(function)
 
 
 def as_json(function: F) -> F:
     """`--json`."""
-    return click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of text.")(function)
+    return click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of text.")(
+        function
+    )
 
 
 def threads(function: F) -> F:
@@ -33,15 +40,28 @@ def threads(function: F) -> F:
 def target(function: F) -> F:
     """`--target gguf,folder`."""
     return click.option(
-        "--target", help="Formats, first the one sizes are meant for: gguf,folder. Default: all the family has."
+        "--target",
+        help="Formats, first the one sizes are meant for: gguf,folder. Default: all the family has.",
     )(function)
 
 
 def texts(function: F) -> F:
     """The options that choose calibration and evaluation text."""
-    function = click.option("--evaluate", multiple=True, metavar="GLOB", help="Text to evaluate on (repeatable).")(function)
-    function = click.option("--calibrate", multiple=True, metavar="GLOB", help="Text to calibrate on (repeatable).")(function)
-    function = click.option("--sequences", type=int, default=128, show_default=True, help="Calibration windows.")(function)
-    function = click.option("--length", type=int, default=512, show_default=True, help="Tokens per window.")(function)
-    function = click.option("--tokens", type=int, default=32768, show_default=True, help="Tokens to evaluate.")(function)
-    return click.option("--seed", type=int, default=0, show_default=True, help="Picks the calibration windows.")(function)
+    function = click.option(
+        "--evaluate", multiple=True, metavar="GLOB", help="Text to evaluate on (repeatable)."
+    )(function)
+    function = click.option(
+        "--calibrate", multiple=True, metavar="GLOB", help="Text to calibrate on (repeatable)."
+    )(function)
+    function = click.option(
+        "--sequences", type=int, default=128, show_default=True, help="Calibration windows."
+    )(function)
+    function = click.option("--length", type=int, default=512, show_default=True, help="Tokens per window.")(
+        function
+    )
+    function = click.option(
+        "--tokens", type=int, default=32768, show_default=True, help="Tokens to evaluate."
+    )(function)
+    return click.option(
+        "--seed", type=int, default=0, show_default=True, help="Picks the calibration windows."
+    )(function)

@@ -15,9 +15,24 @@ from pocketsize.cli import options
 @click.option("--method", default="gptq", show_default=True, help="gptq or rtn.")
 @click.option("--scheme", default="W4A16", show_default=True, help="W8A16, W5A16, W4A16, W3A16 or W2A16.")
 @click.option("--group", default="auto", show_default=True, help="Inputs per scale: a number, auto, or row.")
-@click.option("--symmetric/--asymmetric", default=None, help="Grid without or with zeros. Default: what the exports store best.")
-@click.option("--embeddings", default="auto", show_default=True, help="Width of embedding and head: 8, 5, 4, auto or none.")
-@click.option("--damp", type=float, default=0.01, show_default=True, help="GPTQ's damping, a share of the mean Gram diagonal.")
+@click.option(
+    "--symmetric/--asymmetric",
+    default=None,
+    help="Grid without or with zeros. Default: what the exports store best.",
+)
+@click.option(
+    "--embeddings",
+    default="auto",
+    show_default=True,
+    help="Width of embedding and head: 8, 5, 4, auto or none.",
+)
+@click.option(
+    "--damp",
+    type=float,
+    default=0.01,
+    show_default=True,
+    help="GPTQ's damping, a share of the mean Gram diagonal.",
+)
 @options.target
 @options.output
 @options.texts

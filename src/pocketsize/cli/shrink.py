@@ -21,7 +21,13 @@ from pocketsize.cli import options
 @options.threads
 @options.as_json
 def command(
-    model: str, keep: str | None, fit: str | None, ratio: str | None, target: str | None, out: Path, **rest: Any
+    model: str,
+    keep: str | None,
+    fit: str | None,
+    ratio: str | None,
+    target: str | None,
+    out: Path,
+    **rest: Any,
 ) -> None:
     """Make MODEL smaller to a goal, verify it, export it, report it.
 

@@ -29,7 +29,14 @@ def formats(target: str | None) -> list[str] | None:
 
 
 def data_of(
-    *, calibrate: Iterable[str], evaluate: Iterable[str], sequences: int, length: int, tokens: int, seed: int, **_: Any
+    *,
+    calibrate: Iterable[str],
+    evaluate: Iterable[str],
+    sequences: int,
+    length: int,
+    tokens: int,
+    seed: int,
+    **_: Any,
 ) -> Data:
     """The text options of a command as recipe data."""
     return Data(tuple(calibrate), tuple(evaluate), sequences, length, tokens, seed)
@@ -61,10 +68,17 @@ def show(result: Result, *, json_: bool) -> None:
 def _rows(measurements: Iterable[Measurement]) -> list[tuple[str, str, str, str]]:
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for m in measurements:
-        text = f"{m.value:.4g}" if m.low is None or m.high is None else f"{m.value:.4g} [{m.low:.4g}, {m.high:.4g}]"
+        text = (
+            f"{m.value:.4g}"
+            if m.low is None or m.high is None
+            else f"{m.value:.4g} [{m.low:.4g}, {m.high:.4g}]"
+        )
         if m.unit == "bytes":
             text = f"{m.value / 1e6:.1f} M"
         subject = m.subject if m.subject in ("original", "compressed") else f"compressed {m.subject}"
         label = m.name.replace("_", " ") + (f" of {m.subject}" if subject.startswith("compressed ") else "")
         rows.setdefault((label, m.unit), {})[subject.split(" ")[0]] = text
-    return [(label, unit, cells.get("original", ""), cells.get("compressed", "")) for (label, unit), cells in rows.items()]
+    return [
+        (label, unit, cells.get("original", ""), cells.get("compressed", ""))
+        for (label, unit), cells in rows.items()
+    ]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from pocketsize.linalg import inverse_cholesky
-from pocketsize.quantization.grid import STEPS, QWeight, fit_group
+from pocketsize.quantization.compiled import STEPS, sweep_block
+from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.rows import over_rows
 from pocketsize.quantization.scheme import Scheme
 
@@ -46,7 +46,8 @@ def gptq(
     the gain of activation order with groups still contiguous, so nothing has to be gathered at
     inference. Scale and zero of a group are fitted when the sweep reaches it, on its weights as
     corrected so far: to its range, or (`search`) by the error the sweep itself sums up, in which
-    the error of column i counts 1 / U_ii^2, its part that later columns cannot absorb. `damp` is a fraction of the mean of diag H. W and H are left untouched.
+    the error of column i counts 1 / U_ii^2: the part that later columns cannot absorb. `damp` is a
+    fraction of the mean of diag H. W and H are left untouched.
     """
     columns = W.shape[1]
     width = scheme.width(columns)
@@ -103,34 +104,3 @@ def sweep(
         if b < columns:
             W[:, b:].addmm_(E, U[a:b, b:], alpha=-1)  # everything to the right of the block, once
     return torch.from_numpy(codes), torch.from_numpy(scale), torch.from_numpy(zero)
-
-
-@numba.njit(cache=True, nogil=True)
-def sweep_block(  # pragma: no cover - compiled
-    W, U, d, a, b, width, top, symmetric, digits, steps, codes, scale, zero, E
-):
-    """Quantize columns a .. b of every row; E receives their errors over U_ii."""
-    limit = np.float32(top)
-    for r in range(W.shape[0]):
-        s, z, inverse = np.float32(0), np.float32(0), np.float32(0)
-        for i in range(a, b):
-            k = i // width
-            if i % width == 0:
-                s, z = fit_group(W[r, i : i + width], d[i : i + width], top, symmetric, digits, steps)
-                scale[r, k] = s
-                zero[r, k] = z
-            if i % width == 0 or i == a:
-                s, z = scale[r, k], zero[r, k]
-                inverse = np.float32(1) / s
-            q = min(max(np.rint(W[r, i] * inverse + z), np.float32(0)), limit)
-            codes[r, i] = np.uint8(q)
-            e = (W[r, i] - s * (q - z)) / U[i, i]
-            E[r, i - a] = e
-            _subtract(W[r, i + 1 : b], U[i, i + 1 : b], e)
-
-
-@numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"})
-def _subtract(w, u, e):  # pragma: no cover - compiled
-    """w -= e * u."""
-    for j in range(w.shape[0]):
-        w[j] -= e * u[j]

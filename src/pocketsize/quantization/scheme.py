@@ -79,5 +79,6 @@ def default_group(widths: Iterable[int], legal: Iterable[int] = GROUPS) -> int:
         if group in allowed and all(c % group == 0 for c in columns):
             return group
     raise UnsupportedError(
-        f"no group of {sorted(allowed)} divides all row widths {columns}; ask for one scale per row (group: null)"
+        f"no group of {sorted(allowed)} divides all row widths {columns}; "
+        "ask for one scale per row (group: null)"
     )

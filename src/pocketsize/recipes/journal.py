@@ -165,8 +165,8 @@ def _same(folder: Path, before: Mapping[str, str], now: Mapping[str, str]) -> No
     for key in sorted({*before, *now}):
         if before.get(key) != now.get(key):
             raise IntegrityError(
-                f"{folder}: holds an unfinished run of something else: {key} was {before.get(key)!r} and is now "
-                f"{now.get(key)!r}; run it as before to finish it, or delete this folder to start anew"
+                f"{folder}: holds an unfinished run of something else: {key} was {before.get(key)!r} and "
+                f"is now {now.get(key)!r}; run it as before to finish it, or delete this folder to start anew"
             )
 
 
@@ -176,7 +176,9 @@ def _specs(weights: Mapping[str, QWeight]) -> list[TensorSpec]:
         for part in PARTS:
             tensor: torch.Tensor = getattr(q, part)
             specs.append(
-                TensorSpec(f"{name}.{part}", tensor.dtype, tuple(tensor.shape), lambda t=tensor: t.contiguous())
+                TensorSpec(
+                    f"{name}.{part}", tensor.dtype, tuple(tensor.shape), lambda t=tensor: t.contiguous()
+                )
             )
     return specs
 

@@ -164,7 +164,9 @@ def quantize_site(site: Site, scheme: Scheme, step: Gptq) -> Iterator[tuple[str,
     stacked = site.weights[0] if len(site.weights) == 1 else torch.cat(site.weights)
     done = gptq(stacked, H, scheme, damp=step.damp, search=step.search, order=step.order)
     rows = [w.shape[0] for w in site.weights]
-    parts = zip(*(t.split(rows) for t in (done.weight.codes, done.weight.scale, done.weight.zero)), strict=True)
+    parts = zip(
+        *(t.split(rows) for t in (done.weight.codes, done.weight.scale, done.weight.zero)), strict=True
+    )
     for name, W, (codes, scale, zero) in zip(site.names, site.weights, parts, strict=True):
         weight = QWeight(codes, scale, zero, scheme)
         yield name, weight, replace(_report(W, weight, H, done), name=name)
@@ -224,7 +226,9 @@ def _embeddings(step: Rtn | Gptq, model: Model, ctx: Context, gram: Gram | None)
     return tuple(reports)
 
 
-def _finish(step: Rtn | Gptq, model: Model, ctx: Context, reports: list[LayerReport], *, tokens: int) -> Model:
+def _finish(
+    step: Rtn | Gptq, model: Model, ctx: Context, reports: list[LayerReport], *, tokens: int
+) -> Model:
     """Hand over the reports and whatever the user should know about them."""
     options = {name: getattr(step, name) for name in step.__dataclass_fields__}
     ctx.reports.append(StepReport(step.kind, options, tuple(reports), tokens))
@@ -234,14 +238,18 @@ def _finish(step: Rtn | Gptq, model: Model, ctx: Context, reports: list[LayerRep
                 Finding("damping-raised", f"damping raised {r.escalations} times to {r.damp:g}", r.name)
             )
         if r.dead:
-            ctx.findings.append(Finding("dead-inputs", f"{r.dead} of {r.columns} inputs were always zero", r.name))
+            ctx.findings.append(
+                Finding("dead-inputs", f"{r.dead} of {r.columns} inputs were always zero", r.name)
+            )
     return model.with_quantized(ctx.store.weights())
 
 
 def _check(step: Rtn | Gptq) -> None:
     bits_of(step.scheme)
     if step.embeddings not in (*BITS, "auto", None):
-        raise UsageError(f"{step.kind}: embeddings must be one of {BITS}, auto or null, got {step.embeddings!r}")
+        raise UsageError(
+            f"{step.kind}: embeddings must be one of {BITS}, auto or null, got {step.embeddings!r}"
+        )
     if step.group not in ("auto", None) and (not isinstance(step.group, int) or step.group < 1):
         raise UsageError(f"{step.kind}: group must be a positive number, auto or null, got {step.group!r}")
     if step.symmetric not in ("auto", True, False):
@@ -271,5 +279,7 @@ def _resolve(step: S, model: Model, exports: tuple[str, ...]) -> S:
     exact = 11 - bits if gguf and not symmetric else 8
     digits = exact if step.scale_digits == "auto" else step.scale_digits
     if digits > exact:
-        raise UnsupportedError(f"{step.kind}: gguf stores {bits}-bit minima exactly up to scale_digits: {exact}")
+        raise UnsupportedError(
+            f"{step.kind}: gguf stores {bits}-bit minima exactly up to scale_digits: {exact}"
+        )
     return replace(step, group=group, symmetric=symmetric, embeddings=embeddings, scale_digits=digits)

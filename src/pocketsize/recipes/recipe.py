@@ -133,7 +133,9 @@ def parse_step(raw: object) -> Step:
     if isinstance(raw, str):
         raw = {raw: None}
     if not isinstance(raw, Mapping) or len(raw) != 1:
-        raise UsageError(f"a step is one name with its options, such as `gptq: {{scheme: W4A16}}`, got {raw!r}")
+        raise UsageError(
+            f"a step is one name with its options, such as `gptq: {{scheme: W4A16}}`, got {raw!r}"
+        )
     ((kind, options),) = raw.items()
     if kind not in STEPS:
         raise UsageError(f"unknown step {kind!r}{did_you_mean(str(kind), STEPS)}")

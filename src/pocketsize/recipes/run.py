@@ -148,11 +148,16 @@ def read_texts(recipe: Recipe, model: Model) -> Texts:
         message = f"windows of {length} tokens instead of {data.length}: the model reads no more"
         findings.append(Finding("shorter-windows", message))
     if (share := overlap(calibrate, evaluate)) > OVERLAP:
-        message = f"{share:.1%} of the evaluation text also occurs in the calibration text; quality looks better than it is"
+        message = (
+            f"{share:.1%} of the evaluation text also stands in the calibration text: quality is overstated"
+        )
         findings.append(Finding("overlap", message))
-    first = windows(calibrate, tokenizer, count=data.sequences, length=length, seed=data.seed, special=special)
+    first = windows(
+        calibrate, tokenizer, count=data.sequences, length=length, seed=data.seed, special=special
+    )
     if len(first.input_ids) < data.sequences:
-        message = f"the calibration text gives {len(first.input_ids)} windows of {length} tokens, {data.sequences} were asked"
+        got = len(first.input_ids)
+        message = f"the calibration text gives {got} windows of {length} tokens, {data.sequences} were asked"
         findings.append(Finding("little-text", message))
     second = evaluation_windows(evaluate, tokenizer, tokens=data.tokens, length=length, special=special)
     return Texts(first, second, evaluate, tuple(findings))
@@ -188,7 +193,9 @@ def apply_steps(original: Model, recipe: Recipe, texts: Texts, journal: Journal,
 def publish(done: Done, out: Path, journal: Journal, clock: Clock, pages: Mapping[str, Page]) -> RunRecord:
     """Measure, export and read back, then let the finished folder appear under its name."""
     with clock.phase("measure"):
-        quality = quality_of(done.original, done.model, done.texts.evaluate, done.texts.corpus, seed=done.recipe.data.seed)
+        quality = quality_of(
+            done.original, done.model, done.texts.evaluate, done.texts.corpus, seed=done.recipe.data.seed
+        )
     with staging(out) as folder:
         with clock.phase("export"):
             artifacts = tuple(EXPORTERS[name].write(done.model, folder) for name in done.recipe.export)

@@ -23,7 +23,9 @@ class Rung:
         grid = "" if self.symmetric else " with zeros"
         ends = ""
         if self.embeddings is not None:
-            ends = f", {self.embeddings}-bit embeddings" + ("" if self.embeddings_symmetric else " with zeros")
+            ends = f", {self.embeddings}-bit embeddings" + (
+                "" if self.embeddings_symmetric else " with zeros"
+            )
         return f"{self.bits}-bit blocks{grid}{ends}"
 
     def step(self) -> Gptq:

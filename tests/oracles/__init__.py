@@ -1,0 +1,1 @@
+"""Slow, plainly right versions of the algorithms."""

@@ -1,0 +1,38 @@
+"""GPTQ with no blocks and nothing compiled: one column, then every column to its right."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pocketsize.linalg import inverse_cholesky
+from pocketsize.quantization.gptq import group_order
+from pocketsize.quantization.grid import fit_grid
+from pocketsize.quantization.scheme import Scheme
+
+
+def gptq_slow(
+    W: Tensor, H: Tensor, scheme: Scheme, damp: float = 0.01, *, search: bool = True, order: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Codes and dequantized matrix."""
+    n = W.shape[1]
+    width = scheme.width(n)
+    H = H.clone()
+    dead = H.diagonal() == 0
+    H.diagonal()[dead] = 1
+    perm = group_order(H.diagonal(), width) if order else torch.arange(n)
+    U = inverse_cholesky(H[perm][:, perm], damp).U
+    weight = 1 / U.diagonal() ** 2
+    W = W[:, perm].clone()
+    W[:, dead[perm]] = 0
+    codes, Q = torch.empty_like(W), torch.empty_like(W)
+    for i in range(n):
+        if i % width == 0:
+            part = slice(i, i + width)
+            one = Scheme(scheme.bits, None, scheme.symmetric, scheme.scale_digits)
+            scale, zero = (t[:, 0] for t in fit_grid(W[:, part], one, weight[part] if search else None))
+        codes[:, i] = (W[:, i] * (1 / scale) + zero).round().clamp(0, scheme.top)
+        Q[:, i] = scale * (codes[:, i] - zero)
+        W[:, i + 1 :] -= torch.outer((W[:, i] - Q[:, i]) / U[i, i], U[i, i + 1 :])
+    back = torch.argsort(perm)
+    return codes[:, back], Q[:, back]

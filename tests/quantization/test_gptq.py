@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from oracles.gptq import gptq_slow
+from pocketsize.errors import NumericalError
+from pocketsize.linalg import Gram, inverse_cholesky
+from pocketsize.quantization.gptq import gptq, group_order
+from pocketsize.quantization.rtn import rtn
+from pocketsize.quantization.scheme import Scheme
+
+
+def layer(
+    rows: int = 24, columns: int = 256, tokens: int = 2048, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights, and the Gram matrix of correlated inputs with a few loud channels."""
+    g = torch.Generator().manual_seed(seed)
+    mix = torch.randn(columns, columns, generator=g) / columns**0.5 + torch.eye(columns)
+    X = torch.randn(tokens, columns, generator=g) @ mix
+    X[:, ::17] *= 6
+    return torch.randn(rows, columns, generator=g) * 0.05, X.T @ X / tokens
+
+
+def loss(W: torch.Tensor, Q: torch.Tensor, H: torch.Tensor) -> float:
+    E = (W - Q).double()
+    return float(((E @ H.double()) * E).sum())
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("bits", "group"), [(4, 32), (3, 64), (2, 128), (4, 96), (8, 256), (5, None)])
+def test_equals_the_slow_version(bits: int, group: int | None, symmetric: bool) -> None:
+    columns = 288 if group == 96 else 256
+    W, H = layer(columns=columns)
+    scheme = Scheme(bits, group, symmetric)
+    done = gptq(W, H, scheme)
+    codes, Q = gptq_slow(W, H, scheme)
+    # The blocked update adds the same numbers in another order: a weight that lies on the edge
+    # between two codes may fall on the other side, after which the rest of its row differs.
+    rows = (done.weight.codes.float() == codes).all(dim=1)
+    assert float(rows.float().mean()) >= 0.9
+    assert torch.allclose(done.weight.dequantize()[rows], Q[rows], atol=1e-6)
+    assert loss(W, done.weight.dequantize(), H) == pytest.approx(loss(W, Q, H), rel=0.02)
+
+
+def test_order_and_search_off_equal_the_slow_version_too() -> None:
+    W, H = layer()
+    done = gptq(W, H, Scheme(4, 64), order=False, search=False)
+    codes, _ = gptq_slow(W, H, Scheme(4, 64), order=False, search=False)
+    assert float((done.weight.codes == codes).all(dim=1).float().mean()) >= 0.9
+
+
+def test_identity_gram_means_round_to_nearest() -> None:
+    W, _ = layer()
+    done = gptq(W, torch.eye(256), Scheme(4, 64))
+    flat = rtn(W, Scheme(4, 64), weight=torch.ones(256))
+    assert torch.equal(done.weight.codes, flat.codes) and torch.equal(done.weight.scale, flat.scale)
+
+
+@pytest.mark.parametrize("bits", [4, 3, 2])
+def test_output_error_is_well_below_round_to_nearest(bits: int) -> None:
+    W, H = layer()
+    scheme = Scheme(bits, 64)
+    ours = loss(W, gptq(W, H, scheme).weight.dequantize(), H)
+    assert ours <= 0.6 * loss(W, rtn(W, scheme).dequantize(), H)
+    assert ours <= 0.9 * loss(W, gptq(W, H, scheme, search=False).weight.dequantize(), H)
+
+
+def test_wrong_statistics_are_noticed() -> None:
+    """A negative control: with another layer's Gram matrix the result is worse."""
+    W, H = layer()
+    _, other = layer(seed=9)
+    right = loss(W, gptq(W, H, Scheme(3, 64)).weight.dequantize(), H)
+    assert loss(W, gptq(W, other, Scheme(3, 64)).weight.dequantize(), H) > 1.2 * right
+
+
+def test_groups_help() -> None:
+    """In a fixed order of columns; one group for a whole row is also free to order all of them."""
+    W, H = layer()
+    errors = [
+        loss(W, gptq(W, H, Scheme(3, g), order=False).weight.dequantize(), H) for g in (32, 64, 128, None)
+    ]
+    assert errors == sorted(errors)
+
+
+def test_rows_permute_and_inputs_stay_untouched() -> None:
+    W, H = layer()
+    before = W.clone(), H.clone()
+    a, b = gptq(W, H, Scheme(4, 64)), gptq(W.flip(0), H, Scheme(4, 64))
+    assert torch.equal(a.weight.codes.flip(0), b.weight.codes)
+    assert torch.equal(W, before[0]) and torch.equal(H, before[1])
+
+
+def test_threads_do_not_change_the_answer() -> None:
+    W, H = layer(rows=31)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = gptq(W, H, Scheme(4, 64))
+        torch.set_num_threads(2)
+        two = gptq(W, H, Scheme(4, 64))
+    finally:
+        torch.set_num_threads(threads)
+    assert float((one.weight.codes == two.weight.codes).float().mean()) > 0.99
+
+
+def test_dead_inputs_are_zeroed_and_counted() -> None:
+    W, H = layer()
+    H[5, :] = H[:, 5] = 0
+    done = gptq(W, H, Scheme(4, 64))
+    assert done.dead == 1
+    assert bool((done.weight.dequantize()[:, 5].abs() < 1e-6).all())
+
+
+def test_group_order_keeps_groups_whole() -> None:
+    perm = group_order(torch.rand(256, generator=torch.Generator().manual_seed(0)), 64)
+    assert sorted(perm.tolist()) == list(range(256))
+    assert all(len(set((perm[i : i + 64] // 64).tolist())) == 1 for i in range(0, 256, 64))
+
+
+def test_inverse_cholesky_is_what_it_says() -> None:
+    _, H = layer(columns=64)
+    factor = inverse_cholesky(H, 0.01)
+    damped = H + 0.01 * H.diagonal().mean() * torch.eye(64)
+    assert torch.allclose(factor.U.T @ factor.U @ damped, torch.eye(64), atol=1e-3)
+    assert factor.escalations == 0 and torch.equal(factor.U, factor.U.triu())
+
+
+def test_damping_escalates_and_is_counted() -> None:
+    H = torch.eye(32)
+    H[0, 0] = -0.05  # not positive definite until the damping exceeds 5 %
+    factor = inverse_cholesky(H, 0.01)
+    assert factor.escalations == 2 and factor.damp == pytest.approx(0.09)
+    with pytest.raises(NumericalError, match="not positive definite"):
+        inverse_cholesky(-torch.eye(8), 0.01)
+
+
+def test_gram_adds_up_and_skips_padding() -> None:
+    X = torch.randn(4, 8, 16, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(4, 8, dtype=torch.bool)
+    mask[1, 5:] = False
+    whole, parts = Gram.zeros(16), Gram.zeros(16)
+    whole.update(X, mask)
+    parts.update(X[:2], mask[:2])
+    parts.update(X[2:])
+    rows = X[mask]
+    assert whole.tokens == parts.tokens == 29
+    assert torch.allclose(whole.mean(), rows.T @ rows / 29, atol=1e-5)
+    assert torch.allclose(whole.total, parts.total, atol=1e-4)
+    with pytest.raises(NumericalError, match="no calibration token"):
+        Gram.zeros(4).mean()
