@@ -1,0 +1,155 @@
+"""How much of an encoder's behaviour is kept: the embeddings of held-out sentences."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float64
+from numpy import ndarray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pocketsize.data.text import Corpus, require_evaluable
+from pocketsize.errors import DataError, NumericalError, UnsupportedError, UsageError
+from pocketsize.measurement.measurement import Measurement
+from pocketsize.measurement.quality import Quality
+from pocketsize.measurement.stats import RESAMPLES, Interval, bootstrap, bootstrap_mean, spearman
+from pocketsize.models.load import tokenizer_of
+from pocketsize.models.model import Model
+from pocketsize.models.skeleton import materialise
+
+SENTENCES = 256
+LEAST = 16
+WORDS = range(6, 41)
+BATCH = 32
+
+
+def embedding_quality(original: Model, compressed: Model, corpus: Corpus, *, seed: int) -> Quality:
+    """Cosine distance and rank agreement of two encoders' embeddings of the same sentences.
+
+    `one_minus_cosine` is the mean over sentences of 1 - cos(original, compressed). `spearman` is the
+    rank correlation of the cosine similarities of all pairs of sentences: what search with the
+    embeddings depends on. Embeddings are means over unmasked tokens; everything runs in float32.
+    Intervals are 95 % bootstrap intervals over sentences.
+    """
+    require_evaluable(corpus)
+    for model in (original, compressed):
+        if model.arch.task != "embed":
+            raise UnsupportedError(f"{model.folder}: is no encoder; it has no sentence embeddings")
+    chosen = sentences(corpus, seed)
+    tokenizer = tokenizer_of(original)
+    x, y = (_embed(model, tokenizer, chosen) for model in (original, compressed))
+    return Quality(tuple(_measurements(x, y, seed)), _protocol(corpus, len(chosen), seed))
+
+
+def sentences(corpus: Corpus, seed: int, count: int = SENTENCES) -> list[str]:
+    """At most `count` different sentences of 6 to 40 words, drawn by `seed`; fewer than 16 are an error."""
+    found: dict[str, None] = {}
+    for document in corpus.documents:
+        for raw in re.split(r"(?<=[.!?])\s+|\n\s*\n", document.text):
+            sentence = " ".join(raw.split())
+            if len(re.findall(r"\w+", sentence)) in WORDS:
+                found[sentence] = None
+    if len(found) < LEAST:
+        raise DataError(
+            f"{corpus.name}: {len(found)} sentences of 6 to 40 words, {LEAST} are needed; "
+            "give more text to evaluate with"
+        )
+    return random.Random(seed).sample(list(found), min(count, len(found)))
+
+
+def mean_pool(hidden: Float[Tensor, "b s hidden"], mask: Bool[Tensor, "b s"]) -> Float64[Tensor, "b hidden"]:
+    """The mean over unmasked positions, scaled to length 1, in float64."""
+    kept = mask[..., None]
+    return F.normalize((hidden.double() * kept).sum(1) / kept.sum(1), dim=-1)
+
+
+@torch.no_grad()
+def _embed(
+    model: Model, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> Float64[ndarray, "n hidden"]:
+    module = materialise(model)
+    length = min(512, int(model.config.max_position_embeddings) - 2)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    rows = np.empty((len(texts), int(model.config.hidden_size)))
+    for a in range(0, len(order), BATCH):
+        index = order[a : a + BATCH]
+        batch = tokenizer(
+            [texts[i] for i in index], padding=True, truncation=True, max_length=length, return_tensors="pt"
+        )
+        mask = batch["attention_mask"]
+        hidden = module(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+        rows[index] = mean_pool(hidden, mask.bool()).numpy()
+    if not np.isfinite(rows).all():
+        raise NumericalError(f"{model.folder}: embeddings of the evaluation sentences are NaN or infinite")
+    return rows
+
+
+def _measurements(
+    x: Float64[ndarray, "n hidden"], y: Float64[ndarray, "n hidden"], seed: int
+) -> list[Measurement]:
+    n = len(x)
+    # Rows have length 1, so half the squared distance is 1 - cos, without its cancellation.
+    distance = ((x - y) ** 2).sum(1) / 2
+    similar = x @ x.T, y @ y.T
+    low, high = np.triu_indices(n, 1)
+    rank = spearman(similar[0][low, high], similar[1][low, high])
+    if not math.isfinite(rank):
+        raise NumericalError(
+            "all pairs of evaluation sentences are equally similar; rank correlation is not defined"
+        )
+    intervals = bootstrap_mean(distance, seed), bootstrap(n, _resampled(similar, (low, high)), seed)
+    return [
+        _row("one_minus_cosine", float(distance.mean()), intervals[0], n),
+        _row("spearman", rank, intervals[1], n),
+    ]
+
+
+def _resampled(
+    similar: tuple[ndarray, ndarray], pairs: tuple[ndarray, ndarray]
+) -> Callable[[ndarray], float]:
+    def statistic(draw: ndarray) -> float:
+        i, j = draw[pairs[0]], draw[pairs[1]]
+        # A sentence drawn twice is no pair with itself.
+        i, j = i[i != j], j[i != j]
+        return spearman(similar[0][i, j], similar[1][i, j])
+
+    return statistic
+
+
+def _row(name: str, value: float, interval: Interval | None, n: int) -> Measurement:
+    low, high = interval if interval else (None, None)
+    better, method = _TABLE[name]
+    return Measurement(name, value, "1", better, method, "compressed", samples=n, low=low, high=high)
+
+
+_TABLE: dict[str, tuple[Literal["lower", "higher"], str]] = {
+    "one_minus_cosine": ("lower", "1 - cosine of the two models' embeddings, mean over sentences"),
+    "spearman": ("higher", "rank correlation of all sentence-pair similarities, original against compressed"),
+}
+
+
+def _protocol(corpus: Corpus, n: int, seed: int) -> tuple[str, ...]:
+    return (
+        f"Evaluation text: {corpus.name}; {len(corpus.documents)} documents, SHA-256 {corpus.sha256}.",
+        f"{n} different sentences of {WORDS[0]} to {WORDS[-1]} words, drawn with seed {seed}; "
+        f"{n * (n - 1) // 2} pairs of them.",
+        "Embeddings are means over unmasked tokens, scaled to length 1; the models run in float32.",
+        f"Intervals: 95 % percentile bootstrap over sentences, {RESAMPLES} draws, seed {seed}.",
+    )
+
+
+def keep_of(measurements: Sequence[Measurement], task: str) -> float:
+    """The share that was kept, as `--keep` means it: perplexity ratio, or rank correlation for encoders."""
+    name = "perplexity_ratio" if task == "generate" else "spearman"
+    found = [m.value for m in measurements if m.name == name and m.subject == "compressed"]
+    if not found:
+        raise UsageError(f"{name} was not measured, so the share kept is not known")
+    return found[0]

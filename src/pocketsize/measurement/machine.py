@@ -1,0 +1,103 @@
+"""What ran the measurements: processor, memory, versions, and what this process has used."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+# Instruction sets that decide how fast small models run here, as torch names them.
+_OF_NOTE = (
+    "avx2",
+    "avx512_f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "neon",
+    "dot",
+    "i8mm",
+    "bf16",
+    "sve",
+)
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "gguf",
+    "numpy",
+    "numba",
+    "compressed-tensors",
+    "xllamacpp",
+)
+
+
+def machine() -> dict[str, str | int | float | bool]:
+    """The machine, as the record keeps it. `load` is how many processes wanted to run in the last minute."""
+    import torch
+
+    flags = torch.cpu.get_capabilities()
+    return {
+        "cpu": _cpu_name(str(flags.get("cpu_name", ""))),
+        "cores": int(flags.get("num_physical_cores", 0)) or _allowed_cores(),
+        "usable_cores": _allowed_cores(),
+        "instruction_sets": " ".join(name for name in _OF_NOTE if flags.get(name, False)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "os": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that can change a result; those that are not installed are left out."""
+    found: dict[str, str] = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process has held at once."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # ru_maxrss is inherited from the process that started this one; VmHWM is not.
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        if "VmHWM" in fields:
+            return int(fields["VmHWM"].split()[0]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def cpu_seconds() -> float:
+    """User and system seconds of this process and of its finished children."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
+def load_average() -> float:
+    """How many processes wanted to run, averaged over the last minute; timings depend on it."""
+    return round(os.getloadavg()[0], 2)
+
+
+def _allowed_cores() -> int:
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+def _cpu_name(fallback: str) -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Model"):
+                return value.strip()
+    return fallback or platform.processor() or platform.machine()

@@ -1,0 +1,51 @@
+"""How fast a GGUF file runs in llama.cpp, the runtime it is for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pocketsize.io.llamacpp import LlamaCpp
+from pocketsize.measurement.latency import row
+from pocketsize.measurement.measurement import Measurement
+
+RUNS = 10
+# Speed does not depend on what the text says; it only has to be tokens of this very file.
+TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all. "
+
+
+def llamacpp_latency(
+    path: Path, subject: str, *, threads: int, prompt: int = 256, tokens: int = 32
+) -> list[Measurement]:
+    """Prompt and decode speed of the file in llama.cpp, batch 1, on `threads` threads.
+
+    Medians over ten runs, after one that is not counted; `decode_p99` is the 99th percentile over
+    the runs of the mean time per token, since llama.cpp tells times by run.
+    """
+    with LlamaCpp(path, threads=threads, context=prompt + tokens + 8) as engine:
+        some = engine.tokenize(TEXT)
+        ids = (some * (prompt // len(some) + 1))[:prompt]
+        engine.timings(ids, tokens)
+        runs = [engine.timings(ids, tokens) for _ in range(RUNS)]
+        package = engine.package
+    decode = np.array([run.decode_per_s for run in runs])
+    how = f"llama.cpp ({package}), {threads} threads, batch 1, {{}}, {RUNS} runs"
+    read = float(np.median([run.prompt_per_s for run in runs]))
+    return [
+        row("prompt_rate", read, how.format(f"{prompt} tokens at once, median of"), subject, RUNS),
+        row(
+            "decode_rate",
+            float(np.median(decode)),
+            how.format(f"{tokens} after {prompt} tokens, median of"),
+            subject,
+            RUNS,
+        ),
+        row(
+            "decode_p99",
+            float(np.quantile(1e3 / decode, 0.99)),
+            how.format("99th percentile of"),
+            subject,
+            RUNS,
+        ),
+    ]

@@ -1,0 +1,33 @@
+"""All that is measured of a model: one line for each measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from pocketsize.data.calibration import Windows
+from pocketsize.data.text import Corpus
+from pocketsize.measurement.embedding import embedding_quality
+from pocketsize.measurement.latency import torch_latency
+from pocketsize.measurement.measurement import Measurement
+from pocketsize.measurement.quality import Quality, quality
+from pocketsize.measurement.runtime import llamacpp_latency
+from pocketsize.models.model import Model
+
+
+def quality_of(original: Model, compressed: Model, windows: Windows, corpus: Corpus, *, seed: int) -> Quality:
+    """What is kept, by the model's task: generators read the windows, encoders sentences of the corpus."""
+    if original.arch.task == "generate":
+        return quality(original, compressed, windows, seed=seed)
+    return embedding_quality(original, compressed, corpus, seed=seed)
+
+
+def latency(original: Model, gguf: Sequence[Path], *, threads: int | None = None) -> list[Measurement]:
+    """Speed of the original in torch and of each GGUF file in llama.cpp, on the same threads."""
+    threads = threads or torch.get_num_threads()
+    rows = torch_latency(original, "original", threads=threads)
+    for path in gguf:
+        rows += llamacpp_latency(path, path.name, threads=threads)
+    return rows

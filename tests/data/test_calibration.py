@@ -1,0 +1,136 @@
+"""Windows: none overlap, the seed orders them, the tokenizer frames them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from pocketsize.data import calibration
+from pocketsize.data.calibration import evaluation_windows, windows
+from pocketsize.data.text import Corpus, Document
+from pocketsize.errors import DataError, UsageError
+
+
+def bytes_tokenizer(template: str | None = None, **special: str) -> PreTrainedTokenizerFast:
+    """One token for each byte, framed by `template`."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*alphabet, "<s>", "</s>"])}
+    inner = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    if template:
+        marks = [(mark, vocab[mark]) for mark in ("<s>", "</s>")]
+        inner.post_processor = processors.TemplateProcessing(single=template, special_tokens=marks)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+
+
+PLAIN = bytes_tokenizer()
+
+
+def numbered(lines: int, generated: bool = False) -> Corpus:
+    """Every four bytes of its text occur once."""
+    text = "".join(f"{i:03d} " for i in range(lines))
+    return Corpus("numbered", (Document("a", text),), generated)
+
+
+def starts(ids: torch.Tensor) -> list[str]:
+    return [PLAIN.decode(row) for row in ids.tolist()]
+
+
+def test_calibration_windows_do_not_overlap_and_follow_the_seed():
+    take = [
+        windows(numbered(100), PLAIN, count=20, length=16, seed=seed, special=False) for seed in (1, 1, 2)
+    ]
+    texts = [starts(w.input_ids) for w in take]
+    assert len(set(texts[0])) == 20
+    assert not set.intersection(*[{t[i : i + 4] for i in range(0, 16, 4)} for t in texts[0][:2]])
+    assert texts[0] == texts[1] != texts[2]
+    assert take[0].mask.all() and take[0].tokens == 320
+
+
+def test_windows_do_not_touch_global_randomness():
+    before = torch.random.get_rng_state()
+    windows(numbered(50), PLAIN, count=2, length=8, seed=0, special=False)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_evaluation_windows_are_the_first_in_order():
+    w = evaluation_windows(numbered(100), PLAIN, tokens=40, length=16, special=False)
+    assert starts(w.input_ids) == ["000 001 002 003 ", "004 005 006 007 ", "008 009 010 011 "]
+    assert (w.name, w.documents, w.sha256) == ("numbered", 1, numbered(100).sha256)
+
+
+def test_a_short_text_gives_fewer_windows_and_none_is_an_error():
+    assert len(windows(numbered(10), PLAIN, count=99, length=16, seed=0, special=False).input_ids) == 2
+    assert len(evaluation_windows(numbered(10), PLAIN, tokens=9999, length=16, special=False).input_ids) == 2
+    for call in (
+        lambda: windows(numbered(10), PLAIN, count=1, length=64, seed=0, special=False),
+        lambda: evaluation_windows(numbered(10), PLAIN, tokens=64, length=64, special=False),
+    ):
+        with pytest.raises(DataError, match="numbered: too short for one window of 64 tokens"):
+            call()
+
+
+def test_documents_are_parted_by_a_blank_line():
+    corpus = Corpus("two", (Document("a", "one\n"), Document("b", "two")))
+    w = evaluation_windows(corpus, PLAIN, tokens=10, length=10, special=False)
+    assert starts(w.input_ids) == ["one\n\ntwo\n\n"]
+
+
+@pytest.mark.parametrize(
+    "template, special, frame",
+    [
+        ("<s> $A", {"bos_token": "<s>"}, ("<s>", "")),
+        ("<s> $A </s>", {"bos_token": "<s>", "eos_token": "</s>"}, ("<s>", "")),
+        ("<s> $A </s>", {"cls_token": "<s>", "sep_token": "</s>"}, ("<s>", "</s>")),
+        ("<s> $A </s>", {"cls_token": "<s>", "sep_token": "</s>", "eos_token": "</s>"}, ("<s>", "</s>")),
+        (None, {}, ("", "")),
+    ],
+)
+def test_windows_are_framed_as_the_tokenizer_frames_texts(template, special, frame):
+    tokenizer = bytes_tokenizer(template, **special)
+    w = evaluation_windows(numbered(20), tokenizer, tokens=20, length=10, special=True)
+    first, last = frame
+    assert w.input_ids.shape == (2, 10) and w.prefix == bool(first)
+    for text in (tokenizer.decode(row) for row in w.input_ids.tolist()):
+        assert (
+            text.startswith(first)
+            and text.endswith(last)
+            and text.count("<s>") + text.count("</s>") == sum(map(bool, frame))
+        )
+    bare = evaluation_windows(numbered(20), tokenizer, tokens=20, length=10, special=False)
+    assert bare.prefix == 0 and tokenizer.decode(bare.input_ids[0]) == "000 001 00"
+
+
+def test_bytes_count_what_is_predicted():
+    corpus = Corpus("euro", (Document("a", "€" * 20),))
+    assert evaluation_windows(corpus, PLAIN, tokens=30, length=15, special=False).text_bytes.tolist() == [
+        18,
+        18,
+    ]
+    framed = bytes_tokenizer("<s> $A", bos_token="<s>")
+    assert evaluation_windows(corpus, framed, tokens=32, length=16, special=True).text_bytes.tolist() == [
+        15,
+        15,
+    ]
+
+
+def test_long_documents_are_cut_at_line_ends(monkeypatch):
+    monkeypatch.setattr(calibration, "PIECE", 10)
+    corpus = Corpus("long", (Document("a", "abc\ndefghi\n" + "x" * 25),))
+    pieces = list(calibration._pieces(corpus))
+    assert pieces == ["abc\n", "defghi\n", "x" * 10, "x" * 10, "x" * 5 + "\n\n"]
+
+
+def test_generated_text_calibrates_and_does_not_evaluate():
+    assert windows(numbered(20, True), PLAIN, count=1, length=8, seed=0, special=False).generated
+    with pytest.raises(UsageError, match="never evaluate"):
+        evaluation_windows(numbered(20, True), PLAIN, tokens=8, length=8, special=False)
+
+
+@pytest.mark.parametrize("count, length, seen", [(0, 8, "sequences"), (1, 0, "length"), (1, 1, "no room")])
+def test_impossible_sizes_are_refused(count, length, seen):
+    with pytest.raises(UsageError, match=seen):
+        windows(numbered(20), PLAIN, count=count, length=length, seed=0, special=False)
