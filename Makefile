@@ -1,0 +1,40 @@
+# Two commands: `make demo` and `make test`. Each sets up what it needs in .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+RUN    := $(BIN)/pocketsize
+DEMO   := demo
+
+.PHONY: demo test check bench docs-check clean
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[llamacpp,transformers,dev]'
+	touch $@
+
+demo: $(VENV)/ready
+	rm -rf $(DEMO)
+	$(RUN) fetch sample:smollm2-135m
+	$(RUN) shrink sample:smollm2-135m --fit 80MB -o $(DEMO)
+	$(RUN) verify $(DEMO)
+	$(RUN) chat $(DEMO) --prompt 'What is the capital of France?' --tokens 40
+	@echo "The page that shows what was kept: $(DEMO)/report.html"
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/codespell README.md CHANGELOG.md CONTRIBUTING.md docs src tests benchmarks
+	$(BIN)/python -m benchmarks.tables --check
+
+bench: $(VENV)/ready
+	$(BIN)/python benchmarks/demo/run.py
+	$(BIN)/python benchmarks/file-size/run.py
+	$(BIN)/python benchmarks/peers-gptq/run.py
+	$(BIN)/python benchmarks/peers-encoder/run.py
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist

@@ -1,0 +1,24 @@
+"""Fixtures for all tests: subprocess environments, and shapes checked at run time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from beartype import BeartypeConf
+from jaxtyping import install_import_hook
+
+# Shapes in annotations are checked in the maths, where they carry the meaning.
+MATHS = ["pocketsize.linalg", "pocketsize.quantization.grid", "pocketsize.quantization.gptq", "pocketsize.quantization.rtn"]
+_hook = install_import_hook(MATHS, "beartype.beartype")
+assert BeartypeConf(is_pep484_tower=True)
+
+SRC = Path(__file__).parents[1] / "src"
+
+
+@pytest.fixture
+def source_env() -> dict[str, str]:
+    """The environment for a child process that imports this source tree, offline."""
+    path = os.pathsep.join([str(SRC), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,86 @@
+"""Imports go down only: the tree is the architecture."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "src" / "pocketsize"
+
+# From the top; a file may import from its own row only what WITHIN allows, and from any row below.
+ROWS = (
+    ("cli", "serving"),
+    ("api",),
+    ("search",),
+    ("reporting",),
+    ("recipes",),
+    ("measurement", "exporting"),
+    ("training", "data", "models", "io", "distributed"),
+    ("quantization", "pruning", "distillation"),
+    ("linalg", "errors"),
+)
+WITHIN = {
+    "cli": {"serving"},
+    "training": {"data", "models", "io", "distributed"},
+    "data": {"models", "io", "distributed"},
+    "models": {"io", "distributed"},
+    "linalg": {"errors"},
+}
+# Types of a result that a lower row may name: a record is built of them.
+PURE = {"quantization", "pruning", "distillation", "linalg"}
+FORBIDDEN_IN_PURE = {"transformers", "safetensors", "gguf", "os", "pathlib", "io", "socket", "rich", "click"}
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def part(module: str) -> str | None:
+    words = module.split(".")
+    return words[1] if len(words) > 1 and words[0] == "pocketsize" else None
+
+
+def row(name: str) -> int:
+    return next(i for i, names in enumerate(ROWS) if name in names)
+
+
+FILES = sorted(SRC.rglob("*.py"))
+PARTS = {name for names in ROWS for name in names}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_imports_go_down(path: Path) -> None:
+    relative = path.relative_to(SRC)
+    own = relative.parts[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    assert own in PARTS, f"{relative}: not a place in the design"
+    for target in {part(m) for m in imports(path)} & PARTS - {own}:
+        below = row(target) > row(own)
+        assert below or target in WITHIN.get(own, set()), f"{relative} imports {target}"
+
+
+@pytest.mark.parametrize("name", ["quantization", "pruning", "distillation"])
+def test_maths_packages_do_not_import_one_another(name: str) -> None:
+    for path in (SRC / name).glob("*.py"):
+        targets = {part(m) for m in imports(path)} - {None, name}
+        assert targets <= {"linalg", "errors"}, f"{path.name} imports {targets}"
+        assert not {m.split(".")[0] for m in imports(path)} & FORBIDDEN_IN_PURE, path.name
+
+
+def test_archs_are_literals() -> None:
+    for path in (SRC / "models" / "archs").glob("*.py"):
+        if path.name == "__init__.py":
+            continue
+        kinds = [type(node).__name__ for node in ast.parse(path.read_text()).body]
+        assert kinds == ["Expr", "ImportFrom", "Assign"], f"{path.name}: a family is one literal"
