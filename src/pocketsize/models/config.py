@@ -1,0 +1,105 @@
+"""The config of a model folder, checked before any loader sees it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from transformers import AutoConfig, PretrainedConfig
+
+from pocketsize.errors import DataError, RefusedError, UnsupportedError
+from pocketsize.io.strictjson import read_json_object
+from pocketsize.models.arch import arch_of
+from pocketsize.models.quiet import quiet
+
+NAME = "config.json"
+_COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+_OPTIONAL_COUNTS = ("num_key_value_heads", "head_dim", "max_position_embeddings")
+_POSITIVE = ("rms_norm_eps", "layer_norm_eps", "rope_theta")
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Keys that make a loader import code, from the folder or from elsewhere.
+_CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
+_IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "grouped_mm")
+
+
+def read_config(folder: Path) -> PretrainedConfig:
+    """The config of a folder whose family is known and which asks for no code of its own."""
+    path = folder / NAME
+    raw = read_json_object(path)
+    refuse_code(raw, path)
+    _require_plain_weights(raw, path)
+    family = raw.get("model_type")
+    if not isinstance(family, str):
+        raise DataError(f"{path}: model_type is {family!r}; it must name the model's family")
+    try:
+        arch_of(family)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{path}: {error}") from error
+    _check_numbers(raw, path)
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the loader's own classes are many, and all mean: not a config
+        raise DataError(f"{path}: {' '.join(str(error).split())[:200]}") from error
+    _check_heads(config, path)
+    return config
+
+
+def refuse_code(raw: Mapping[str, object], path: Path) -> None:
+    """Refuses keys, at any depth, by which a file would have a loader run code."""
+    for key, value in _items(raw):
+        if key in _CODE_KEYS and value:
+            raise RefusedError(f"{path}: {key} asks to run code of the model's own; that is never done")
+        if key.endswith(("attn_implementation", "experts_implementation", "_kernels", "kernel_config")):
+            named = value.values() if isinstance(value, dict) else (value,)
+            if any(word is not None and word not in _IMPLEMENTATIONS for word in named):
+                raise RefusedError(f"{path}: {key} {value!r} names code from elsewhere; remove the key")
+
+
+def _items(value: object) -> Iterator[tuple[str, object]]:
+    """All keys with their values, at any depth."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield str(key), inner
+            yield from _items(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _items(inner)
+
+
+def _require_plain_weights(raw: Mapping[str, object], path: Path) -> None:
+    found = raw.get("quantization_config") or raw.get("compression_config")
+    if found:
+        method = found.get("quant_method", "unnamed") if isinstance(found, dict) else found
+        raise UnsupportedError(f"{path}: already quantized ({method}); give the model it was made from")
+
+
+def _check_numbers(raw: Mapping[str, object], path: Path) -> None:
+    for key in (*_COUNTS, *_OPTIONAL_COUNTS):
+        value = raw.get(key)
+        if value is None and key not in _COUNTS:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
+            raise DataError(f"{path}: {key} is {value!r}; a whole number above 0 is needed")
+    for key, value in _items(raw):
+        if key not in _POSITIVE or value is None:
+            continue
+        number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+        if not 0 < number < math.inf:
+            raise DataError(f"{path}: {key} is {value!r}; a number above 0 is needed")
+    for key in _TOKENS:
+        ids = raw.get(key)
+        for token in ids if isinstance(ids, list) else [ids]:
+            # -1 is how early Llama configs say that there is no such token.
+            if token is not None and token not in range(-1, int(str(raw["vocab_size"]))):
+                raise DataError(f"{path}: {key} is {token!r}, outside the vocabulary of {raw['vocab_size']}")
+
+
+def _check_heads(config: PretrainedConfig, path: Path) -> None:
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    if getattr(config, "head_dim", None) is None and hidden % heads:
+        raise DataError(f"{path}: num_attention_heads {heads} does not divide hidden_size {hidden}")
+    if heads % shared:
+        raise DataError(f"{path}: num_key_value_heads {shared} does not divide num_attention_heads {heads}")

@@ -1,0 +1,211 @@
+"""A model from a folder, after every one of its tensors has been accounted for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from pocketsize.errors import DataError, NumericalError, did_you_mean
+from pocketsize.io.checkpoint import Checkpoint, Entry, open_checkpoint
+from pocketsize.io.source import resolve
+from pocketsize.io.strictjson import read_json_object
+from pocketsize.models.arch import Arch, arch_of
+from pocketsize.models.config import NAME, read_config, refuse_code
+from pocketsize.models.model import Model, Origin
+from pocketsize.models.quiet import quiet
+from pocketsize.models.skeleton import skeleton, stored, tied_names
+
+_FLOATS = ("F32", "F16", "BF16")
+_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
+
+
+def load(source: str | Path) -> Model:
+    """The model that a folder or `sample:NAME` holds; its weights stay on disk.
+
+    Every tensor that the config implies is there with its shape and a float dtype, no other is,
+    and all numbers are finite.
+    """
+    folder = resolve(str(source))
+    config = read_config(folder)
+    arch = arch_of(config.model_type)
+    checkpoint = open_checkpoint(folder)
+    checkpoint = _without_copy_of_embedding(checkpoint, config, arch)
+    model = Model(folder, config, arch, _no_origin(folder), checkpoint)
+    _account(model)
+    for entry in checkpoint.entries.values():
+        _require_finite(checkpoint, entry)
+    return replace(model, origin=_origin(folder, checkpoint))
+
+
+def tokenizer_of(model: Model) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, from its folder alone."""
+    folder = model.folder
+    present = [name for name in _TOKENIZER_FILES if (folder / name).exists()]
+    if not present:
+        raise DataError(f"{folder}: no {' or '.join(_TOKENIZER_FILES)}; copy the tokenizer's files there")
+    for name in present:
+        refuse_code(read_json_object(folder / name, limit_bytes=256 << 20), folder / name)
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # a panic of the tokenizers library is not an Exception
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{folder / present[-1]}: the tokenizer does not load: {reason}") from error
+    vocabulary = tokenizer.get_vocab()
+    highest = max(vocabulary.values(), default=-1)
+    if highest >= model.config.vocab_size or not vocabulary:
+        rows = model.config.vocab_size
+        raise DataError(f"{folder / present[-1]}: token ids up to {highest}, the embedding has {rows} rows")
+    if len(set(vocabulary.values())) != len(vocabulary):
+        raise DataError(f"{folder / present[-1]}: two tokens have one id")
+    # Long documents are cut into windows by us; the length warning would be noise.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
+
+
+def _without_copy_of_embedding(checkpoint: Checkpoint, config: PretrainedConfig, arch: Arch) -> Checkpoint:
+    """The checkpoint less a stored head that the config calls tied, if it is the embedding indeed."""
+    entries, head, embedding = checkpoint.entries, arch.head, arch.embedding
+    tied = getattr(config, "tie_word_embeddings", False)
+    if not tied or head is None or head not in entries or embedding not in entries:
+        return checkpoint
+    a, b = checkpoint.read(head), checkpoint.read(embedding)
+    if a.shape != b.shape or not torch.equal(a, b):
+        gap = f" by up to {float((a.float() - b.float()).abs().max()):.3g}" if a.shape == b.shape else ""
+        raise DataError(
+            f"{checkpoint.folder / entries[head].file}: {head} differs from {embedding}{gap}, "
+            f"yet {NAME} ties them; set tie_word_embeddings to false"
+        )
+    left = {name: entry for name, entry in entries.items() if name != head}
+    return Checkpoint(checkpoint.folder, MappingProxyType(left))
+
+
+def _account(model: Model) -> None:
+    """Compare what the checkpoint stores with what the config implies, both ways."""
+    module = skeleton(model)
+    tied = tied_names(module)
+    needed = {name: tuple(t.shape) for name, t in stored(module) if name not in tied}
+    entries = model.checkpoint.entries
+    if missing := [name for name in needed if name not in entries]:
+        raise DataError(_missing(model, missing, needed))
+    for name, entry in entries.items():
+        path = model.folder / entry.file
+        if name not in needed:
+            if name.startswith(model.arch.optional):
+                continue
+            raise DataError(f"{path}: unexpected tensor {name}{_left_over(model, name, needed)}")
+        if entry.shape != needed[name]:
+            raise DataError(
+                f"{path}: tensor {name} has shape {list(entry.shape)}, "
+                f"{NAME} implies {list(needed[name])}; one of the two files is of another model"
+            )
+        if entry.dtype not in _FLOATS:
+            raise DataError(f"{path}: tensor {name} is stored as {entry.dtype}; needed: {', '.join(_FLOATS)}")
+
+
+def _missing(model: Model, missing: list[str], needed: Mapping[str, object]) -> str:
+    """Which tensors are missing, and which stored one may be meant."""
+    entries = model.checkpoint.entries
+    name = missing[0]
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    if name == model.arch.head:
+        return (
+            f"{model.folder}: tensor {name} is missing; if the head is the embedding, {NAME} must say "
+            "tie_word_embeddings: true"
+        )
+    spare = [entry for entry in entries if entry not in needed]
+    hint = did_you_mean(name, spare) if spare else ""
+    hint = hint if "did you mean" in hint else ""
+    files = sorted({entry.file for entry in entries.values()})
+    where = files[0] if len(files) == 1 else f"{len(files)} files"
+    return f"{model.folder / where}: tensor {name}{more} missing{hint or '; fetch the model again'}"
+
+
+def _left_over(model: Model, name: str, needed: Mapping[str, object]) -> str:
+    """Why a tensor may be there that should not: a layer too many, or a name misspelt."""
+    found = re.match(re.escape(model.arch.blocks) + r"\.(\d+)\.", name)
+    layers = model.config.num_hidden_layers
+    if found and int(found[1]) >= layers:
+        return f"; {NAME} says num_hidden_layers {layers}"
+    hint = did_you_mean(name, needed)
+    return hint if "did you mean" in hint else f"; no {model.config.model_type} model has it"
+
+
+def _require_finite(checkpoint: Checkpoint, entry: Entry) -> None:
+    if entry.dtype not in _FLOATS:
+        return
+    tensor = checkpoint.read(entry.name)
+    if bool(torch.isfinite(tensor).all()):
+        return
+    bad = (~torch.isfinite(tensor)).flatten()
+    first = int(bad.nonzero()[0])
+    index = [int(i) for i in torch.unravel_index(torch.tensor(first), tensor.shape)]
+    path, count = checkpoint.folder / entry.file, f"{int(bad.sum())} of {bad.numel()} numbers"
+    raise NumericalError(
+        f"{path}: tensor {entry.name}: {count} are {_kinds(tensor)}, the first at {index}; "
+        "fetch the model again"
+    )
+
+
+def _kinds(tensor: Tensor) -> str:
+    found = [("NaN", tensor.isnan()), ("infinite", tensor.isinf())]
+    return " or ".join(word for word, where in found if bool(where.any()))
+
+
+def _no_origin(folder: Path) -> Origin:
+    """A stand-in until the tensors are counted and hashed."""
+    return Origin(folder.name, "", 0, 0, 0)
+
+
+def _origin(folder: Path, checkpoint: Checkpoint) -> Origin:
+    """Where the model came from: as `origin.json` says, else from the folder's name and card."""
+    parameters = sum(_size(entry) for entry in checkpoint.entries.values() if entry.dtype in _FLOATS)
+    size = sum((folder / file).stat().st_size for file in checkpoint.files)
+    said = read_json_object(folder / "origin.json") if (folder / "origin.json").exists() else {}
+    name, revision = _name_of(folder)
+    dequantized = said.get("dequantized_from")
+    source_bytes = said.get("source_bytes", size)
+    if not isinstance(source_bytes, int):
+        raise DataError(f"{folder / 'origin.json'}: source_bytes is {source_bytes!r}; a number is needed")
+    return Origin(
+        name=str(said.get("name", name)),
+        sha256=checkpoint.sha256(),
+        parameters=parameters,
+        source_bytes=source_bytes,
+        bf16_bytes=2 * parameters,
+        licence=str(said.get("licence") or _licence_of(folder)),
+        revision=str(said.get("revision", revision)),
+        dequantized_from=None if dequantized is None else str(dequantized),
+    )
+
+
+def _size(entry: Entry) -> int:
+    return int(torch.Size(entry.shape).numel())
+
+
+def _name_of(folder: Path) -> tuple[str, str]:
+    """Name and revision; a folder of the hub's cache holds both in its path."""
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/"), folder.name
+    return folder.name, ""
+
+
+def _licence_of(folder: Path) -> str:
+    """The licence that the front matter of README.md states."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")[:20_000]
+    except OSError:
+        return "unknown"
+    front = re.match(r"\A---\n(.*?)\n---", text, re.DOTALL)
+    stated = re.search(r"^license:\s*([\w.+-]+)\s*$", front[1], re.MULTILINE) if front else None
+    return stated[1] if stated else "unknown"

@@ -1,0 +1,239 @@
+"""Tiny models of each family: two layers, random weights, a real tokenizer, a few hundred kilobytes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, LlamaConfig, MPNetConfig, PretrainedConfig
+
+from pocketsize.io.checkpoint import TensorSpec, write_safetensors
+
+FAMILIES = ("llama", "bert", "mpnet")
+HIDDEN, FFN, LAYERS, VOCAB = 64, 128, 2, 320
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEXT = (
+    "The quick brown fox jumps over the lazy dog, and the dog sleeps on.",
+    "A model is small when it fits in a pocket; it is good when it still answers.",
+    "Numbers such as 3, 14 and 159 are split into digits. So are dates: 2026-11-23.",
+    "def add(a, b):\n    return a + b\n\nprint(add(1, 2))",
+    "Every weight is rounded to a grid, and the error moves on to the next column.",
+    "Ärger über Größe: naïve café, Ελλάδα, 東京, emoji 🙂.",
+)
+
+
+def write_tiny(
+    folder: Path,
+    family: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    shards: int = 1,
+    tied: bool = True,
+    seed: int = 0,
+) -> Path:
+    """The folder, now holding a tiny model of a family. `tied` matters to llama alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = _config(family, tied)
+    config.save_pretrained(folder)
+    _mark_architecture(folder, family, dtype)
+    tensors = weights(config, dtype, seed)
+    if family == "llama" and tied:
+        del tensors["lm_head.weight"]
+    write_weights(folder, tensors, shards)
+    if family == "llama":
+        _write_bpe(folder)
+        ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+        (folder / "generation_config.json").write_text(json.dumps({"_from_model_config": True} | ids))
+    else:
+        _write_wordpiece(folder, family)
+    return folder
+
+
+def weights(config: PretrainedConfig, dtype: torch.dtype, seed: int) -> dict[str, torch.Tensor]:
+    """Random tensors for every name, scaled so that activations neither die nor explode.
+
+    Inputs of matrices are correlated across columns through the low-rank part of what feeds
+    them, which is what makes calibrated rounding differ from plain rounding.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for name, shape in sorted(_shapes(config).items()):
+        if "norm" in name.lower():
+            noise = 0.1 * torch.randn(shape, generator=generator)
+            made[name] = noise if name.endswith("bias") else 1 + noise
+        elif len(shape) == 1:
+            made[name] = 0.02 * torch.randn(shape, generator=generator)
+        elif "embed" in name:
+            made[name] = 0.5 * torch.randn(shape, generator=generator)
+        else:
+            low = torch.randn(shape[0], 8, generator=generator) @ torch.randn(
+                8, shape[1], generator=generator
+            )
+            full = torch.randn(shape, generator=generator)
+            made[name] = (0.7 * full + 0.7 * low / math.sqrt(8)) / math.sqrt(shape[1])
+    return {name: tensor.to(dtype) for name, tensor in made.items()}
+
+
+def write_weights(folder: Path, tensors: dict[str, torch.Tensor], shards: int = 1) -> None:
+    """The tensors as model.safetensors, or as shards with their index."""
+    if shards == 1:
+        _write_file(folder / "model.safetensors", tensors)
+        return
+    names = list(tensors)
+    where = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
+        part = names[i::shards]
+        _write_file(folder / file, {name: tensors[name] for name in part})
+        where |= dict.fromkeys(part, file)
+    total = sum(t.numel() * t.itemsize for t in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _write_file(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    specs = [TensorSpec(name, t.dtype, tuple(t.shape), lambda t=t: t) for name, t in tensors.items()]
+    write_safetensors(path, specs, {"format": "pt"})
+
+
+def _config(family: str, tied: bool) -> PretrainedConfig:
+    shape: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "hidden_size": HIDDEN,
+        "intermediate_size": FFN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+    }
+    match family:
+        case "llama":
+            special: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+            return LlamaConfig(num_key_value_heads=2, tie_word_embeddings=tied, **shape, **special)
+        case "bert":
+            return BertConfig(pad_token_id=0, **shape)
+        case "mpnet":
+            special = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+            return MPNetConfig(relative_attention_num_buckets=32, **shape, **special)
+        case _:
+            raise ValueError(f"no tiny {family}")
+
+
+def _mark_architecture(folder: Path, family: str, dtype: torch.dtype) -> None:
+    """What save_pretrained of a whole model would have added to the config."""
+    names = {"llama": "LlamaForCausalLM", "bert": "BertModel", "mpnet": "MPNetModel"}
+    path = folder / "config.json"
+    raw = json.loads(path.read_text()) | {"architectures": [names[family]]}
+    raw["dtype"] = str(dtype).removeprefix("torch.")
+    path.write_text(json.dumps(raw, indent=2))
+
+
+def _shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors of a family, head included, written out by hand."""
+    h, f, v = HIDDEN, FFN, VOCAB
+    if config.model_type == "llama":
+        shapes = {"model.embed_tokens.weight": (v, h), "lm_head.weight": (v, h), "model.norm.weight": (h,)}
+        for i in range(LAYERS):
+            block = {
+                "self_attn.q_proj": (h, h),
+                "self_attn.k_proj": (h // 2, h),
+                "self_attn.v_proj": (h // 2, h),
+                "self_attn.o_proj": (h, h),
+                "mlp.gate_proj": (f, h),
+                "mlp.up_proj": (f, h),
+                "mlp.down_proj": (h, f),
+                "input_layernorm": (h,),
+                "post_attention_layernorm": (h,),
+            }
+            shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in block.items()}
+        return shapes
+    shapes = {
+        "embeddings.word_embeddings.weight": (v, h),
+        "embeddings.position_embeddings.weight": (256, h),
+        "embeddings.LayerNorm.weight": (h,),
+        "embeddings.LayerNorm.bias": (h,),
+        "pooler.dense.weight": (h, h),
+        "pooler.dense.bias": (h,),
+    }
+    if config.model_type == "bert":
+        shapes["embeddings.token_type_embeddings.weight"] = (2, h)
+        inner = (
+            "attention.self.query",
+            "attention.self.key",
+            "attention.self.value",
+            "attention.output.dense",
+        )
+        norms = ("attention.output.LayerNorm", "output.LayerNorm")
+    else:
+        shapes["encoder.relative_attention_bias.weight"] = (32, 4)
+        inner = ("attention.attn.q", "attention.attn.k", "attention.attn.v", "attention.attn.o")
+        norms = ("attention.LayerNorm", "output.LayerNorm")
+    for i in range(LAYERS):
+        matrices = dict.fromkeys(inner, (h, h)) | {"intermediate.dense": (f, h), "output.dense": (h, f)}
+        for name, shape in matrices.items():
+            shapes[f"encoder.layer.{i}.{name}.weight"] = shape
+            shapes[f"encoder.layer.{i}.{name}.bias"] = shape[:1]
+        for name in norms:
+            shapes[f"encoder.layer.{i}.{name}.weight"] = (h,)
+            shapes[f"encoder.layer.{i}.{name}.bias"] = (h,)
+    return shapes
+
+
+def _write_bpe(folder: Path) -> None:
+    """A byte-level BPE tokenizer of the kind SmolLM2 has: digits apart, GPT-2's byte alphabet."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<|im_end|>",
+        "chat_template": CHAT_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 256,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+
+
+def _write_wordpiece(folder: Path, family: str) -> None:
+    """A WordPiece tokenizer; MPNet's special tokens stand at other ids and have other names."""
+    if family == "bert":
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        pad, unk, cls, sep, mask = special
+    else:
+        special = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]
+        cls, pad, sep, unk, mask = special
+    tokenizer = Tokenizer(models.WordPiece(unk_token=unk))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=VOCAB, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(TEXT, trainer)
+    ids = {token: tokenizer.token_to_id(token) for token in special}
+    pair = f"{cls} $A {sep} $B {sep}"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}", pair=pair, special_tokens=[(cls, ids[cls]), (sep, ids[sep])]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"cls_token": cls, "sep_token": sep, "pad_token": pad, "unk_token": unk, "mask_token": mask}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 256} | names
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
