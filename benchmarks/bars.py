@@ -1,0 +1,79 @@
+"""The record of a benchmark: what was asked, what came out, and which bars it clears."""
+
+from __future__ import annotations
+
+import datetime
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from meter import write_json
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A figure and the target it was promised to reach."""
+
+    name: str
+    value: float
+    unit: str
+    better: Literal["lower", "higher"]
+    target: float
+
+    @property
+    def met(self) -> bool:
+        """Whether the value is at the target or on its better side."""
+        return self.value <= self.target if self.better == "lower" else self.value >= self.target
+
+    def as_dict(self) -> dict[str, object]:
+        """The bar as it stands in a record."""
+        return {
+            "name": self.name,
+            "value": round(self.value, 4),
+            "unit": self.unit,
+            "better": self.better,
+            "target": self.target,
+            "met": Bar(self.name, round(self.value, 4), self.unit, self.better, self.target).met,
+        }
+
+
+def write_record(
+    path: Path,
+    *,
+    question: str,
+    threads: int,
+    protocol: Sequence[str],
+    versions: Mapping[str, str],
+    rows: Sequence[Mapping[str, object]],
+    bars: Sequence[Bar],
+) -> None:
+    """Write `record.json`; the machine and the commit are looked up here."""
+    from pocketsize.measurement.machine import machine
+
+    record = {
+        "question": question,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit(path.parent),
+        "machine": machine(),
+        "versions": dict(sorted(versions.items())),
+        "threads": threads,
+        "protocol": list(protocol),
+        "rows": list(rows),
+        "bars": [bar.as_dict() for bar in bars],
+    }
+    write_json(path, record)
+
+
+def commit(folder: Path) -> str:
+    """The checked-out commit; a `+` marks sources that differ from it."""
+    git = ["git", "-C", str(folder)]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "--", ":/src", ":/benchmarks/*.py"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")

@@ -1,0 +1,162 @@
+"""Contestants, and one quantization run of one of them; shared by the side-by-side benchmarks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from meter import write_json
+from venvs import python_of
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+GROUP = 64
+OURS = "pocketsize"
+ALGORITHM = ("quantization", "models", "linalg.py", "recipes/quantize.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One contestant in the dtype, thread count and batch that cost it the fewest CPU seconds.
+
+    `revision` is raised when its worker changes in a way that changes results or costs.
+    """
+
+    name: str
+    script: str
+    requirements: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    dtype: str = "bfloat16"
+    threads: int = 1
+    batch: int = 1
+    calibrated: bool = True
+    revision: int = 1
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether it runs in an environment of its own."""
+        return bool(self.requirements)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One quantization; its results are `NAME.json`, `NAME.safetensors` and `NAME.score.json`."""
+
+    side: Side
+    bits: int
+    sequences: int
+    length: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The stem of its files."""
+        return f"{self.side.name}-{self.bits}bit-{self.sequences}x{self.length}-seed{self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Where everything lies: the workers, the model, the token arrays, the environments, the results."""
+
+    scripts: Path
+    model: Path
+    model_sha256: str
+    work: Path
+    venvs: Path
+
+    @property
+    def results(self) -> Path:
+        """The folder of finished runs."""
+        return self.work / "results"
+
+    def calibration(self, seed: int) -> Path:
+        """The calibration windows of a seed."""
+        return self.work / f"calibrate-seed{seed}.npy"
+
+    def inputs(self, run: Run) -> dict[str, object]:
+        """Everything that decides what a run gives; a stored result with other inputs is not reused."""
+        side = {key: value for key, value in asdict(run.side).items() if key not in ("environment", "script")}
+        side["requirements"] = list(run.side.requirements)
+        return {
+            "side": side,
+            "bits": run.bits,
+            "group": GROUP,
+            "sequences": run.sequences,
+            "length": run.length,
+            "seed": run.seed,
+            "model": self.model_sha256,
+            "calibration": sha256_of(self.calibration(run.seed)) if run.side.calibrated else "",
+            "source": "" if run.side.is_peer else sources_sha256(),
+        }
+
+    def result(self, run: Run) -> dict[str, object] | None:
+        """The figures of a finished run with these inputs."""
+        path = self.results / f"{run.name}.json"
+        if not path.exists():
+            return None
+        stored = json.loads(path.read_text())
+        return stored if stored["inputs"] == self.inputs(run) else None
+
+    def quantize(self, run: Run) -> None:
+        """Run the worker in a process of its own and keep what it hands over."""
+        out = self.results / run.name
+        raw = self.results / "running" / run.name
+        raw.parent.mkdir(parents=True, exist_ok=True)
+        numbers = {"bits": run.bits, "group": GROUP, "sequences": run.sequences}
+        numbers |= {"threads": run.side.threads, "batch": run.side.batch}
+        command = [str(self.python(run.side)), str(self.scripts / run.side.script), str(self.model)]
+        command += [str(self.calibration(run.seed)), str(raw), "--dtype", run.side.dtype]
+        command += [word for name, value in numbers.items() for word in (f"--{name}", str(value))]
+        with tempfile.TemporaryDirectory() as cache, out.with_suffix(".log").open("w") as log:
+            done = subprocess.run(
+                command,
+                env=environment(run.side, Path(cache)),
+                cwd=cache,
+                stdout=log,
+                stderr=log,
+                check=False,
+            )
+        if done.returncode or not raw.with_suffix(".json").exists():
+            raise SystemExit(f"{run.name}: the worker failed; see {out.with_suffix('.log')}")
+        figures = json.loads(raw.with_suffix(".json").read_text())
+        out.with_suffix(".score.json").unlink(missing_ok=True)
+        raw.with_suffix(".safetensors").replace(out.with_suffix(".safetensors"))
+        write_json(out.with_suffix(".json"), {"inputs": self.inputs(run), **figures})
+        raw.with_suffix(".json").unlink()
+
+    def python(self, side: Side) -> Path:
+        """The interpreter that runs a side's worker."""
+        return python_of(self.venvs / side.name, side.requirements) if side.is_peer else Path(sys.executable)
+
+
+def environment(side: Side, cache: Path) -> dict[str, str]:
+    """A worker's environment: threads fixed, no network, compiled code of ours never reused."""
+    path = [HERE] if side.is_peer else [HERE, ROOT / "src"]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, path)),
+        "OMP_NUM_THREADS": str(side.threads),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "NUMBA_CACHE_DIR": str(cache),
+        **side.environment,
+    }
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def sources_sha256() -> str:
+    """The hash of the sources that decide what our quantization gives and costs."""
+    top = ROOT / "src" / "pocketsize"
+    files = sorted(p for name in ALGORITHM for p in (top / name, *(top / name).rglob("*.py")) if p.is_file())
+    return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()

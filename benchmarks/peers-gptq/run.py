@@ -1,0 +1,131 @@
+"""GPTQ of Pocketsize, llm-compressor and GPTQModel side by side on one language model.
+
+    python benchmarks/peers-gptq/run.py                     all of it, hours on two cores
+    python benchmarks/peers-gptq/run.py --sequences 16      the smaller row alone
+
+Stop it at any moment and start it again: finished runs are kept in `work/` and reused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+from contest import ROOT, Bench, Run, sha256_of
+from corpus import domains, first_windows, pick_windows, token_streams
+from sides import LENGTH, SIDES
+from summary import record
+
+EVALUATION_WINDOWS = 64
+TOGETHER = 6
+
+
+def main() -> None:
+    options = read_options()
+    if options.cpu is not None:
+        os.sched_setaffinity(0, {options.cpu})
+    options.work.mkdir(parents=True, exist_ok=True)
+    model = options.model.resolve() if options.model else sample()
+    bench = Bench(
+        model, sha256_of(model / "model.safetensors"), options.work.resolve(), options.venvs.resolve()
+    )
+    runs = order(options)
+    tokens(bench, options.seeds, options.downloads)
+    if options.phase in ("all", "quantize"):
+        for i, run in enumerate(runs):
+            if bench.result(run) is None:
+                print(f"{i + 1}/{len(runs)} {run.name}", flush=True)
+                bench.quantize(run)
+    if options.phase in ("all", "score"):
+        score(bench, runs)
+    if options.phase in ("all", "record"):
+        record(bench, runs, Path(__file__).with_name("record.json"))
+
+
+def read_options() -> argparse.Namespace:
+    work = Path(__file__).with_name("work")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, help="a float32 folder (default: sample:smollm2-135m)")
+    parser.add_argument("--work", type=Path, default=work)
+    parser.add_argument("--venvs", type=Path, default=work / "venvs", help="environments, one per peer")
+    parser.add_argument(
+        "--downloads", type=Path, default=work / "downloads", help="the packages with the texts"
+    )
+    parser.add_argument("--phase", choices=("all", "quantize", "score", "record"), default="all")
+    parser.add_argument("--sides", nargs="+", default=[side.name for side in SIDES])
+    parser.add_argument("--bits", nargs="+", type=int, default=[4, 3])
+    parser.add_argument("--sequences", nargs="+", type=int, default=[16, 128])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--cpu", type=int, help="pin everything to this core")
+    return parser.parse_args()
+
+
+def sample() -> Path:
+    """The model that is measured by default."""
+    sys.path.insert(0, str(ROOT / "src"))
+    from pocketsize.io.source import resolve
+
+    return resolve("sample:smollm2-135m")
+
+
+def order(options: argparse.Namespace) -> list[Run]:
+    """All runs, the contestants turn about; what needs no calibration runs once."""
+    sides = [side for side in SIDES if side.name in options.sides]
+    once = [Run(side, bits, 0, LENGTH, 0) for side in sides for bits in options.bits if not side.calibrated]
+    return once + [
+        Run(side, bits, sequences, LENGTH, seed)
+        for sequences in options.sequences
+        for seed in options.seeds
+        for bits in options.bits
+        for side in sides
+        if side.calibrated
+    ]
+
+
+def tokens(bench: Bench, seeds: Sequence[int], downloads: Path) -> None:
+    """Write the calibration windows of every seed and the evaluation windows, once."""
+    evaluate = bench.work / "evaluate.npz"
+    if evaluate.exists() and all(bench.calibration(seed).exists() for seed in seeds):
+        return
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(bench.model / "tokenizer.json"))
+
+    def streams(texts: Sequence[str]) -> list[np.ndarray]:
+        return token_streams(texts, lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
+
+    both = domains(downloads)
+    joined = [np.concatenate(streams(domain.calibrate)) for domain in both]
+    for seed in seeds:
+        np.save(bench.calibration(seed), pick_windows(joined, 128, LENGTH, seed))
+    held_out = {d.name: first_windows(streams(d.evaluate), EVALUATION_WINDOWS, LENGTH) for d in both}
+    np.savez(evaluate, **held_out)
+
+
+def score(bench: Bench, runs: Sequence[Run]) -> None:
+    """Evaluate whatever is quantized but not scored, a few at a time; the matrices are then deleted."""
+    waiting = [bench.results / run.name for run in runs if bench.result(run)]
+    waiting = [stem for stem in waiting if not Path(f"{stem}.score.json").exists()]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "HF_HUB_OFFLINE": "1"}
+    env.setdefault("OMP_NUM_THREADS", "1")
+    for a in range(0, len(waiting), TOGETHER):
+        stems = waiting[a : a + TOGETHER]
+        print(f"scoring {', '.join(stem.name for stem in stems)}", flush=True)
+        command = [sys.executable, str(Path(__file__).with_name("score.py")), str(bench.model)]
+        command += [str(bench.work / "evaluate.npz"), str(bench.work / "reference.npz"), *map(str, stems)]
+        subprocess.run(command, env=env, check=True)
+        for stem in stems:
+            Path(f"{stem}.safetensors").unlink()
+
+
+if __name__ == "__main__":
+    main()
