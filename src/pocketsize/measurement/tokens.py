@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from numpy import ndarray
 from torch import Tensor, nn
@@ -38,16 +37,29 @@ class TokenScores:
 
 
 def token_scores(
-    log_p: Float[Tensor, "t vocab"],
-    log_q: Float[Tensor, "t vocab"],
+    p: Float[Tensor, "t vocab"],
+    q: Float[Tensor, "t vocab"],
     targets: Int64[Tensor, "t"],
-    window: Int64[Tensor, "t"],
-) -> TokenScores:
-    """The scores of positions, given the log-probabilities of the original (p) and of the compressed (q)."""
-    kl = (log_p.exp() * (log_p - log_q)).sum(-1, dtype=torch.float64)
-    nll = torch.stack([-log.gather(1, targets[:, None])[:, 0].double() for log in (log_p, log_q)])
-    agrees = log_p.argmax(-1) == log_q.argmax(-1)
-    return TokenScores(window.numpy(), kl.numpy(), nll.numpy(), agrees.numpy())
+    work: Float[Tensor, "t vocab"],
+) -> tuple[Float[ndarray, "t"], Float[ndarray, "2 t"], Bool[ndarray, "t"]]:
+    """KL, both negative log-likelihoods and agreement at each position, from the logits of both models.
+
+        KL = sum_v exp(log p(v)) (log p(v) - log q(v)),     terms in float32, sum in float64
+
+    `p`, `q` and `work` are used up: new memory for each chunk of logits would pile up in the heap.
+    """
+    agrees = p.argmax(-1) == q.argmax(-1)
+    nll = torch.stack([-_log_softmax(x, work).gather(1, targets[:, None])[:, 0].double() for x in (p, q)])
+    torch.sub(p, q, out=q)
+    torch.exp(p, out=work).mul_(q)
+    return work.numpy().sum(-1, dtype=np.float64), nll.numpy(), agrees.numpy()
+
+
+def _log_softmax(x: Float[Tensor, "t vocab"], work: Float[Tensor, "t vocab"]) -> Float[Tensor, "t vocab"]:
+    """log softmax of the rows of x, in x."""
+    x -= x.amax(-1, keepdim=True)
+    x -= torch.exp(x, out=work).sum(-1, keepdim=True).log()
+    return x
 
 
 @torch.no_grad()
@@ -61,18 +73,25 @@ def compare(original: Model, compressed: Model, windows: Windows, dtype: torch.d
     if compressed is not original:
         modules.append(_module(compressed, dtype, _shared(original, modules[0], compressed)))
     size = max(1, BATCH_TOKENS // windows.input_ids.shape[1])
-    parts: list[TokenScores] = []
-    for a in range(0, len(windows.input_ids), size):
-        ids, mask = windows.input_ids[a : a + size], windows.mask[a : a + size]
-        hidden = [_hidden(module, ids, mask, dtype) for module in modules]
-        number = torch.arange(a, a + len(ids))
-        parts += [_finite(part) for part in _chunks(modules, hidden, (ids, mask, number))]
-    return TokenScores(
-        np.concatenate([part.window for part in parts]),
-        np.concatenate([part.kl for part in parts]),
-        np.concatenate([part.nll for part in parts], axis=1),
-        np.concatenate([part.agrees for part in parts]),
+    counted = windows.mask[:, 1:] & windows.mask[:, :-1]
+    total = int(counted.sum())
+    # Filled in place: small arrays kept between large temporary ones would pin those in the heap.
+    scores = TokenScores(
+        window=counted.nonzero()[:, 0].numpy(),
+        kl=np.empty(total),
+        nll=np.empty((2, total)),
+        agrees=np.empty(total, dtype=bool),
     )
+    room = torch.empty(3, max(1, LOGITS // int(original.config.vocab_size)), int(original.config.vocab_size))
+    at = 0
+    for ids, mask, here in zip(
+        *(x.split(size) for x in (windows.input_ids, windows.mask, counted)), strict=True
+    ):
+        states = [_hidden(module, ids, mask, dtype)[:, :-1][here].float() for module in modules]
+        _score(modules, states, ids[:, 1:][here], room, (scores, at))
+        at += len(states[0])
+    _require_finite(scores)
+    return scores
 
 
 def _comparable(original: Model, compressed: Model, windows: Windows) -> None:
@@ -129,26 +148,30 @@ def _hidden(
         return body(input_ids=ids, attention_mask=attend, use_cache=False).last_hidden_state
 
 
-def _chunks(
+def _score(
     modules: list[nn.Module],
-    hidden: list[Tensor],
-    batch: tuple[Int64[Tensor, "b s"], Bool[Tensor, "b s"], Int64[Tensor, "b"]],
-) -> Iterator[TokenScores]:
-    """The scores of a batch, so many positions at a time that the logits stay small."""
-    ids, mask, number = batch
+    states: list[Float[Tensor, "t hidden"]],
+    targets: Int64[Tensor, "t"],
+    room: Float[Tensor, "3 rows vocab"],
+    into: tuple[TokenScores, int],
+) -> None:
+    """The scores of a batch, written from a place on; so many positions at a time as there is room for."""
+    scores, start = into
     heads = [cast(Callable[[], nn.Linear], module.get_output_embeddings)() for module in modules]
-    counted = mask[:, 1:] & mask[:, :-1]
-    window = number[counted.nonzero()[:, 0]]
-    targets = ids[:, 1:][counted]
-    states = [h[:, :-1][counted].float() for h in hidden]
-    step = max(1, LOGITS // heads[0].weight.shape[0])
-    for a in range(0, len(targets), step):
-        part = slice(a, a + step)
-        logs = [F.log_softmax(head(s[part]), dim=-1) for head, s in zip(heads, states, strict=True)]
-        yield token_scores(logs[0], logs[-1], targets[part], window[part])
+    for a in range(0, len(targets), room.shape[1]):
+        b = min(a + room.shape[1], len(targets))
+        p, q, work = room[:, : b - a]
+        for logits, head, state in zip((p, q), heads, states, strict=False):
+            torch.mm(state[a:b], head.weight.T, out=logits)
+            if head.bias is not None:
+                logits += head.bias
+        if len(heads) == 1:
+            q.copy_(p)
+        part = slice(start + a, start + b)
+        scores.kl[part], scores.nll[:, part], scores.agrees[part] = token_scores(p, q, targets[a:b], work)
 
 
-def _finite(scores: TokenScores) -> TokenScores:
+def _require_finite(scores: TokenScores) -> None:
     for who, values in (
         ("original", scores.nll[0]),
         ("compressed", scores.nll[1]),
@@ -159,4 +182,3 @@ def _finite(scores: TokenScores) -> TokenScores:
             raise NumericalError(
                 f"the {who} model gives NaN or infinite probabilities in evaluation window {bad}"
             )
-    return scores
