@@ -12,6 +12,8 @@ import click
 from pocketsize.cli import options
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from pocketsize.models.ledger import Ledger, Row
     from pocketsize.models.model import Model
 
@@ -39,67 +41,60 @@ def command(model: str, json_: bool) -> None:
 
 
 def _show(model: Model, found: Ledger, vocabulary: int) -> None:
-    """Title lines, the tensors by kind, totals by role."""
+    """Title lines, then the tensors by role and kind."""
     from rich.console import Console
 
     origin = model.origin
-    console = Console(highlight=False)
     release = f", dequantized from {origin.dequantized_from}" if origin.dequantized_from else ""
-    console.print(f"[bold]{_plain(origin.name)}[/]  {model.config.model_type}, to {model.arch.task}{release}")
-    console.print(
-        f"{origin.parameters:,} parameters, {len(model.blocks)} blocks, {vocabulary:,} tokens, "
-        f"licence {_plain(origin.licence)}"
-    )
-    console.print(
-        f"{_size(origin.source_bytes)} as downloaded, {_size(origin.bf16_bytes)} in bf16; "
-        f"{'head tied to the embedding' if found.tied else 'no tied tensors'}"
-    )
-    console.print(_tensors(found.rows))
-    console.print(_roles(found))
-    groups = ", ".join(str(group) for group in found.groups)
-    console.print(f"Groups that divide every width: {groups or 'none; use per-channel scales'}")
+    tied = "; the head is the embedding" if found.tied else ""
+    groups = ", ".join(str(group) for group in found.groups) or "none; use one scale per row"
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    for line in (
+        f"{_printable(origin.name)}: {model.config.model_type}, to {model.arch.task}{release}",
+        f"{origin.parameters:,} parameters, {vocabulary:,} tokens{tied}",
+        f"{_megabytes(origin.source_bytes)} as downloaded, {_megabytes(origin.bf16_bytes)} in bf16",
+        f"licence {_printable(origin.licence)}",
+        f"groups that divide every width: {groups}",
+    ):
+        console.print(line)
+    console.print(_table(model, found))
 
 
-def _tensors(rows: tuple[Row, ...]):
-    """One line per kind of tensor; the blocks' numbers are folded into `*`."""
+def _table(model: Model, found: Ledger) -> Table:
+    """One line per kind of tensor below its role; `*` stands for the path of each block."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
-    kinds: dict[tuple[str, tuple[int, ...], str, str], list[Row]] = {}
-    for row in rows:
-        kind = re.sub(r"\.\d+\.", ".*.", row.name)
-        kinds.setdefault((kind, row.shape, row.dtype, row.role), []).append(row)
-    table = Table(title="Tensors", title_justify="left")
-    for heading in ("name", "shape", "dtype", "role"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("count", justify="right")
-    table.add_column("bytes", justify="right")
-    for (name, shape, dtype, role), same in kinds.items():
-        size = f"{sum(row.bytes for row in same):,}"
-        table.add_row(_plain(name), " x ".join(map(str, shape)), dtype, role, str(len(same)), size)
-    return table
-
-
-def _roles(found: Ledger):
-    """One line per role, with its share."""
-    from rich.table import Table
-
-    table = Table(title="By role", title_justify="left")
-    table.add_column("role")
-    for heading in ("tensors", "parameters", "bytes", "share"):
-        table.add_column(heading, justify="right")
+    blocks = re.compile(re.escape(model.arch.blocks) + r"\.\d+\.")
+    table = Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption=f"* stands for {model.blocks[0]} to {len(model.blocks) - 1}",
+        caption_justify="left",
+    )
+    table.add_column("tensor", overflow="fold")
+    for heading in ("shape", "type", "count", "size"):
+        table.add_column(heading, justify="right", no_wrap=True)
     everything = sum(total.bytes for total in found.totals)
     for total in found.totals:
-        share = f"{100 * total.bytes / everything:.1f} %"
-        table.add_row(total.role, str(total.tensors), f"{total.parameters:,}", f"{total.bytes:,}", share)
+        share = f"{total.role}, {100 * total.bytes / everything:.1f} % of the bytes"
+        size = Text(_megabytes(total.bytes), style="bold")
+        table.add_row(Text(share, style="bold"), "", "", str(total.tensors), size)
+        kinds: dict[tuple[str, tuple[int, ...], str], list[Row]] = {}
+        for row in found.rows:
+            if row.role == total.role:
+                kinds.setdefault((blocks.sub("*.", row.name), row.shape, row.dtype), []).append(row)
+        for (name, shape, dtype), same in kinds.items():
+            size = Text(_megabytes(sum(row.bytes for row in same)))
+            table.add_row(Text("  " + name), "x".join(map(str, shape)), dtype, str(len(same)), size)
     return table
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 50_000 else f"{count / 1e3:.1f} kB"
 
 
-def _plain(text: str) -> str:
-    """Text from a file, with nothing that rich would read as markup or a terminal as a command."""
-    from rich.markup import escape
-
-    return escape("".join(c if c.isprintable() else "?" for c in text))
+def _printable(text: str) -> str:
+    """Text from a file, with nothing that a terminal would take for a command."""
+    return "".join(c if c.isprintable() else "?" for c in text)

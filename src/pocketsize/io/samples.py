@@ -107,5 +107,6 @@ def sample_of(model: str) -> Sample:
     """The sample that `sample:NAME`, or NAME, stands for."""
     name = model.removeprefix(PREFIX)
     if name not in SAMPLES:
-        raise UsageError(f"unknown sample {name!r}{did_you_mean(name, SAMPLES)}")
+        hint = did_you_mean(PREFIX + name, [PREFIX + known for known in SAMPLES])
+        raise UsageError(f"unknown sample {model!r}{hint}")
     return SAMPLES[name]

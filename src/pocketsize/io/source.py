@@ -25,7 +25,7 @@ def resolve(model: str) -> Path:
         raise UnsupportedError(f"{path}: GGUF is written, not yet read; give a safetensors folder")
     if path.exists():
         raise UsageError(f"{path}: not a folder; give the folder that holds config.json")
-    hint = did_you_mean(model, SAMPLES).replace("mean '", f"mean '{PREFIX}")
+    hint = did_you_mean(PREFIX + model, [PREFIX + known for known in SAMPLES])
     raise UsageError(f"{model}: no such folder; give one in Hugging Face layout, or a sample{hint}")
 
 
