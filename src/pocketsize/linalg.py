@@ -11,6 +11,8 @@ from torch import Tensor
 from pocketsize.errors import NumericalError
 
 ESCALATIONS = 5
+# A Gram matrix this wide is summed in panels; below that one product is quicker.
+WIDE, PANELS = 256, 4
 
 
 @dataclass(slots=True)
@@ -18,7 +20,8 @@ class Gram:
     """Running X^T X of a layer's inputs, summed in float32. Sums across ranks by addition.
 
     A product of one batch is taken in the inputs' own dtype (bfloat16 products accumulate in
-    float32 inside the kernel and are rounded once); only the running sum is kept in float32.
+    float32 inside the kernel and are rounded once); only the running sum is kept in float32. Only
+    the upper triangle of `total` is sound; `mean` mirrors it.
     """
 
     total: Float[Tensor, "in in"]
@@ -34,14 +37,19 @@ class Gram:
         rows = X.detach().flatten(0, -2)
         if mask is not None and not bool(mask.all()):
             rows = rows[mask.flatten()]
-        self.total += rows.T @ rows
+        # The lower half of a symmetric product is not worth computing: blocks of rows, from the diagonal on.
+        n = rows.shape[1]
+        edges = [n * i // PANELS for i in range(PANELS + 1)] if n >= WIDE else [0, n]
+        for a, b in zip(edges, edges[1:], strict=False):
+            self.total[a:b, a:] += rows[:, a:b].T @ rows[:, a:]
         self.tokens += rows.shape[0]
 
     def mean(self) -> Float[Tensor, "in in"]:
         """E[x x^T]."""
         if not self.tokens:
             raise NumericalError("no calibration token reached this layer; give more calibration text")
-        return self.total / self.tokens
+        mean = self.total.triu() / self.tokens
+        return mean + mean.triu(1).T
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,9 @@ class Factor:
 def inverse_cholesky(H: Float[Tensor, "in in"], damp: float) -> Factor:
     """U upper with (H + damp * mean(diag H) * I)^-1 = U^T U.
 
+    With J the reversal of order and J H J = L L^T, U = J L^-1 J: one factorisation and one
+    triangular inverse, and the inverse of H is never formed.
+
     Where the factorisation fails the damping is tripled, at most five times; the count is part
     of the answer, so that nobody is left with a matrix that was quietly regularised away.
     """
@@ -64,14 +75,31 @@ def inverse_cholesky(H: Float[Tensor, "in in"], damp: float) -> Factor:
     used = damp
     for escalation in range(ESCALATIONS + 1):
         used = damp * 3.0**escalation
-        damped = H.clone()
+        damped = H.flip(0, 1)
         damped.diagonal().add_(used * mean)
         L, info = torch.linalg.cholesky_ex(damped)
         if int(info) == 0:
-            U, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(L), upper=True)
-            if int(info) == 0 and bool(torch.isfinite(U).all()):
+            U = inverse_lower(L).flip(0, 1).contiguous()
+            if bool(torch.isfinite(U).all()):
                 return Factor(U, used, escalation)
     raise NumericalError(
         f"Gram matrix of {H.shape[0]} inputs is not positive definite even with damping {used:g}; "
         "use more calibration tokens or a larger damp"
     )
+
+
+def inverse_lower(L: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """The inverse of a lower triangular matrix, by halves: a third of a general solve's work.
+
+        [A 0; B C]^-1 = [A^-1 0; -C^-1 B A^-1 C^-1]
+    """
+    n = L.shape[0]
+    if n <= WIDE:
+        return torch.linalg.solve_triangular(L, torch.eye(n, dtype=L.dtype), upper=False)
+    half = n // 2
+    A, C = inverse_lower(L[:half, :half]), inverse_lower(L[half:, half:])
+    out = torch.zeros_like(L)
+    out[:half, :half] = A
+    out[half:, half:] = C
+    out[half:, :half] = -(C @ L[half:, :half]) @ A
+    return out

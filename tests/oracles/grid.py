@@ -24,7 +24,7 @@ def error_of(w: Tensor, d: Tensor, s: float, z: float, top: int) -> tuple[float,
 
 
 def starts(w: Tensor, scheme: Scheme) -> list[tuple[float, float]]:
-    """All grids the search begins from: 33 ranges, at both ends where the grid is symmetric."""
+    """All grids the search begins from: 9 ranges, at both ends where the grid is symmetric."""
     lo, hi = min(0.0, float(w.min())), max(0.0, float(w.max()))
     edge = lo if -lo >= hi else hi
     found: list[tuple[float, float]] = []

@@ -147,5 +147,9 @@ def test_gram_adds_up_and_skips_padding() -> None:
     assert whole.tokens == parts.tokens == 29
     assert torch.allclose(whole.mean(), rows.T @ rows / 29, atol=1e-5)
     assert torch.allclose(whole.total, parts.total, atol=1e-4)
+    wide = torch.randn(64, 520, generator=torch.Generator().manual_seed(1))
+    panels = Gram.zeros(520)
+    panels.update(wide)
+    assert torch.allclose(panels.mean(), wide.T @ wide / 64, atol=1e-5)
     with pytest.raises(NumericalError, match="no calibration token"):
         Gram.zeros(4).mean()

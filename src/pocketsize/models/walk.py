@@ -7,33 +7,33 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from greenlet import getcurrent, greenlet
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from pocketsize.errors import NumericalError
+from pocketsize.errors import NumericalError, UnsupportedError
 from pocketsize.linalg import Gram
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
-from pocketsize.models.skeleton import fill, skeleton
+from pocketsize.models.skeleton import fill, skeleton, stored
 
 BATCH_TOKENS = 2048
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Site:
-    """Linears that read the same tensor: their parameter names, weights (float32) and its Gram matrix."""
+    """Linears of a block that read the same tensor.
 
+    Their parameter names, their weights (float32) and the Gram matrix of what they read. What is
+    put into `replaced` is what the rest of the walk sees. `last` says that the block is done after
+    this site; `block` is the block's path, or `head`.
+    """
+
+    block: str
     names: tuple[str, ...]
     weights: tuple[Float[Tensor, "out in"], ...]
     gram: Gram
-
-
-@dataclass(slots=True)
-class Visit:
-    """One block with its sites. What is put into `replaced` is what the rest of the walk sees."""
-
-    block: str
-    sites: tuple[Site, ...]
+    last: bool
     replaced: dict[str, Float[Tensor, "out in"]] = field(default_factory=dict)
 
 
@@ -59,62 +59,86 @@ def walk(
     *,
     finished: Callable[[str], Mapping[str, Tensor] | None] = lambda block: None,
     head: bool = False,
-) -> Iterator[Visit]:
-    """Visit the blocks in running order, each calibrated on the model as changed so far.
+) -> Iterator[Site]:
+    """Visit the linears in running order, each calibrated on the model as changed so far.
 
-    A block is materialised, run once to gather the Gram matrices of all inputs of its linears
-    (cut short at the last of them), handed to the caller, and run once more with the weights the
-    caller put into `replaced`. A block for which `finished` returns weights is only run the second
-    time. Matrix products run in bfloat16 where the CPU has it; hidden states and sums stay
-    float32; padding counts nowhere. With `head`, a last visit gives the input of the head (the
+    Every block is materialised once and run once: each batch runs up to the first linears that
+    read one tensor and waits there; when the Gram matrix holds all batches the site is handed to
+    the caller, and the batches go on with the weights the caller put into `replaced`. So every
+    linear is calibrated on what it will really read. A block for which `finished` returns weights
+    is run with those, unvisited. With `head`, a last site gives the input of the head (the
     embedding's name stands for a tied one).
+
+    The forward pass runs in bfloat16 where the CPU has it; Gram matrices are summed in float32;
+    padding counts nowhere.
     """
-    module = skeleton(model)
+    module = skeleton(model).to(forward_dtype())
     calls = _capture(module, model, input_ids, mask)
-    for index, path in enumerate(model.blocks):
+    for path in model.blocks:
         block = module.get_submodule(path)
         done = finished(path)
-        if done is not None:
-            replaced = dict(done)
-        else:
-            _load(module, block, path, model.weight)
-            visit = Visit(path, _gather(block, path, model, calls))
-            yield visit
-            replaced = visit.replaced
-            del visit
-        last = index == len(model.blocks) - 1
-        if not last or head:
-            _load(
-                module,
-                block,
-                path,
-                lambda name, new=replaced: new[name] if name in new else model.weight(name),
-            )
-            for number, call in enumerate(calls):
+        if done is None:
+            fill(module, path, lambda name: model.weight(name).to(forward_dtype()))
+            yield from _visit(block, path, model, calls)
+        elif head or path != model.blocks[-1]:
+            fill(module, path, lambda name, new=done: _either(new, model, name).to(forward_dtype()))
+            for call in calls:
                 call.hidden = _run(block, call)
-                _finite(call.hidden, path, number)
+        for number, call in enumerate(calls):
+            _finite(call.hidden, path, number)
         block.to("meta")
     if head and model.arch.head is not None:
         yield _head(module, model, calls)
 
 
-def _load(module: nn.Module, block: nn.Module, path: str, read: Callable[[str], Tensor]) -> None:
-    """Fill a block; matrices in the dtype they are multiplied in, everything else float32."""
-    dtype = forward_dtype()
-    matrices = {
-        f"{path}.{name}.weight" for name, child in block.named_modules() if isinstance(child, nn.Linear)
-    }
-    fill(
-        module, path, lambda name: read(name).to(dtype) if name in matrices else read(name).to(torch.float32)
-    )
+def _either(new: Mapping[str, Tensor], model: Model, name: str) -> Tensor:
+    return new[name] if name in new else model.weight(name)
+
+
+def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call]) -> Iterator[Site]:
+    """The sites of a block in running order; afterwards the calls hold the block's outputs."""
+    groups = model.arch.groups
+    firsts = [block.get_submodule(group.names[0]) for group in groups]
+    driver = getcurrent()
+
+    def wait(linear: nn.Module, args: tuple[Tensor, ...]) -> None:
+        driver.switch((linear, args[0]))
+
+    runs = [greenlet(lambda call=call: _run(block, call)) for call in calls]
+    with _hooked(firsts, wait):
+        for number, (group, first) in enumerate(zip(groups, firsts, strict=True)):
+            gram = Gram.zeros(int(first.weight.shape[1]))
+            for run, call in zip(runs, calls, strict=True):
+                gram.update(_reached(run.switch(), first, path, group.names), call.mask)
+            names = tuple(f"{path}.{name}.weight" for name in group.names)
+            weights = tuple(model.weight(name) for name in names)
+            site = Site(path, names, weights, gram, last=number == len(groups) - 1)
+            yield site
+            for name, new in site.replaced.items():
+                fill_one(block, name.removeprefix(f"{path}."), new)
+            del site, weights, gram
+        for run, call in zip(runs, calls, strict=True):
+            call.hidden = run.switch()
+
+
+def _reached(stop: object, first: nn.Module, path: str, names: tuple[str, ...]) -> Tensor:
+    """What the linears read that a batch waits at, provided they are the ones expected."""
+    if not isinstance(stop, tuple) or stop[0] is not first:
+        raise UnsupportedError(f"{path}: does not run its linears in the order of its family; expected {names[0]}")
+    return stop[1]
+
+
+def fill_one(block: nn.Module, name: str, new: Float[Tensor, "out in"]) -> None:
+    """Give one linear of a block its new weight, in the dtype it runs in."""
+    fill(block, name, lambda _: new.to(forward_dtype()))
 
 
 def _capture(module: nn.Module, model: Model, input_ids: Tensor, mask: Tensor) -> list[_Call]:
     """Run everything before the first block; keep the real arguments that block is called with."""
-    outside = [name for name, _ in module.named_parameters() if not name.startswith(f"{model.arch.blocks}.")]
-    held = {name for name in outside if name != model.arch.head}
-    for name in held:
-        fill(module, name, lambda full: model.checkpoint.read(full).to(torch.float32))
+    outside = [name for name, _ in stored(module) if not name.startswith(f"{model.arch.blocks}.")]
+    for name in outside:
+        if name != model.arch.head:
+            fill(module, name, lambda full: model.original(full).to(forward_dtype()))
     calls: list[_Call] = []
 
     def keep(block: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object]) -> None:
@@ -137,7 +161,9 @@ def _capture(module: nn.Module, model: Model, input_ids: Tensor, mask: Tensor) -
                 continue
     finally:
         hook.remove()
-    module.get_submodule(model.arch.embedding.rpartition(".")[0]).to("meta")
+    for end in (model.arch.embedding, model.arch.head):
+        if end is not None:
+            module.get_submodule(end.rpartition(".")[0]).to("meta")
     return calls
 
 
@@ -156,46 +182,15 @@ def _share(first: _Call, later: _Call) -> None:
 
 
 def _run(block: nn.Module, call: _Call) -> Float[Tensor, "batch seq hidden"]:
-    """The block's output hidden states, float32."""
-    dtype = forward_dtype()
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        out = block(call.hidden, *call.args, **call.kwargs)
-    return (out[0] if isinstance(out, tuple) else out).to(torch.float32)
-
-
-def _gather(block: nn.Module, path: str, model: Model, calls: list[_Call]) -> tuple[Site, ...]:
-    """The sites of a block, their Gram matrices summed over all batches."""
-    groups = model.arch.groups
-    firsts = [block.get_submodule(group.names[0]) for group in groups]
-    grams = [Gram.zeros(int(first.weight.shape[1])) for first in firsts]
-    mask = [calls[0].mask]
-
-    def watch(gram: Gram, stop: bool) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def update(linear: nn.Module, args: tuple[Tensor, ...]) -> None:
-            gram.update(args[0].to(forward_dtype()), mask[0])
-            if stop:
-                raise _Captured  # the rest of the block feeds nobody in this pass
-
-        return update
-
-    with _hooked(firsts, [watch(gram, i == len(groups) - 1) for i, gram in enumerate(grams)]):
-        for call in calls:
-            mask[0] = call.mask
-            try:
-                _run(block, call)
-            except _Captured:
-                continue
-    names = [tuple(f"{path}.{name}.weight" for name in group.names) for group in groups]
-    return tuple(
-        Site(full, tuple(model.weight(name) for name in full), gram)
-        for full, gram in zip(names, grams, strict=True)
-    )
+    """The block's output hidden states."""
+    out = block(call.hidden, *call.args, **call.kwargs)
+    return out[0] if isinstance(out, tuple) else out
 
 
 @contextmanager
-def _hooked(modules: list[nn.Module], hooks: list[Callable[..., None]]) -> Iterator[None]:
-    """Pre-forward hooks that are gone when the block ends."""
-    handles = [m.register_forward_pre_hook(h) for m, h in zip(modules, hooks, strict=True)]
+def _hooked(modules: list[nn.Module], hook: Callable[..., None]) -> Iterator[None]:
+    """A pre-forward hook that is gone when the block ends."""
+    handles = [m.register_forward_pre_hook(hook) for m in modules]
     try:
         yield
     finally:
@@ -223,15 +218,15 @@ class _Replay(nn.Module):
         return self.hidden
 
 
-def _head(module: nn.Module, model: Model, calls: list[_Call]) -> Visit:
-    """The visit of the head: what is left of the model is run on the last hidden states."""
+def _head(module: nn.Module, model: Model, calls: list[_Call]) -> Site:
+    """The site of the head: what is left of the model is run on the last hidden states."""
     assert model.arch.head is not None
     name = model.arch.embedding if model.tied else model.arch.head
     parent, _, attribute = model.arch.blocks.rpartition(".")
     replay = _Replay()
     setattr(module.get_submodule(parent), attribute, nn.ModuleList([replay]))
     owner = model.arch.embedding.rpartition(".")[0]
-    fill(module, model.arch.embedding, lambda full: model.checkpoint.read(full).to(torch.float32))
+    fill(module, model.arch.embedding, lambda full: model.original(full).to(forward_dtype()))
     linear = module.get_submodule(model.arch.head.rpartition(".")[0])
     gram = Gram.zeros(int(module.get_submodule(owner).weight.shape[1]))
 
@@ -239,11 +234,11 @@ def _head(module: nn.Module, model: Model, calls: list[_Call]) -> Visit:
         gram.update(args[0], mask)
         raise _Captured
 
-    with _hooked([linear], [update]):
+    with _hooked([linear], update):
         for call in calls:
             replay.hidden, mask = call.hidden, call.mask
             try:
                 module(input_ids=torch.zeros(call.mask.shape, dtype=torch.int64), use_cache=False)
             except _Captured:
                 continue
-    return Visit("head", (Site((name,), (model.weight(name),), gram),))
+    return Site("head", (name,), (model.weight(name),), gram, last=True)

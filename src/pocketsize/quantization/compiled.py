@@ -10,8 +10,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-STEPS = 32
-SHRINK = 0.02
+STEPS = 8
+SHRINK = 0.08
 ROUNDS = 2
 # Below 2^-17 a scale of 8 digits is no longer exact in float16, whose last place is 2^-24.
 SMALLEST_SCALE = 2.0**-17

@@ -14,7 +14,7 @@ from pocketsize.errors import UnsupportedError, UsageError
 from pocketsize.exporting.table import EXPORTERS
 from pocketsize.linalg import Gram
 from pocketsize.models.model import Model
-from pocketsize.models.walk import Site, Visit, walk
+from pocketsize.models.walk import Site, walk
 from pocketsize.quantization.gptq import GptqResult, gptq
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.rtn import rtn
@@ -24,8 +24,7 @@ from pocketsize.recipes.step import Context
 
 Auto = Literal["auto"]
 S = TypeVar("S", "Rtn", "Gptq")
-REPORT_ROWS = 256
-Finished = tuple[dict[str, QWeight], tuple[LayerReport, ...]]
+REPORT_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +116,20 @@ class Gptq:
 
         head = self.embeddings is not None and model.arch.head is not None
         gram: Gram | None = None
-        for visit in walk(model, ctx.input_ids, ctx.mask, finished=replay, head=head):
-            if visit.block == "head":
-                gram = visit.sites[0].gram
+        weights: dict[str, QWeight] = {}
+        layers: list[LayerReport] = []
+        for site in walk(model, ctx.input_ids, ctx.mask, finished=replay, head=head):
+            if site.block == "head":
+                gram = site.gram
                 continue
-            weights, layers = quantize_visit(visit, self)
-            ctx.store.keep(visit.block, weights, layers)
-            reports += layers
-            ctx.progress(model.blocks.index(visit.block) + 1, total, visit.block)
+            for name, weight, report in quantize_site(site, block_scheme(self), self):
+                weights[name] = weight
+                layers.append(report)
+            if site.last:
+                ctx.store.keep(site.block, weights, tuple(layers))
+                reports += layers
+                weights, layers = {}, []
+                ctx.progress(model.blocks.index(site.block) + 1, total, site.block)
         if self.embeddings is not None:
             reports += _embeddings(self, model, ctx, gram)
             ctx.progress(total, total, "embeddings")
@@ -146,20 +151,11 @@ def embedding_scheme(step: Rtn | Gptq) -> Scheme | None:
     return Scheme(step.embeddings, 32, step.embeddings_symmetric, digits)
 
 
-def quantize_visit(visit: Visit, step: Gptq) -> Finished:
-    """All linears of a visited block quantized; the visit is told, so that the walk goes on with them."""
-    weights: dict[str, QWeight] = {}
-    reports: list[LayerReport] = []
-    for site in visit.sites:
-        for name, weight, report in quantize_site(site, block_scheme(step), step):
-            weights[name] = weight
-            visit.replaced[name] = weight.dequantize()
-            reports.append(report)
-    return weights, tuple(reports)
-
-
 def quantize_site(site: Site, scheme: Scheme, step: Gptq) -> Iterator[tuple[str, QWeight, LayerReport]]:
-    """The linears of a site, quantized as one stacked matrix and handed back one by one."""
+    """The linears of a site, quantized as one stacked matrix and handed back one by one.
+
+    The site is told, so that the walk goes on with what they became.
+    """
     H = site.gram.mean()
     stacked = site.weights[0] if len(site.weights) == 1 else torch.cat(site.weights)
     done = gptq(stacked, H, scheme, damp=step.damp, search=step.search, order=step.order)
@@ -169,11 +165,12 @@ def quantize_site(site: Site, scheme: Scheme, step: Gptq) -> Iterator[tuple[str,
     )
     for name, W, (codes, scale, zero) in zip(site.names, site.weights, parts, strict=True):
         weight = QWeight(codes, scale, zero, scheme)
+        site.replaced[name] = weight.dequantize()
         yield name, weight, replace(_report(W, weight, H, done), name=name)
 
 
 def _report(W: Tensor, q: QWeight, H: Tensor | None, done: GptqResult | None = None) -> LayerReport:
-    """Relative error on at most 256 evenly spaced rows, against plain rounding on the same grid."""
+    """Relative error on at most 64 evenly spaced rows, against plain rounding on the same grid."""
     rows, columns = W.shape
     pick = torch.linspace(0, rows - 1, min(rows, REPORT_ROWS)).round().long()
     sample, mine = W[pick], QWeight(q.codes[pick], q.scale[pick], q.zero[pick], q.scheme).dequantize()
@@ -216,7 +213,7 @@ def _embeddings(step: Rtn | Gptq, model: Model, ctx: Context, gram: Gram | None)
         is_head = gram is not None and (model.tied or name == model.arch.head)
         if is_head and isinstance(step, Gptq):
             assert gram is not None
-            for _, weight, report in quantize_site(Site((name,), (W,), gram), scheme, step):
+            for _, weight, report in quantize_site(Site("head", (name,), (W,), gram, last=True), scheme, step):
                 weights[name] = weight
                 reports.append(report)
         else:

@@ -31,8 +31,8 @@ class LayerReport:
     """What quantizing one matrix did.
 
     `error` and `rtn_error` are tr(E H E^T) / tr(W H W^T) of this method and of round-to-nearest
-    on the same grid, with H the mean outer product of the layer's calibration inputs (the
-    identity where no inputs were used). `dead` counts inputs that were always zero,
+    on the same grid, over at most 64 evenly spaced rows, with H the mean outer product of the
+    layer's calibration inputs (the identity where no inputs were used). `dead` counts inputs that were always zero,
     `escalations` how often the damping had to be raised.
     """
 
