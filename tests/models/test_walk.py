@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from oracles.walk import gram_of
+from pocketsize.errors import NumericalError
+from pocketsize.models import walk as walking
+from pocketsize.models.load import load
+from pocketsize.models.model import Model
+from pocketsize.models.walk import walk
+from tiny import FAMILIES, VOCAB, write_tiny
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exact arithmetic on every machine; several batches even for little text."""
+    monkeypatch.setattr(walking, "forward_dtype", lambda: torch.float32)
+    monkeypatch.setattr(walking, "BATCH_TOKENS", 48)
+
+
+def tokens(model: Model, *, padded: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.randint(5, VOCAB - 1, (5, 24), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    if padded:
+        for row, length in enumerate((24, 11, 7, 20, 16)):
+            mask[row, length:] = False
+            ids[row, length:] = model.config.pad_token_id or 0
+    return ids, mask
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_site_is_calibrated_on_the_model_as_changed_so_far(family: str, padded: bool, tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", family))
+    ids, mask = tokens(model, padded=padded)
+    replaced: dict[str, torch.Tensor] = {}
+    seen: list[str] = []
+    for site in walk(model, ids, mask):
+        assert site.gram.tokens == int(mask.sum())
+        assert torch.allclose(site.gram.mean(), gram_of(model, replaced, site.names[0], ids, mask), atol=2e-4, rtol=1e-3)
+        for name, weight in zip(site.names, site.weights, strict=True):
+            assert torch.equal(weight, model.original(name))
+            site.replaced[name] = replaced[name] = weight * 0.7
+        seen += site.names
+    assert seen == model.linears
+
+
+def test_finished_blocks_are_replayed_not_visited(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama"))
+    ids, mask = tokens(model, padded=False)
+    first: dict[str, torch.Tensor] = {}
+    grams: dict[str, torch.Tensor] = {}
+    for site in walk(model, ids, mask):
+        for name, weight in zip(site.names, site.weights, strict=True):
+            site.replaced[name] = weight * 0.9
+            if site.block.endswith(".0"):
+                first[name] = site.replaced[name]
+        grams[site.names[0]] = site.gram.mean()
+    again = list(walk(model, ids, mask, finished=lambda path: first if path.endswith(".0") else None))
+    assert {site.block for site in again} == {"model.layers.1"}
+    assert torch.equal(again[0].gram.mean(), grams[again[0].names[0]])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_head_is_a_site_too(tied: bool, tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama", tied=tied))
+    ids, mask = tokens(model, padded=False)
+    site = list(walk(model, ids, mask, head=True))[-1]
+    assert site.block == "head" and site.names == (model.arch.embedding if tied else "lm_head.weight",)
+    assert torch.allclose(site.gram.mean(), gram_of(model, {}, "lm_head.weight", ids, mask), atol=2e-4, rtol=1e-3)
+
+
+def test_the_walk_leaves_no_hook_and_no_thread_state(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "bert"))
+    visits = walk(model, *tokens(model, padded=False))
+    next(visits)
+    visits.close()
+    assert torch.is_grad_enabled()
+
+
+def test_infinite_activations_name_the_block(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama"))
+    ids, mask = tokens(model, padded=False)
+    with pytest.raises(NumericalError, match=r"model\.layers\.0: NaN or infinity"):
+        for site in walk(model, ids, mask):
+            for name, weight in zip(site.names, site.weights, strict=True):
+                site.replaced[name] = torch.full_like(weight, float("inf"))
