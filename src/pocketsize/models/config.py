@@ -37,13 +37,12 @@ def read_config(folder: Path) -> PretrainedConfig:
     except UnsupportedError as error:
         raise UnsupportedError(f"{path}: {error}") from error
     _check_numbers(raw, path)
+    _check_heads(raw, path)
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the loader's own classes are many, and all mean: not a config
         raise DataError(f"{path}: {' '.join(str(error).split())[:200]}") from error
-    _check_heads(config, path)
-    return config
 
 
 def refuse_code(raw: Mapping[str, object], path: Path) -> None:
@@ -96,10 +95,11 @@ def _check_numbers(raw: Mapping[str, object], path: Path) -> None:
                 raise DataError(f"{path}: {key} is {token!r}, outside the vocabulary of {raw['vocab_size']}")
 
 
-def _check_heads(config: PretrainedConfig, path: Path) -> None:
-    heads, hidden = config.num_attention_heads, config.hidden_size
-    shared = getattr(config, "num_key_value_heads", None) or heads
-    if getattr(config, "head_dim", None) is None and hidden % heads:
+def _check_heads(raw: Mapping[str, object], path: Path) -> None:
+    """Heads must divide the width, unless their own width is stated, and groups of them the heads."""
+    heads, hidden = int(str(raw["num_attention_heads"])), int(str(raw["hidden_size"]))
+    shared = int(str(raw.get("num_key_value_heads") or heads))
+    if raw.get("head_dim") is None and hidden % heads:
         raise DataError(f"{path}: num_attention_heads {heads} does not divide hidden_size {hidden}")
     if heads % shared:
         raise DataError(f"{path}: num_key_value_heads {shared} does not divide num_attention_heads {heads}")

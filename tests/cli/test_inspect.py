@@ -1,0 +1,47 @@
+"""`inspect` as people and as programs see it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pocketsize.cli.main import main
+from tiny import FAMILIES, write_tiny
+
+
+def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    write_tiny(tmp_path / "tiny-model", "llama", shards=2)
+    assert main(["inspect", str(tmp_path / "tiny-model")]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "tiny-model: llama, to generate" in out and "the head is the embedding" in out
+    assert "groups that divide every width: 64, 32" in out
+    assert "*.self_attn.q_proj.weight" in out and "* stands for model.layers.0 to 1" in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str) -> None:
+    write_tiny(tmp_path, family)
+    assert main(["inspect", str(tmp_path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["family"] == family and facts["groups"] == [64, 32]
+    assert sum(row["bytes"] for row in facts["rows"]) == sum(total["bytes"] for total in facts["totals"])
+    assert facts["origin"]["parameters"] == sum(total["parameters"] for total in facts["totals"])
+
+
+def test_names_from_files_cannot_command_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiny(tmp_path, "bert")
+    (tmp_path / "origin.json").write_text(json.dumps({"name": "a\x1b[31mred[bold]"}))
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "a?[31mred[bold]: bert" in capsys.readouterr().out
+
+
+def test_fetch_of_an_unknown_sample(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fetch", "sample:minilm"]) == 2
+    assert "did you mean 'sample:minilm-l6'?" in capsys.readouterr().err

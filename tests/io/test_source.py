@@ -1,0 +1,64 @@
+"""What a user may type for a model, and what each mistake is answered with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pocketsize.errors import PocketsizeError, UnsupportedError, UsageError
+from pocketsize.io.samples import SAMPLES, sample_of
+from pocketsize.io.source import cache_folder, cached, resolve
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETSIZE_CACHE", str(tmp_path / "cache"))
+
+
+def test_folder(tmp_path: Path) -> None:
+    assert resolve(str(tmp_path)) == tmp_path
+
+
+def test_fetched_sample() -> None:
+    folder = cached(sample_of("minilm-l6"))
+    folder.mkdir(parents=True)
+    with pytest.raises(UsageError):
+        resolve("sample:minilm-l6")
+    (folder / "origin.json").write_text("{}")
+    assert resolve("sample:minilm-l6") == folder
+
+
+@pytest.mark.parametrize(
+    ("typed", "kind", "words"),
+    [
+        ("sample:smollm2-135m", UsageError, "run: pocketsize fetch sample:smollm2-135m"),
+        ("sample:smollm", UsageError, "did you mean 'sample:smollm2-135m'?"),
+        ("smollm2-135m", UsageError, "did you mean 'sample:smollm2-135m'?"),
+        ("org/name", UsageError, "org/name: no such folder"),
+        ("{tmp}/a.txt", UsageError, "a.txt: not a folder"),
+        ("{tmp}/a.gguf", UnsupportedError, "a.gguf: GGUF is written, not yet read"),
+    ],
+)
+def test_mistakes(tmp_path: Path, typed: str, kind: type[PocketsizeError], words: str) -> None:
+    for name in ("a.txt", "a.gguf"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(kind) as caught:
+        resolve(typed.format(tmp=tmp_path))
+    assert words in str(caught.value)
+
+
+def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("POCKETSIZE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "pocketsize"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "pocketsize"
+
+
+def test_samples_are_pinned() -> None:
+    for name, sample in SAMPLES.items():
+        assert sample.name == name and sample.licence == "apache-2.0"
+        assert all(len(wheel.sha256) == 64 and wheel.version for wheel in sample.wheels)

@@ -1,0 +1,236 @@
+"""Bad models: one line that names file and tensor, the right exit code, and no change on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pocketsize.cli.main import main
+from tiny import write_tiny
+
+WEIGHTS = "model.safetensors"
+NAME = "model.layers.1.mlp.up_proj.weight"
+Spoil = Callable[[Path], object]
+
+
+def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Spoil:
+    """Spoils the tensors of the only weights file."""
+
+    def spoil(folder: Path) -> None:
+        held = load_file(folder / WEIGHTS)
+        change(held)
+        save_file(held, folder / WEIGHTS, metadata={"format": "pt"})
+
+    return spoil
+
+
+def set_value(value: float, count: int = 1) -> Spoil:
+    """Puts a value into a weight, first at row 3, column 5."""
+
+    def change(held: dict[str, torch.Tensor]) -> None:
+        held[NAME][3, 5 : 5 + count] = value
+
+    return tensors(change)
+
+
+def config(file: str = "config.json", **keys: Any) -> Spoil:
+    """Sets keys of a JSON file."""
+
+    def spoil(folder: Path) -> None:
+        raw = json.loads((folder / file).read_text()) | keys
+        (folder / file).write_text(json.dumps(raw))
+
+    return spoil
+
+
+def text(file: str, content: str | bytes) -> Spoil:
+    """Replaces a file."""
+    data = content.encode() if isinstance(content, str) else content
+    return lambda folder: (folder / file).write_bytes(data)
+
+
+def index(where: dict[str, str]) -> Spoil:
+    """An index in place of the single file."""
+
+    def spoil(folder: Path) -> None:
+        (folder / WEIGHTS).rename(folder / "one.safetensors")
+        names = dict.fromkeys(load_file(folder / "one.safetensors"), "one.safetensors") | where
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+    return spoil
+
+
+def truncate(folder: Path) -> None:
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[:-1000])
+
+
+def only_a_pickle(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": 1}))
+
+
+def rename(old: str, new: str) -> Spoil:
+    return tensors(lambda held: held.update({new: held.pop(old)}))
+
+
+def tokenizer(change: Callable[[dict[str, Any]], object]) -> Spoil:
+    def spoil(folder: Path) -> None:
+        raw = json.loads((folder / "tokenizer.json").read_text())
+        change(raw)
+        (folder / "tokenizer.json").write_text(json.dumps(raw))
+
+    return spoil
+
+
+# What is done to the folder, the exit code, and words the one line must hold.
+FAULTS: dict[str, tuple[Spoil, int, tuple[str, ...]]] = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), 3, ("config.json: missing",)),
+    "empty config": (text("config.json", ""), 3, ("config.json: empty",)),
+    "config not json": (text("config.json", "{model_type: llama}"), 3, ("config.json: not sound JSON",)),
+    "config key twice": (text("config.json", '{"a":1,"a":2}'), 3, ("config.json", "'a' is there twice")),
+    "config with nan": (text("config.json", '{"a":NaN}'), 3, ("config.json", "NaN is not a JSON number")),
+    "config a pickle": (text("config.json", pickle.dumps({})), 9, ("config.json", "can run code")),
+    "config a list": (text("config.json", "[1]"), 3, ("config.json", "found list")),
+    "no family": (config(model_type=None), 3, ("config.json: model_type is None",)),
+    "unknown family": (
+        config(model_type="lama"),
+        4,
+        ("config.json", "'lama' is not known; did you mean 'llama'?", "models/archs/lama.py"),
+    ),
+    "auto_map": (config(auto_map={"AutoModel": "evil.Model"}), 9, ("config.json: auto_map",)),
+    "kernel from a hub": (
+        config(_attn_implementation="org/kernel"),
+        9,
+        ("_attn_implementation 'org/kernel'",),
+    ),
+    "nested kernel": (config(text_config={"attn_implementation": "o/k:f"}), 9, ("attn_implementation",)),
+    "already quantized": (config(quantization_config={"quant_method": "awq"}), 4, ("config.json", "(awq)")),
+    "hidden as text": (config(hidden_size="64"), 3, ("config.json: hidden_size is '64'",)),
+    "hidden negative": (config(hidden_size=-64), 3, ("config.json: hidden_size is -64",)),
+    "hidden huge": (config(hidden_size=2**40), 3, ("config.json: hidden_size",)),
+    "heads do not divide": (config(num_attention_heads=5, head_dim=None), 3, ("num_attention_heads 5",)),
+    "kv heads do not divide": (config(num_key_value_heads=3), 3, ("num_key_value_heads 3",)),
+    "epsilon zero": (config(rms_norm_eps=0), 3, ("config.json: rms_norm_eps is 0",)),
+    "end token outside": (config(eos_token_id=[2, 400]), 3, ("config.json: eos_token_id is 400",)),
+    "vocabulary too large": (config(vocab_size=1000), 3, (WEIGHTS, "model.embed_tokens.weight", "[320, 64]")),
+    "one layer too few": (
+        config(num_hidden_layers=1),
+        3,
+        (WEIGHTS, "unexpected tensor model.layers.1.", "num_hidden_layers 1"),
+    ),
+    "one layer too many": (config(num_hidden_layers=3), 3, (WEIGHTS, "model.layers.2.", "missing")),
+    "head missing": (
+        config(tie_word_embeddings=False),
+        3,
+        ("lm_head.weight is missing", "tie_word_embeddings"),
+    ),
+    "head differs": (
+        tensors(lambda held: held.update({"lm_head.weight": held["model.embed_tokens.weight"] + 1})),
+        3,
+        (WEIGHTS, "lm_head.weight differs", "by up to 1"),
+    ),
+    "truncated": (truncate, 3, (WEIGHTS, "truncated in tensor", "1000 bytes are missing")),
+    "missing tensor": (tensors(lambda held: held.pop(NAME)), 3, (WEIGHTS, NAME, "missing")),
+    "renamed tensor": (rename(NAME, NAME.replace("up_", "upp_")), 3, (NAME, "did you mean", "upp_proj")),
+    "unexpected tensor": (
+        tensors(lambda held: held.update({"model.extra.weight": torch.ones(2)})),
+        3,
+        (WEIGHTS, "unexpected tensor model.extra.weight"),
+    ),
+    "wrong shape": (
+        tensors(lambda held: held.update({NAME: torch.ones(64, 128)})),
+        3,
+        (WEIGHTS, NAME, "[64, 128]", "[128, 64]"),
+    ),
+    "no rows": (tensors(lambda held: held.update({NAME: torch.ones(0, 64)})), 3, (WEIGHTS, NAME, "[0, 64]")),
+    "whole numbers": (
+        tensors(lambda held: held.update({NAME: held[NAME].long()})),
+        3,
+        (WEIGHTS, NAME, "stored as I64"),
+    ),
+    "NaN": (set_value(float("nan"), 2), 6, (WEIGHTS, NAME, "2 of 8192 numbers are NaN", "[3, 5]")),
+    "Inf": (set_value(float("inf")), 6, (WEIGHTS, NAME, "1 of 8192 numbers are infinite", "[3, 5]")),
+    "-Inf": (set_value(float("-inf")), 6, (WEIGHTS, NAME, "infinite")),
+    "shard leaves the folder": (
+        index({NAME: "../one.safetensors"}),
+        9,
+        ("model.safetensors.index.json", NAME, "../one.safetensors leaves the folder"),
+    ),
+    "shard is absolute": (index({NAME: "/tmp/x.safetensors"}), 9, (NAME, "/tmp/x.safetensors leaves")),
+    "shard missing": (index({NAME: "two.safetensors"}), 3, ("two.safetensors: missing", NAME)),
+    "only a pickle": (only_a_pickle, 9, ("pytorch_model.bin: a pickle",)),
+    "pickle in disguise": (text(WEIGHTS, pickle.dumps({"a": 1})), 9, (WEIGHTS, "can run code")),
+    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), 3, ("neither model.safetensors nor",)),
+    "no tokenizer": (
+        lambda folder: [(folder / f"tokenizer{end}.json").unlink() for end in ("", "_config")],
+        3,
+        ("no tokenizer_config.json or tokenizer.json",),
+    ),
+    "tokenizer with code": (
+        config("tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", None]}),
+        9,
+        ("tokenizer_config.json: auto_map",),
+    ),
+    "tokenizer too large": (
+        tokenizer(lambda raw: raw["model"]["vocab"].update(zebra=320)),
+        3,
+        ("tokenizer.json: token ids up to 320", "320 rows"),
+    ),
+    "two tokens, one id": (
+        tokenizer(lambda raw: raw["model"]["vocab"].update(zebra=300)),
+        3,
+        ("tokenizer.json: two tokens have one id",),
+    ),
+    "merge of an unknown token": (
+        tokenizer(lambda raw: raw["model"]["merges"].append(["zeb", "ra"])),
+        3,
+        ("tokenizer.json: the tokenizer does not load",),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_bad_model(fault: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    spoil, code, words = FAULTS[fault]
+    folder = write_tiny(tmp_path / "model", "llama")
+    spoil(folder)
+    before = _state(tmp_path)
+    capfd.readouterr()
+    assert main(["inspect", str(folder)]) == code
+    out, err = capfd.readouterr()
+    assert out == "" and err.startswith("error[") and err.count("\n") == 1, err
+    assert str(folder) in err and all(word in err for word in words), err
+    assert _state(tmp_path) == before
+
+
+def test_json_gives_the_same_facts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_tiny(tmp_path / "model", "llama")
+    set_value(float("nan"))(folder)
+    assert main(["inspect", str(folder), "--json"]) == 6
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["error"] == "numerical" and facts["exit_code"] == 6 and NAME in facts["message"]
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet"])
+def test_missing_tensor_of_an_encoder(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_tiny(tmp_path / "model", family)
+    tensors(lambda held: held.pop("pooler.dense.bias"))(folder)
+    assert main(["inspect", str(folder)]) == 3
+    assert "pooler.dense.bias missing" in capsys.readouterr().err
+
+
+def _state(folder: Path) -> dict[str, str]:
+    """Every file below with its hash."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
