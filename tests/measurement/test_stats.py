@@ -56,6 +56,7 @@ def test_one_value_has_no_interval():
 def test_ranks_and_correlation_equal_their_oracle(seed):
     rng = np.random.default_rng(seed)
     x, y = rng.integers(0, 12, 40).astype(float), rng.normal(size=40).round(1)
+    assert ranks(x.astype(int)).tolist() == ranks_slow(x.tolist())
     assert ranks(x).tolist() == ranks_slow(x.tolist())
     assert spearman(x, y) == pytest.approx(spearman_slow(x.tolist(), y.tolist()), abs=1e-12)
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from pocketsize.measurement.machine import load_average
 from pocketsize.measurement.measurement import Measurement
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
@@ -44,8 +45,9 @@ def torch_latency(
 
 
 def row(name: str, value: float, how: str, subject: str, samples: int) -> Measurement:
-    """A timing as a measurement; `how` says runtime, threads and sizes."""
+    """A timing as a measurement; `how` says runtime, threads and sizes; the load is added."""
     unit, better = _UNITS[name]
+    how = f"{how}, load {load_average()}"
     return Measurement(name, value, unit, better, how, subject, samples=samples)
 
 

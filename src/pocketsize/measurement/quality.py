@@ -58,11 +58,11 @@ def protocol(windows: Windows, dtype: torch.dtype, seed: int) -> tuple[str, ...]
     n, length = windows.input_ids.shape
     first = f"{windows.prefix} token of the tokenizer's own (BOS)" if windows.prefix else "nothing (no BOS)"
     return (
-        f"Evaluation text: {windows.name}; {windows.documents} documents, SHA-256 {windows.sha256}.",
+        f"Evaluation text: {windows.name} (documents: {windows.documents}; SHA-256 {windows.sha256}).",
         f"{n} windows of {length} tokens that do not overlap, {windows.tokens} tokens in all, "
         f"in the order of the text; in front of each: {first}.",
-        "Both models read the same tokens; each token but the first of a window is predicted "
-        "from the true ones before it.",
+        "Each token but the first of a window is predicted from the true ones before it; "
+        "models that are compared read the same tokens.",
         f"Matrices of the blocks multiply in {str(dtype).removeprefix('torch.')}; "
         "head and softmax run in float32, sums in float64.",
         "KL is KL(original || compressed), nats per token; its 99th percentile is over tokens.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from numpy import ndarray
 
 RESAMPLES = 1000
@@ -48,15 +48,20 @@ def bootstrap(n: int, statistic: Callable[[Int[ndarray, "n"]], float], seed: int
     return min(float(low), float(own)), max(float(high), float(own))
 
 
-def ranks(values: Float[ndarray, "n"]) -> Float[ndarray, "n"]:
-    """Ranks from 1; equal values share the mean of their ranks."""
-    values = np.asarray(values, np.float64)
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return ((last - counts + 1 + last) / 2)[group]
+def ranks(values: Num[ndarray, "n"]) -> Float[ndarray, "n"]:
+    """Ranks from 1; equal values share the mean of their ranks. Whole numbers are counted, not sorted."""
+    if values.dtype.kind == "f":
+        values = dense(values)
+    counts = np.bincount(values)
+    return (np.cumsum(counts) - (counts - 1) / 2)[values]
 
 
-def spearman(x: Float[ndarray, "n"], y: Float[ndarray, "n"]) -> float:
+def dense(values: Float[ndarray, "*n"]) -> Int[ndarray, "*n"]:
+    """Whole numbers in the order of the values, equal ones for equal values."""
+    return np.unique(values, return_inverse=True)[1].reshape(values.shape)
+
+
+def spearman(x: Num[ndarray, "n"], y: Num[ndarray, "n"]) -> float:
     """The correlation of the ranks of x and y, in float64; NaN where one of them is constant."""
     rx, ry = (r - r.mean() for r in (ranks(x), ranks(y)))
     scale = np.sqrt((rx @ rx) * (ry @ ry))

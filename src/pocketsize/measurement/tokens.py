@@ -163,7 +163,7 @@ def _score(
         p, q, work = room[:, : b - a]
         for logits, head, state in zip((p, q), heads, states, strict=False):
             torch.mm(state[a:b], head.weight.T, out=logits)
-            if head.bias is not None:
+            if isinstance(head.bias, Tensor):
                 logits += head.bias
         if len(heads) == 1:
             q.copy_(p)

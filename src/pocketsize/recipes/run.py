@@ -16,8 +16,9 @@ from pocketsize.data.calibration import Windows, evaluation_windows, windows
 from pocketsize.data.text import Corpus, default_corpora, overlap, read_corpus
 from pocketsize.errors import UsageError
 from pocketsize.exporting.artifact import Artifact
+from pocketsize.exporting.behaviour import behaviour_of
 from pocketsize.exporting.manifest import write_manifest
-from pocketsize.exporting.table import EXPORTERS, behaviours
+from pocketsize.exporting.table import EXPORTERS
 from pocketsize.io.publish import publish_bytes, staging
 from pocketsize.measurement.machine import cpu_seconds, machine, peak_rss_bytes, versions
 from pocketsize.measurement.measurement import Measurement
@@ -198,7 +199,7 @@ def publish(done: Done, out: Path, journal: Journal, clock: Clock, pages: Mappin
     with staging(out) as folder:
         with clock.phase("export"):
             artifacts = tuple(EXPORTERS[name].write(done.model, folder) for name in done.recipe.export)
-            behaviour = behaviours(done.model, artifacts)
+            behaviour = behaviour_of(done.model)
         with clock.phase("latency"):
             timed = latency(done.original, [folder / a.path for a in artifacts if a.format == "gguf"])
         record = _record(done, artifacts, behaviour, (quality.measurements, quality.protocol), clock)
