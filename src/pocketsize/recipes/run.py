@@ -16,9 +16,8 @@ from pocketsize.data.calibration import Windows, evaluation_windows, windows
 from pocketsize.data.text import Corpus, default_corpora, overlap, read_corpus
 from pocketsize.errors import UsageError
 from pocketsize.exporting.artifact import Artifact
-from pocketsize.exporting.behaviour import behaviour_of
 from pocketsize.exporting.manifest import write_manifest
-from pocketsize.exporting.table import EXPORTERS
+from pocketsize.exporting.table import EXPORTERS, behaviours
 from pocketsize.io.publish import publish_bytes, staging
 from pocketsize.measurement.machine import cpu_seconds, machine, peak_rss_bytes, versions
 from pocketsize.measurement.measurement import Measurement
@@ -141,8 +140,8 @@ def read_texts(recipe: Recipe, model: Model) -> Texts:
     standard = default_corpora()
     calibrate = read_corpus(data.calibrate, recipe.base) if data.calibrate else standard[0]
     evaluate = read_corpus(data.evaluate, recipe.base) if data.evaluate else standard[1]
-    tokenizer, special = tokenizer_of(model), model.arch.task == "embed"
-    length = min(data.length, getattr(model.config, "max_position_embeddings", data.length) - 2 * special)
+    tokenizer = tokenizer_of(model)
+    length = min(data.length, getattr(model.config, "max_position_embeddings", data.length))
     findings: list[Finding] = []
     if length < data.length:
         message = f"windows of {length} tokens instead of {data.length}: the model reads no more"
@@ -153,13 +152,13 @@ def read_texts(recipe: Recipe, model: Model) -> Texts:
         )
         findings.append(Finding("overlap", message))
     first = windows(
-        calibrate, tokenizer, count=data.sequences, length=length, seed=data.seed, special=special
+        calibrate, tokenizer, count=data.sequences, length=length, seed=data.seed, special=True
     )
     if len(first.input_ids) < data.sequences:
         got = len(first.input_ids)
         message = f"the calibration text gives {got} windows of {length} tokens, {data.sequences} were asked"
         findings.append(Finding("little-text", message))
-    second = evaluation_windows(evaluate, tokenizer, tokens=data.tokens, length=length, special=special)
+    second = evaluation_windows(evaluate, tokenizer, tokens=data.tokens, length=length, special=True)
     return Texts(first, second, evaluate, tuple(findings))
 
 
@@ -199,7 +198,7 @@ def publish(done: Done, out: Path, journal: Journal, clock: Clock, pages: Mappin
     with staging(out) as folder:
         with clock.phase("export"):
             artifacts = tuple(EXPORTERS[name].write(done.model, folder) for name in done.recipe.export)
-            behaviour = behaviour_of(done.model)
+            behaviour = behaviours(done.model, artifacts)
         with clock.phase("latency"):
             timed = latency(done.original, [folder / a.path for a in artifacts if a.format == "gguf"])
         record = _record(done, artifacts, behaviour, (quality.measurements, quality.protocol), clock)
