@@ -142,6 +142,13 @@ def write_safetensors(path: Path, tensors: Iterable[TensorSpec], metadata: Mappi
     return publish_stream(path, write)
 
 
+def file_bytes(tensors: Iterable[TensorSpec], metadata: Mapping[str, str]) -> int:
+    """The exact size of the file that `write_safetensors` would make; no tensor is made."""
+    ordered = sorted(tensors, key=lambda spec: -spec.dtype.itemsize)
+    data = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in ordered)
+    return len(_header(Path("predicted"), ordered, metadata)) + data
+
+
 def _data(spec: TensorSpec) -> memoryview:
     """The bytes of a tensor that is as announced."""
     tensor = spec.make()

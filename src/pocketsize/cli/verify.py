@@ -1,0 +1,38 @@
+"""`pocketsize verify`: is a finished folder still what was made?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+
+@click.command(name="verify")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--llamacpp/--no-llamacpp", default=None, help="Run GGUF files in llama.cpp (if installed).")
+@click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
+def command(folder: Path, llamacpp: bool | None, json_: bool) -> None:
+    """Check FOLDER: hashes of files, every tensor, the tokenizer, and what the model answers.
+
+    Ends with exit code 7 when something is not as it was made.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+
+    from pocketsize.errors import UsageError
+    from pocketsize.exporting.verify import require_sound, verify_folder
+
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    checks = verify_folder(folder, llamacpp=llamacpp)
+    if json_ and all(check.ok for check in checks):
+        click.echo(json.dumps({"ok": True, "checks": [asdict(check) for check in checks]}, indent=1))
+    elif not json_:
+        console = Console(highlight=False)
+        for check in checks:
+            console.print(
+                f"{'[green]ok[/]   ' if check.ok else '[red]WRONG[/]'} {check.name}: {escape(check.detail)}"
+            )
+    require_sound(checks)

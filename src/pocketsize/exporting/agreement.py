@@ -1,0 +1,137 @@
+"""How far llama.cpp and our own forward agree on the next token, position by position.
+
+llama.cpp multiplies quantized matrices with activations that it first rounds to 8 bits in blocks
+of 32. That is no fault of the file, but it moves logits: `Agreement.floor` is the share of
+positions at which our forward agrees with itself when it does the same rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from pocketsize.io.llamacpp import LlamaCpp
+
+CLEAR = 0.1
+WANTED = 0.97
+# Two forwards that both round activations scatter around the floor; see the method page.
+SLACK = 0.02
+_PROMPT = 8
+_BLOCK = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Positions compared, and the reference's margin (best logit less the second) where they disagree.
+
+    `clear` counts positions whose margin exceeds 0.1, `floor` is None where activations are not rounded.
+    """
+
+    positions: int
+    clear: int
+    apart: tuple[float, ...]
+    floor: float | None
+
+    @property
+    def share(self) -> float:
+        """The share of positions that agree."""
+        return 1 - len(self.apart) / self.positions
+
+    @property
+    def clear_share(self) -> float:
+        """The share of agreeing positions among those with a margin above 0.1."""
+        return 1 - sum(margin > CLEAR for margin in self.apart) / max(self.clear, 1)
+
+    @property
+    def holds(self) -> bool:
+        """Float files: no clear position differs. Quantized: 97 %, or what rounding activations leaves."""
+        if self.floor is None:
+            return self.clear_share == 1
+        return self.share >= min(WANTED, self.floor - SLACK)
+
+    @property
+    def sentence(self) -> str:
+        """The result in words, disagreements with their margins."""
+        said = (
+            f"llama.cpp picks our forward's token at {self.share:.1%} of {self.positions} positions, "
+            f"{self.clear_share:.1%} where the margin exceeds {CLEAR}"
+        )
+        if self.floor is not None:
+            said += (
+                f"; rounding activations to 8 bits, as llama.cpp does, leaves {self.floor:.1%} in our forward"
+            )
+        if self.apart:
+            said += f"; margins of the {len(self.apart)} others: {', '.join(f'{m:.2f}' for m in self.apart)}"
+        return said
+
+
+def agreement(
+    runtime: LlamaCpp, module: nn.Module, ids: Sequence[Sequence[int]], *, tokens: int, rounds: bool
+) -> Agreement:
+    """Compare next tokens along our own greedy continuations of the prompts `ids`.
+
+    The continuation is ours at every position, so that one difference does not lead to others.
+    """
+    length = min(_PROMPT, *(len(prompt) for prompt in ids))
+    prompts = torch.tensor([list(prompt)[:length] for prompt in ids])
+    chosen, margins = _continue(module, prompts, tokens)
+    text = torch.cat([prompts, chosen], dim=1)
+    floor = _floor(module, text, chosen) if rounds else None
+    apart = [
+        float(margins[i, j])
+        for i, row in enumerate(text.tolist())
+        for j in range(tokens)
+        if runtime.top(row[: length + j])[0][0] != row[length + j]
+    ]
+    return Agreement(chosen.numel(), int((margins > CLEAR).sum()), tuple(sorted(apart, reverse=True)), floor)
+
+
+@torch.no_grad()
+def _continue(
+    module: nn.Module, prompts: Int64[Tensor, "n length"], tokens: int
+) -> tuple[Int64[Tensor, "n tokens"], Float[Tensor, "n tokens"]]:
+    """The greedy continuation of each prompt, and the margin of each choice."""
+    chosen, margins, ids, past = [], [], prompts, None
+    for _ in range(tokens):
+        out = module(input_ids=ids, past_key_values=past, use_cache=True)
+        past, best = out.past_key_values, out.logits[:, -1].topk(2, dim=-1)
+        ids = best.indices[:, :1]
+        chosen.append(ids)
+        margins.append(best.values[:, :1] - best.values[:, 1:])
+    return torch.cat(chosen, dim=1), torch.cat(margins, dim=1)
+
+
+@torch.no_grad()
+def _floor(module: nn.Module, text: Int64[Tensor, "n length"], chosen: Int64[Tensor, "n tokens"]) -> float:
+    """The share of tokens that stay the likeliest when the inputs of all linears are rounded to 8 bits."""
+    with _rounded_inputs(module):
+        logits = module(input_ids=text[:, :-1]).logits[:, -chosen.shape[1] :]
+    return float((logits.argmax(dim=-1) == chosen).float().mean())
+
+
+@contextmanager
+def _rounded_inputs(module: nn.Module) -> Iterator[None]:
+    def rounded(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (_round(inputs[0]), *inputs[1:])
+
+    handles = [m.register_forward_pre_hook(rounded) for m in module.modules() if isinstance(m, nn.Linear)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _round(X: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch in"]:
+    """Each block of 32 on 255 levels around zero, its scale in float16."""
+    if X.shape[-1] % _BLOCK:
+        return X
+    blocks = X.reshape(*X.shape[:-1], -1, _BLOCK)
+    peak = blocks.abs().amax(dim=-1, keepdim=True)
+    codes = torch.where(peak > 0, blocks * (127 / peak), 0).round()
+    return (codes * (peak / 127).to(torch.float16).to(X.dtype)).reshape(X.shape)

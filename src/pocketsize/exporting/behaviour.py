@@ -1,0 +1,149 @@
+"""What a model does, written down when it is exported, so that damage can be told from the model later.
+
+Hashes of files say that bytes changed; this says whether it is still the same model: the
+fingerprint of each tensor as the artefact gives it back, the ids its tokenizer gives, and what a
+forward pass answers to fixed texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from pocketsize.exporting.probes import PROBES, STRINGS
+from pocketsize.models.load import tokenizer_of
+from pocketsize.models.model import Model
+from pocketsize.models.skeleton import fill, skeleton
+
+TEXTS = PROBES[:8]
+# Sums in another order, on another processor, move a logit by far less than this.
+TOLERANCE = 2e-3
+_SHOWN = 64
+
+Read = Callable[[str], Tensor]
+
+
+def behaviour_of(model: Model, read: Read | None = None) -> dict[str, Any]:
+    """The config, fingerprints of tensors and tokenizer, and the answers to `TEXTS`, as a JSON object.
+
+    `read` gives each parameter as an artefact stores it; without it the model's own weights are
+    taken. Generators: the likeliest token and its logit at every position. Encoders: the first
+    numbers of the mean over the last hidden states.
+    """
+    prints: dict[str, str] = {}
+    module = loaded(model, _printing(read or model.weight, prints))
+    tokenizer = tokenizer_of(model)
+    ids = [list(tokenizer(text).input_ids)[:_SHOWN] for text in TEXTS]
+    return {
+        "config": model.config.to_dict(),
+        "tensors": dict(sorted(prints.items())),
+        "tokenizer": tokenizer_print(tokenizer),
+        "answers": [_answer(model, module, row) for row in ids],
+    }
+
+
+def differences(recorded: Mapping[str, Any], model: Model, read: Read) -> list[str]:
+    """Tensors and answers that are no longer as recorded, one sentence each; empty when all are."""
+    found: dict[str, str] = {}
+    module = loaded(model, _printing(read, found))
+    tensors: Mapping[str, str] = recorded["tensors"]
+    problems = [f"tensor {n}: recorded, but not there" for n in sorted(tensors.keys() - found.keys())]
+    problems += [f"tensor {n}: not in the record" for n in sorted(found.keys() - tensors.keys())]
+    owners = {value: name for name, value in tensors.items()}
+    for name in sorted(tensors.keys() & found.keys()):
+        if found[name] != tensors[name]:
+            other = owners.get(found[name])
+            problems.append(f"tensor {name}: " + (f"holds {other}" if other else "its values have changed"))
+    for i, old in enumerate(recorded["answers"]):
+        new = _answer(model, module, recorded_ids(old))
+        if gap := _gap(old, new):
+            problems.append(f"answer to text {i + 1}: {gap}")
+    return problems
+
+
+def recorded_ids(answer: Mapping[str, str]) -> list[int]:
+    """The token ids that a recorded answer is about."""
+    return [int(word) for word in answer["ids"].split()]
+
+
+def field_prints(fields: Mapping[str, object]) -> dict[str, str]:
+    """A hash of each metadata field of a GGUF; numbers count as they are stored, in float32."""
+    return {
+        key: hashlib.sha256(repr(_plain(value)).encode()).hexdigest()[:32]
+        for key, value in sorted(fields.items())
+    }
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(np.float32(value))
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def loaded(model: Model, read: Read) -> nn.Module:
+    """The module with what `read` gives for each parameter."""
+    module = skeleton(model)
+    fill(module, "", read)
+    return module
+
+
+def tokenizer_print(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of the ids of `STRINGS`, with and without special tokens."""
+    total = hashlib.sha256()
+    for text in STRINGS:
+        for special in (False, True):
+            ids = tokenizer(text, add_special_tokens=special).input_ids
+            total.update((" ".join(map(str, ids)) + "\n").encode())
+    return total.hexdigest()
+
+
+def tensor_print(W: Tensor) -> str:
+    """A hash of the shape and the float32 values of a tensor; -0 counts as 0."""
+    values = (W.to(torch.float32) + 0.0).contiguous()
+    return hashlib.sha256(str(tuple(W.shape)).encode() + values.numpy().tobytes()).hexdigest()[:32]
+
+
+def _printing(read: Read, prints: dict[str, str]) -> Read:
+    def reading(name: str) -> Tensor:
+        W = read(name)
+        prints[name] = tensor_print(W)
+        return W
+
+    return reading
+
+
+@torch.no_grad()
+def _answer(model: Model, module: nn.Module, ids: list[int]) -> dict[str, str]:
+    """Ids and answer as texts of numbers, which keeps the record short."""
+    out = module(input_ids=torch.tensor([ids]))[0][0].to(torch.float32)
+    if model.arch.task == "generate":
+        best, token = out.max(dim=-1)
+        return {"ids": _words(ids), "tokens": _words(token.tolist()), "logits": _numbers(best)}
+    return {"ids": _words(ids), "embedding": _numbers(out.mean(dim=0)[:_SHOWN])}
+
+
+def _gap(old: Mapping[str, str], new: Mapping[str, str]) -> str | None:
+    """How two answers differ by more than rounding; None when they do not."""
+    key = "logits" if "logits" in old else "embedding"
+    a, b = (torch.tensor([float(x) for x in answer[key].split()]) for answer in (old, new))
+    if a.shape != b.shape or not bool(torch.isfinite(b).all()):
+        return f"the {key} are of another length, or not finite"
+    worst = float(((a - b).abs() / a.abs().clamp(min=1)).max())
+    return f"a value moved by {worst:.2g} of its size" if worst > TOLERANCE else None
+
+
+def _words(values: list[int]) -> str:
+    return " ".join(map(str, values))
+
+
+def _numbers(values: Float[Tensor, "n"]) -> str:
+    return " ".join(f"{float(x):.6g}" for x in values)

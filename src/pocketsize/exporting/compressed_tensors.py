@@ -1,0 +1,233 @@
+"""A model as a folder that stock transformers and vLLM load: compressed-tensors, `pack-quantized`.
+
+Codes are stored signed (code - 2^(bits-1)) and packed densely: weight i of a row takes bits
+i * bits to (i + 1) * bits - 1 of a stream of little-endian 32-bit words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int32, UInt8
+from torch import Tensor, nn
+
+from pocketsize.errors import UnsupportedError
+from pocketsize.exporting.artifact import Artifact
+from pocketsize.exporting.companions import copy_companions
+from pocketsize.io.checkpoint import DTYPES, INDEX, SINGLE, TensorSpec, file_bytes, write_safetensors
+from pocketsize.io.publish import publish_bytes
+from pocketsize.io.strictjson import read_json_object
+from pocketsize.models.model import Model
+from pocketsize.models.skeleton import skeleton
+from pocketsize.quantization.scheme import Scheme
+
+SHARD_BYTES = 4_000_000_000
+_METADATA = {"format": "pt"}
+_DIGITS_OF_FP16 = 11
+
+SchemeOf = Callable[[str], Scheme | None]
+
+
+def write(model: Model, out: Path) -> Artifact:
+    """Write the model's weights, config and companion files into the folder `out`.
+
+    Linears keep their own codes, scales and zeros. Everything else is stored in 16 bits, the
+    embedding and the head too, from the original weights even where `model` has them quantized:
+    transformers loads quantized linears only. A tied head is not stored.
+    """
+    schemes = {name: model.quantized[name].scheme for name in _packed(model)}
+    shards = _shards([spec for name in model.checkpoint.entries for spec in _specs(model, name)])
+    files: dict[str, str] = {}
+    where: dict[str, str] = {}
+    for i, specs in enumerate(shards):
+        file = SINGLE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+        files[file] = write_safetensors(out / file, specs, _METADATA)
+        where |= dict.fromkeys((spec.name for spec in specs), file)
+    size = sum((out / file).stat().st_size for file in files)
+    if len(shards) > 1:
+        total = sum(_bytes(spec) for specs in shards for spec in specs)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+        files[INDEX] = publish_bytes(out / INDEX, _json(index))
+    config = read_json_object(model.folder / "config.json")
+    config.pop("torch_dtype", None)
+    config["dtype"] = "bfloat16"
+    if schemes:
+        config["quantization_config"] = quantization_config(model, schemes)
+    files["config.json"] = publish_bytes(out / "config.json", _json(config))
+    files |= copy_companions(model.folder, out)
+    return Artifact(".", "folder", size, files)
+
+
+def predict_bytes(model: Model, scheme_of: SchemeOf) -> int:
+    """The exact size of the weight files that `write` would make with these schemes."""
+    specs = [spec for name in model.checkpoint.entries for spec in _specs(model, name, scheme_of(name))]
+    return sum(file_bytes(shard, _METADATA) for shard in _shards(specs))
+
+
+def tensor_bytes(model: Model) -> dict[str, int]:
+    """The bytes that each parameter takes in the weight files."""
+    return {name: sum(map(_bytes, _specs(model, name))) for name in model.checkpoint.entries}
+
+
+def stored_value(model: Model, name: str) -> Tensor:
+    """The parameter as the folder gives it back, float32."""
+    if _is_packed(model, name):
+        return model.quantized[name].dequantize()
+    return _kept(model, name).to(torch.float32)
+
+
+def quantization_config(model: Model, schemes: Mapping[str, Scheme]) -> dict[str, object]:
+    """The `quantization_config` of a config.json: one group of layers for each scheme.
+
+    With a single scheme the target is every Linear, and those left alone are listed; several
+    schemes name their layers. The modules that stock classes add (poolers) are always left alone.
+    """
+    modules = {name.removesuffix(".weight"): scheme for name, scheme in schemes.items()}
+    linears = [name for name, module in skeleton(model).named_modules() if isinstance(module, nn.Linear)]
+    kinds = list(dict.fromkeys(modules.values()))
+    groups: dict[str, object] = {}
+    for i, kind in enumerate(kinds):
+        targets = ["Linear"] if len(kinds) == 1 else [name for name, s in modules.items() if s == kind]
+        groups[f"group_{i}"] = {
+            "targets": targets,
+            "weights": {
+                "num_bits": kind.bits,
+                "type": "int",
+                "symmetric": kind.symmetric,
+                "strategy": "channel" if kind.group is None else "group",
+                "group_size": kind.group,
+                "dynamic": False,
+                "actorder": None,
+            },
+            "input_activations": None,
+            "output_activations": None,
+            "format": "pack-quantized",
+        }
+    if len(kinds) > 1 and not all(kind.symmetric for kind in kinds):
+        raise UnsupportedError(
+            "transformers loads one scheme alone when codes have zeros; use one scheme, or symmetric: true"
+        )
+    parts = [f"re:.*{part.removesuffix('.')}\\..*" for part in model.arch.optional if part.endswith(".")]
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": [name for name in linears if name not in modules] + parts,
+        "kv_cache_scheme": None,
+        # Loading packed zeros as they are fails in transformers 5.23: it expects them unpacked.
+        **({} if all(kind.symmetric for kind in kinds) else {"dequantize": True}),
+    }
+
+
+def pack_rows(codes: UInt8[Tensor, "rows columns"], bits: int) -> Int32[Tensor, "rows words"]:
+    """The rows of unsigned codes as dense streams of `bits` bits, the last word filled with zeros."""
+    rows, columns = codes.shape
+    words = -(-columns * bits // 32)
+    stream = np.unpackbits(codes.numpy()[:, :, None], axis=2, count=bits, bitorder="little").reshape(rows, -1)
+    packed = np.zeros((rows, words * 4), np.uint8)
+    packed[:, : -(-columns * bits // 8)] = np.packbits(stream, axis=1, bitorder="little")
+    return torch.from_numpy(packed.view("<i4").astype(np.int32, copy=False))
+
+
+def unpack_rows(
+    packed: Int32[Tensor, "rows words"], bits: int, columns: int
+) -> UInt8[Tensor, "rows columns"]:
+    """The codes that `pack_rows` packed."""
+    raw = packed.contiguous().numpy().astype("<i4", copy=False).view(np.uint8)
+    stream = np.unpackbits(raw, axis=1, count=columns * bits, bitorder="little")
+    grouped = stream.reshape(len(raw), columns, bits)
+    return torch.from_numpy(np.packbits(grouped, axis=2, bitorder="little")[:, :, 0])
+
+
+def _packed(model: Model) -> list[str]:
+    return [name for name in model.checkpoint.entries if _is_packed(model, name)]
+
+
+def _is_packed(model: Model, name: str) -> bool:
+    return name in model.quantized and name not in (model.arch.embedding, model.arch.head)
+
+
+def _specs(model: Model, name: str, scheme: Scheme | None = None) -> list[TensorSpec]:
+    """The tensors that a parameter becomes. `scheme` overrides what the model has (for predictions)."""
+    entry = model.checkpoint.entries[name]
+    if scheme is None and _is_packed(model, name):
+        scheme = model.quantized[name].scheme
+    if scheme is None or name in (model.arch.embedding, model.arch.head):
+        return [TensorSpec(name, _kept_dtype(entry.dtype), entry.shape, lambda: _kept(model, name))]
+    rows, columns = entry.shape
+    groups = columns // scheme.width(columns)
+    words = (-(-columns * scheme.bits // 32), -(-rows * scheme.bits // 32))
+    specs = [
+        TensorSpec(f"{name}_packed", torch.int32, (rows, words[0]), lambda: _codes(model, name)),
+        TensorSpec(f"{name}_scale", _scale_dtype(scheme), (rows, groups), lambda: _scale(model, name)),
+        TensorSpec(f"{name}_shape", torch.int64, (2,), lambda: torch.tensor([rows, columns])),
+    ]
+    if not scheme.symmetric:
+        specs.append(
+            TensorSpec(f"{name}_zero_point", torch.int32, (words[1], groups), lambda: _zeros(model, name))
+        )
+    return specs
+
+
+def _kept_dtype(stored: str) -> torch.dtype:
+    return torch.bfloat16 if stored in ("F32", "F64") else DTYPES[stored]
+
+
+def _kept(model: Model, name: str) -> Tensor:
+    """A parameter that is not packed, in 16 bits (whole numbers as they are)."""
+    return model.checkpoint.read(name).to(_kept_dtype(model.checkpoint.entries[name].dtype))
+
+
+def _codes(model: Model, name: str) -> Tensor:
+    weight = model.quantized[name]
+    return pack_rows(weight.codes, weight.scheme.bits)
+
+
+def _scale(model: Model, name: str) -> Tensor:
+    weight = model.quantized[name]
+    stored = weight.scale.to(_scale_dtype(weight.scheme))
+    if not torch.equal(stored.to(torch.float32), weight.scale):
+        raise UnsupportedError(f"{name}: a scale is not exact in {stored.dtype}; use fewer scale_digits")
+    return stored
+
+
+def _scale_dtype(scheme: Scheme) -> torch.dtype:
+    """The smallest type in which transformers computes scale * (code - zero) without rounding.
+
+    A symmetric matrix is unpacked in the type that the model is loaded in. One with zeros has to
+    be unpacked while it is loaded (see `quantization_config`), and then in the type of its scales.
+    """
+    if scheme.symmetric:
+        return torch.bfloat16
+    return torch.float16 if scheme.scale_digits + scheme.bits <= _DIGITS_OF_FP16 else torch.float32
+
+
+def _zeros(model: Model, name: str) -> Tensor:
+    weight = model.quantized[name]
+    return pack_rows(weight.zero.to(torch.uint8).T.contiguous(), weight.scheme.bits).T.contiguous()
+
+
+def _shards(specs: list[TensorSpec]) -> list[list[TensorSpec]]:
+    """Tensors in files of at most `SHARD_BYTES` (one that is larger has a file of its own)."""
+    shards: list[list[TensorSpec]] = [[]]
+    room = SHARD_BYTES
+    for spec in specs:
+        if _bytes(spec) > room and shards[-1]:
+            shards.append([])
+            room = SHARD_BYTES
+        shards[-1].append(spec)
+        room -= _bytes(spec)
+    return shards
+
+
+def _bytes(spec: TensorSpec) -> int:
+    return int(torch.Size(spec.shape).numel()) * spec.dtype.itemsize
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,103 @@
+"""A quantized matrix as GGUF blocks: the codes and scales it has, bit for bit, nothing rounded again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from pocketsize.errors import UnsupportedError
+from pocketsize.quantization.grid import QWeight
+from pocketsize.quantization.scheme import Scheme
+
+BLOCK = 32
+
+
+@dataclass(frozen=True, slots=True)
+class BlockType:
+    """A GGUF type of 32 weights a block: W = d * (code - middle), or d * code + m with a minimum."""
+
+    name: str
+    bits: int
+    minimum: bool
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block: a float16 scale, perhaps a float16 minimum, and 32 codes."""
+        return 2 + 2 * self.minimum + BLOCK * self.bits // 8
+
+    def row_bytes(self, columns: int) -> int:
+        """Bytes of one row of `columns` weights."""
+        return columns // BLOCK * self.block_bytes
+
+
+TYPES = {
+    (t.bits, t.minimum): t
+    for t in (
+        BlockType("Q4_0", 4, False),
+        BlockType("Q4_1", 4, True),
+        BlockType("Q5_0", 5, False),
+        BlockType("Q5_1", 5, True),
+        BlockType("Q8_0", 8, False),
+    )
+}
+
+
+def block_type(scheme: Scheme, columns: int, name: str) -> BlockType:
+    """The block type that holds a matrix of this scheme exactly; `name` is for the error."""
+    kind = TYPES.get((scheme.bits, not scheme.symmetric))
+    if kind is None:
+        form = "symmetric" if scheme.symmetric else "asymmetric"
+        raise UnsupportedError(
+            f"{name}: GGUF has no block for {scheme.bits}-bit {form} codes; "
+            "use 4 or 5 bits, or 8 bits with symmetric: true"
+        )
+    if scheme.width(columns) % BLOCK:
+        raise UnsupportedError(
+            f"{name}: GGUF blocks hold {BLOCK} weights; a group of {scheme.width(columns)} cannot be stored"
+        )
+    return kind
+
+
+def pack(weight: QWeight, name: str) -> UInt8[np.ndarray, "out bytes"]:
+    """The rows of a quantized matrix as block bytes.
+
+    A group larger than 32 repeats its scale in each of its blocks. Scale, and minimum
+    -scale * zero, must be exact in float16; `name` is for the error when they are not.
+    """
+    out, columns = weight.codes.shape
+    kind = block_type(weight.scheme, columns, name)
+    repeat = columns // BLOCK // weight.scale.shape[1]
+    codes = weight.codes.numpy().reshape(out, columns // BLOCK, BLOCK)
+    parts = [_halves(weight.scale, repeat, name, "scale")]
+    if kind.minimum:
+        parts.append(_halves(-weight.scale * weight.zero, repeat, name, "minimum (scale x zero)"))
+    elif not bool((weight.zero == weight.scheme.middle).all()):
+        raise UnsupportedError(f"{name}: a symmetric grid must have its zero at {weight.scheme.middle}")
+    if kind.bits == 8:
+        parts.append(codes ^ np.uint8(0x80))  # code - 128 in two's complement
+    else:
+        if kind.bits == 5:
+            parts.append(np.packbits(codes >> 4, axis=-1, bitorder="little"))
+        low, high = codes[..., : BLOCK // 2], codes[..., BLOCK // 2 :]
+        parts.append((low & 0x0F) | (high << 4))
+    return np.concatenate(parts, axis=-1).reshape(out, kind.row_bytes(columns))
+
+
+def _halves(
+    values: Float[Tensor, "out groups"], repeat: int, name: str, what: str
+) -> UInt8[np.ndarray, "out blocks 2"]:
+    """Values as little-endian float16 bytes, each repeated; refuses what float16 would change."""
+    halves = values.to(torch.float16)
+    wrong = halves.to(torch.float32) != values
+    if bool(wrong.any()):
+        row, group = (int(i) for i in wrong.nonzero()[0])
+        raise UnsupportedError(
+            f"{name}: the {what} {float(values[row, group])!r} of row {row}, group {group} is not exact in "
+            "float16; quantize with gguf among the exports, which keeps fewer digits in each scale"
+        )
+    stored = halves.repeat_interleave(repeat, dim=1).numpy().astype("<f2")
+    return stored.view(np.uint8).reshape(*stored.shape, 2)

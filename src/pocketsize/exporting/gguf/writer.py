@@ -1,0 +1,251 @@
+"""A model as one GGUF file for llama.cpp, streamed to disk one tensor at a time."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, RopeScalingType, size_label
+from gguf.gguf_writer import TensorInfo, WriterState
+from torch import Tensor
+
+from pocketsize.errors import NumericalError, UnsupportedError, UsageError
+from pocketsize.exporting.artifact import Artifact
+from pocketsize.exporting.gguf.blocks import BLOCK, block_type, pack
+from pocketsize.exporting.gguf.names import ROPE_FACTORS, gguf_name, row_order
+from pocketsize.exporting.gguf.vocabulary import add_vocabulary
+from pocketsize.io.publish import publish_stream
+from pocketsize.models.model import Model
+from pocketsize.quantization.grid import QWeight
+from pocketsize.quantization.scheme import Scheme
+
+FLOATS = {"F32": np.float32, "F16": np.float16}
+_ALIGNMENT = 32
+
+SchemeOf = Callable[[str], Scheme | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How one parameter is stored: its GGUF name and type, its shape as in the model, its bytes."""
+
+    source: str
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    bytes: int
+
+
+def write(model: Model, path: Path, *, floats: str = "F32") -> Artifact:
+    """Write the model as the GGUF file `path`.
+
+    Quantized weights keep their own codes and scales, bit for bit; other matrices are stored as
+    `floats` (F32 or F16), vectors as F32. A tied head is not stored: llama.cpp uses the embedding.
+    """
+    tensors = plan(
+        model, lambda name: model.quantized[name].scheme if name in model.quantized else None, floats
+    )
+    header = _header(model, tensors)
+
+    def stream(out: BinaryIO) -> None:
+        out.write(header)
+        for stored in tensors:
+            data = _data(model, stored)
+            out.write(data)
+            out.write(bytes(_padded(len(data)) - len(data)))
+
+    digest = publish_stream(path, stream)
+    return Artifact(path.name, "gguf", path.stat().st_size, {path.name: digest})
+
+
+def predict_bytes(model: Model, scheme_of: SchemeOf, *, floats: str = "F32") -> int:
+    """The exact size of the file that `write` would make with these schemes (None: not quantized)."""
+    tensors = plan(model, scheme_of, floats)
+    return len(_header(model, tensors)) + sum(_padded(stored.bytes) for stored in tensors)
+
+
+def plan(model: Model, scheme_of: SchemeOf, floats: str) -> list[Stored]:
+    """Every tensor of the file, in its order: embedding, blocks, final norm, head."""
+    if floats not in FLOATS:
+        raise UsageError(f"floats must be one of {', '.join(FLOATS)}, got {floats!r}")
+    tensors = [_stored(model, name, scheme_of(name), floats) for name in _parameters(model)]
+    if (factors := rope_factors(model)) is not None:
+        tensors.append(Stored("", ROPE_FACTORS, "F32", tuple(factors.shape), 4 * factors.numel()))
+    return tensors
+
+
+def file_type(tensors: list[Stored]) -> str:
+    """The type that holds most weights: the file's type, and the end of its name."""
+    return main_kind((stored.kind, stored.shape) for stored in tensors)
+
+
+def main_kind(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> str:
+    """The kind that most elements of the matrices among these kinds and shapes have."""
+    weights: dict[str, int] = {}
+    for kind, shape in tensors:
+        if len(shape) > 1:
+            weights[kind] = weights.get(kind, 0) + math.prod(shape)
+    return max(weights, key=lambda kind: weights[kind])
+
+
+def stored_value(model: Model, name: str, floats: str = "F32") -> Tensor:
+    """The parameter as the file gives it back, float32, rows in the model's own order."""
+    W = model.weight(name)
+    halves = floats == "F16" and W.ndim > 1 and name not in model.quantized
+    return W.to(torch.float16).to(torch.float32) if halves else W
+
+
+def metadata(model: Model, kind: str) -> dict[str, object]:
+    """Every field of the file by its key; `kind` is the type of most weights."""
+    writer = GGUFWriter(None, str(model.arch.gguf))
+    _add_metadata(writer, model, kind)
+    return {key: field.value for key, field in writer.kv_data[0].items()}
+
+
+def _add_metadata(writer: GGUFWriter, model: Model, kind: str) -> None:
+    """Add what llama.cpp has to know besides the tensors."""
+    config, origin = model.config, model.origin
+    writer.add_type("model")
+    writer.add_name(origin.name)
+    if origin.licence != "unknown":
+        writer.add_license(origin.licence)
+    writer.add_size_label(size_label(origin.parameters, 0, 0, 0))
+    writer.add_quantized_by("pocketsize")
+    writer.add_file_type(LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
+    writer.add_quantization_version(2)
+    heads = config.num_attention_heads
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head_width)
+    writer.add_value_length(head_width)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(head_width)
+    _add_rope(writer, model)
+    add_vocabulary(writer, model)
+
+
+def rope_factors(model: Model) -> Tensor | None:
+    """The divisor of each rotary frequency under Llama 3's scaling; None where there is none.
+
+    Wavelengths above old / low are stretched by the whole factor, those below old / high not at
+    all, those between by a mean of both.
+    """
+    rope = _rope(model)
+    if rope["rope_type"] != "llama3":
+        return None
+    width = (
+        getattr(model.config, "head_dim", None)
+        or model.config.hidden_size // model.config.num_attention_heads
+    )
+    frequency = rope["rope_theta"] ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
+    old, factor = rope["original_max_position_embeddings"], rope["factor"]
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    turns = old * frequency / (2 * math.pi)
+    smooth = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 / ((1 - smooth) / factor + smooth)).to(torch.float32)
+
+
+def refuses(model: Model) -> str | None:
+    """Why this model cannot be written as GGUF; None when it can."""
+    try:
+        _header(model, plan(model, lambda _: None, "F32"))
+    except UnsupportedError as error:
+        return str(error)
+    odd = [n for n in model.linears if model.checkpoint.entries[n].shape[1] % BLOCK]
+    return f"{odd[0]}: GGUF blocks hold {BLOCK} weights, its rows are no multiple of that" if odd else None
+
+
+def _add_rope(writer: GGUFWriter, model: Model) -> None:
+    rope = _rope(model)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+
+
+def _rope(model: Model) -> dict[str, Any]:
+    rope = dict(model.config.rope_parameters)
+    odd = rope.get("partial_rotary_factor", 1.0) != 1.0
+    if odd or rope["rope_type"] not in ("default", "linear", "llama3"):
+        raise UnsupportedError(f"rotary embedding {rope} is not written to GGUF yet; export folder")
+    return rope
+
+
+def _parameters(model: Model) -> list[str]:
+    """The names of all stored parameters; refuses activations that llama.cpp's model does not have."""
+    if model.config.hidden_act not in ("silu", "swish"):
+        raise UnsupportedError(
+            f"hidden_act {model.config.hidden_act!r}: llama.cpp's llama model has silu; export folder"
+        )
+    blocks = {f"{path}.": i for i, path in enumerate(model.blocks)}
+    skipped = model.arch.optional
+
+    def place(name: str) -> tuple[int, str]:
+        if name == model.arch.embedding:
+            return -1, name
+        block = next(
+            (i for path, i in blocks.items() if name.startswith(path)),
+            len(blocks) + (name == model.arch.head),
+        )
+        return block, name
+
+    names = [n for n in model.checkpoint.entries if not (skipped and n.startswith(skipped))]
+    return sorted(names, key=place)
+
+
+def _stored(model: Model, source: str, scheme: Scheme | None, floats: str) -> Stored:
+    shape = model.checkpoint.entries[source].shape
+    name = gguf_name(model, source)
+    if scheme is not None:
+        kind = block_type(scheme, shape[1], source)
+        return Stored(source, name, kind.name, shape, shape[0] * kind.row_bytes(shape[1]))
+    word = floats if len(shape) > 1 else "F32"
+    return Stored(source, name, word, shape, math.prod(shape) * np.dtype(FLOATS[word]).itemsize)
+
+
+def _data(model: Model, stored: Stored) -> bytes:
+    """The bytes of one tensor, rows in GGUF's order."""
+    if stored.name == ROPE_FACTORS:
+        return cast(Tensor, rope_factors(model)).numpy().tobytes()
+    order = row_order(model, stored.source)
+    if stored.source in model.quantized:
+        weight = model.quantized[stored.source]
+        if order is not None:
+            weight = QWeight(weight.codes[order], weight.scale[order], weight.zero[order], weight.scheme)
+        return pack(weight, stored.source).tobytes()
+    W = model.original(stored.source)
+    array = (W if order is None else W[order]).numpy().astype(FLOATS[stored.kind])
+    if not np.isfinite(array).all():
+        raise NumericalError(f"{stored.source}: {stored.kind} cannot hold its values; write floats as F32")
+    return array.tobytes()
+
+
+def _header(model: Model, tensors: list[Stored]) -> bytes:
+    """Everything before the first tensor's bytes."""
+    writer = GGUFWriter(None, str(model.arch.gguf))
+    _add_metadata(writer, model, file_type(tensors))
+    for stored in tensors:
+        kind = GGMLQuantizationType[stored.kind]
+        writer.tensors[0][stored.name] = TensorInfo(shape=stored.shape, dtype=kind, nbytes=stored.bytes)
+    out = io.BytesIO()
+    writer.fout, writer.state = [cast(io.BufferedWriter, out)], WriterState.EMPTY
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    return out.getvalue() + bytes(_padded(out.tell()) - out.tell())
+
+
+def _padded(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT

@@ -1,0 +1,187 @@
+"""Finished artefacts read back: a folder by our own unpacking, a GGUF by the `gguf` package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGUFReader, dequantize
+from torch import Tensor
+from transformers import CONFIG_MAPPING, PretrainedConfig
+
+from pocketsize.errors import DataError, UnsupportedError
+from pocketsize.exporting.compressed_tensors import unpack_rows
+from pocketsize.exporting.gguf.names import gguf_name, row_order
+from pocketsize.exporting.gguf.scan import scan
+from pocketsize.exporting.gguf.writer import main_kind
+from pocketsize.io.checkpoint import Checkpoint, Entry, open_checkpoint
+from pocketsize.io.strictjson import read_json_object
+from pocketsize.models.arch import arch_of
+from pocketsize.models.model import Model, Origin
+from pocketsize.models.quiet import quiet
+from pocketsize.quantization.grid import QWeight
+from pocketsize.quantization.scheme import Scheme
+
+_PACKED = "_packed"
+
+
+def read_folder(folder: Path) -> Model:
+    """The model in a folder that `compressed_tensors.write` made; packed weights are its `quantized`.
+
+    Where it came from is not in the folder, so its `origin` has a name alone.
+    """
+    path = folder / "config.json"
+    raw: dict[str, Any] = read_json_object(path)
+    quantization = raw.pop("quantization_config", {})
+    config, arch = _config(raw, path), arch_of(str(raw["model_type"]))
+    try:
+        schemes = _schemes(quantization)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: quantization_config: {error}") from error
+    stored = open_checkpoint(folder)
+    packed = [name.removesuffix(_PACKED) for name in stored.entries if name.endswith(".weight" + _PACKED)]
+    weights = _Packed(stored, {name: _scheme_of(path, schemes, name) for name in packed})
+    entries = {n: e for n, e in stored.entries.items() if not _is_part(n)} | {
+        n: weights.entry(n) for n in packed
+    }
+    origin = Origin(folder.name, "", 0, 0, 0)
+    return Model(folder, config, arch, origin, Checkpoint(folder, MappingProxyType(entries)), weights)
+
+
+def model_in(gguf: Gguf, config: Mapping[str, Any], names: Iterable[str]) -> Model:
+    """The model that a GGUF holds, for a known config and known parameter names; `Gguf.tensor` reads it."""
+    made, arch = _config(dict(config), gguf.path), arch_of(str(config.get("model_type")))
+    model = Model(
+        gguf.path.parent, made, arch, Origin(gguf.path.stem, "", 0, 0, 0), Checkpoint(gguf.path.parent, {})
+    )
+    shapes = {t.name: tuple(int(n) for n in reversed(t.shape)) for t in gguf.reader.tensors}
+    entries: dict[str, Entry] = {}
+    for name in names:
+        if (wanted := gguf_name(model, name)) not in shapes:
+            raise DataError(f"{gguf.path}: tensor {wanted} is missing")
+        entries[name] = Entry(name, gguf.path.name, "F32", shapes[wanted], 0, 0)
+    return replace(model, checkpoint=Checkpoint(gguf.path.parent, MappingProxyType(entries)))
+
+
+class _Packed(Mapping[str, QWeight]):
+    """Quantized weights of a folder, unpacked when they are asked for."""
+
+    def __init__(self, stored: Checkpoint, schemes: Mapping[str, Scheme]) -> None:
+        self._stored, self._schemes = stored, schemes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._schemes)
+
+    def __len__(self) -> int:
+        return len(self._schemes)
+
+    def __getitem__(self, name: str) -> QWeight:
+        scheme, (rows, columns) = self._schemes[name], self.entry(name).shape
+        groups = columns // scheme.width(columns)
+        words = -(-columns * scheme.bits // 32), -(-rows * scheme.bits // 32)
+        codes = unpack_rows(self._part(name, _PACKED, (rows, words[0])), scheme.bits, columns)
+        scale = self._part(name, "_scale", (rows, groups)).to(torch.float32)
+        if scheme.symmetric:
+            zero = torch.full_like(scale, float(scheme.middle))
+        else:
+            packed = self._part(name, "_zero_point", (words[1], groups))
+            zero = unpack_rows(packed.T.contiguous(), scheme.bits, rows).T.to(torch.float32).contiguous()
+        return QWeight(codes, scale, zero, scheme)
+
+    def entry(self, name: str) -> Entry:
+        """Where the packed codes are, with the shape of the matrix they stand for."""
+        shape = self._part(name, "_shape", (2,)).tolist()
+        return replace(self._stored.entries[name + _PACKED], name=name, shape=tuple(int(n) for n in shape))
+
+    def _part(self, name: str, part: str, shape: tuple[int, ...]) -> Tensor:
+        tensor = self._stored.read(name + part)
+        if tuple(tensor.shape) != shape:
+            file = self._stored.folder / self._stored.entries[name + part].file
+            raise DataError(
+                f"{file}: tensor {name}{part} has shape {list(tensor.shape)}, {list(shape)} is needed"
+            )
+        return tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Gguf:
+    """A GGUF file as the `gguf` package reads it."""
+
+    path: Path
+    fields: Mapping[str, object]
+    kinds: Mapping[str, str]
+    reader: GGUFReader
+
+    @property
+    def main_kind(self) -> str:
+        """The type that holds most weights."""
+        return main_kind((t.tensor_type.name, tuple(int(n) for n in t.shape)) for t in self.reader.tensors)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether llama.cpp rounds activations to multiply with some of its matrices."""
+        return set(self.kinds.values()) != {"F32"}
+
+    def tensor(self, model: Model, name: str) -> Tensor:
+        """A parameter of `model`, dequantized, float32, rows in the model's own order."""
+        wanted = gguf_name(model, name)
+        found = next((t for t in self.reader.tensors if t.name == wanted), None)
+        if found is None:
+            raise DataError(f"{self.path}: tensor {wanted} is missing")
+        shape = tuple(int(n) for n in reversed(found.shape))
+        if shape != model.checkpoint.entries[name].shape:
+            need = list(model.checkpoint.entries[name].shape)
+            raise DataError(f"{self.path}: tensor {wanted} has shape {list(shape)}, {need} is needed")
+        values = dequantize(found.data, found.tensor_type).reshape(shape)
+        W = torch.from_numpy(np.array(values, dtype=np.float32))
+        order = row_order(model, name)
+        return W if order is None else torch.empty_like(W).index_copy_(0, order, W)
+
+
+def read_gguf(path: Path) -> Gguf:
+    """The file, its header checked first."""
+    scan(path)
+    try:
+        reader = GGUFReader(path)
+        fields = {
+            key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")
+        }
+    except (ValueError, KeyError, IndexError, OverflowError) as error:
+        raise DataError(f"{path}: not a readable GGUF: {' '.join(str(error).split())[:200]}") from error
+    return Gguf(path, fields, {t.name: t.tensor_type.name for t in reader.tensors}, reader)
+
+
+def _config(raw: dict[str, Any], path: Path) -> PretrainedConfig:
+    try:
+        with quiet():
+            return CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
+    except Exception as error:  # the config classes raise anything, and all of it means: not a config
+        raise DataError(f"{path}: not a config: {' '.join(str(error).split())[:200]}") from error
+
+
+def _is_part(name: str) -> bool:
+    return name.endswith(tuple(".weight" + part for part in (_PACKED, "_scale", "_shape", "_zero_point")))
+
+
+def _schemes(quantization: Mapping[str, Any]) -> list[tuple[list[str], Scheme]]:
+    """Targets and scheme of each group of a `quantization_config`."""
+    if quantization and quantization.get("format") != "pack-quantized":
+        raise UnsupportedError(f"format {quantization.get('format')!r}; only pack-quantized is read back")
+    found: list[tuple[list[str], Scheme]] = []
+    for group in quantization.get("config_groups", {}).values():
+        w = group["weights"]
+        found.append((group["targets"], Scheme(w["num_bits"], w["group_size"], symmetric=w["symmetric"])))
+    return found
+
+
+def _scheme_of(path: Path, schemes: list[tuple[list[str], Scheme]], name: str) -> Scheme:
+    module = name.removesuffix(".weight")
+    for targets, scheme in schemes:
+        if module in targets or targets == ["Linear"]:
+            return scheme
+    raise DataError(f"{path}: tensor {name}{_PACKED} is in no group of quantization_config")

@@ -1,0 +1,94 @@
+"""A folder loaded by stock transformers in a process of its own, which knows nothing of Pocketsize."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pocketsize.errors import IntegrityError
+from pocketsize.exporting.behaviour import TEXTS, loaded
+from pocketsize.exporting.compressed_tensors import stored_value
+from pocketsize.models.load import tokenizer_of
+from pocketsize.models.model import Model
+
+# The same sums in the same order, give or take a thread: far below any difference that matters.
+TOLERANCE = 1e-4
+_SECONDS = 600
+_SCRIPT = """
+import sys, numpy, torch
+from transformers import AutoModel, AutoModelForCausalLM
+folder, inputs, outputs, task, threads = sys.argv[1:]
+torch.set_num_threads(int(threads))
+auto = AutoModelForCausalLM if task == "generate" else AutoModel
+model = auto.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+with torch.no_grad():
+    out = model(input_ids=torch.from_numpy(numpy.load(inputs)))[0]
+numpy.save(outputs, out.float().numpy())
+"""
+
+
+def reload_check(model: Model, out: Path) -> tuple[str, ...]:
+    """Load the folder in a fresh process and compare what it computes with our own forward.
+
+    The sentence says what was seen; raises IntegrityError when the two differ.
+    """
+    if importlib.util.find_spec("compressed_tensors") is None:
+        return (
+            "not loaded in transformers: python -m pip install 'pocketsize[transformers]' to check that too",
+        )
+    ids = _ids(model)
+    got = _elsewhere(out, ids, model.arch.task)
+    expected = _here(model, ids)
+    if got.shape != expected.shape or not bool(torch.isfinite(got).all()):
+        raise IntegrityError(f"{out}: stock transformers computes {tuple(got.shape)}, or no finite numbers")
+    worst = float((got - expected).abs().max() / (expected.max() - expected.min()))
+    what = "logits" if model.arch.task == "generate" else "hidden states"
+    if worst > TOLERANCE:
+        raise IntegrityError(f"{out}: stock transformers' {what} are off by {worst:.2g} of their range")
+    return (
+        f"stock transformers, in a fresh process, gives the same {what} (within {worst:.1g} of their range)",
+    )
+
+
+def _ids(model: Model) -> Tensor:
+    """The probe texts, cut to one length."""
+    tokenizer = tokenizer_of(model)
+    ids = [list(tokenizer(text).input_ids) for text in TEXTS]
+    length = min(map(len, ids))
+    return torch.tensor([row[:length] for row in ids])
+
+
+@torch.no_grad()
+def _here(model: Model, ids: Tensor) -> Tensor:
+    module: nn.Module = loaded(model, lambda name: stored_value(model, name))
+    return module(input_ids=ids)[0].to(torch.float32)
+
+
+def _elsewhere(out: Path, ids: Tensor, task: str) -> Tensor:
+    with tempfile.TemporaryDirectory(prefix="pocketsize-") as work:
+        inputs, outputs = Path(work, "ids.npy"), Path(work, "out.npy")
+        np.save(inputs, ids.numpy())
+        command = [sys.executable, "-c", _SCRIPT, str(out.absolute()), str(inputs), str(outputs), task]
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        done = subprocess.run(
+            [*command, str(torch.get_num_threads())],
+            capture_output=True,
+            cwd=work,
+            env=environment,
+            timeout=_SECONDS,
+            check=False,
+        )
+        if done.returncode:
+            lines = done.stderr.decode(errors="replace").strip().splitlines() or [
+                f"exit code {done.returncode}"
+            ]
+            raise IntegrityError(f"{out}: stock transformers cannot load it: {lines[-1][:300]}")
+        return torch.from_numpy(np.load(outputs))

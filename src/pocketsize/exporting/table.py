@@ -1,0 +1,129 @@
+"""The export formats by name: what each can hold, how large it gets, and how it is written and read back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor
+
+from pocketsize.exporting import compressed_tensors
+from pocketsize.exporting.artifact import Artifact
+from pocketsize.exporting.behaviour import behaviour_of, field_prints
+from pocketsize.exporting.gguf import writer as gguf
+from pocketsize.exporting.gguf.blocks import BLOCK
+from pocketsize.exporting.reload import reload_check
+from pocketsize.exporting.verify import verify_gguf
+from pocketsize.models.model import Model
+from pocketsize.quantization.scheme import BITS, GROUPS, Scheme
+
+SchemeOf = Callable[[str], Scheme | None]
+PARTS: tuple[str, ...] = ("embeddings", "linears", "rest")
+
+
+@dataclass(frozen=True, slots=True)
+class Exporter:
+    """An export format.
+
+    `groups` are the group sizes that may be chosen for it, `takes_group` says which it can hold
+    when told to. `refuses` gives the reason why a model cannot be exported, or None. `write` makes
+    the artefact in a folder and reads it back; `stored` is a parameter as the artefact gives it,
+    `predict_bytes` its exact size before anything is written, `parts` the bytes of its tensors.
+    """
+
+    name: str
+    groups: tuple[int, ...]
+    bits: tuple[int, ...]
+    takes_group: Callable[[int | None], bool]
+    refuses: Callable[[Model], str | None]
+    write: Callable[[Model, Path], Artifact]
+    stored: Callable[[Model, str], Tensor]
+    predict_bytes: Callable[[Model, SchemeOf], int]
+    parts: Callable[[Model], dict[str, int]]
+
+
+def behaviours(model: Model, artifacts: Sequence[Artifact]) -> dict[str, object]:
+    """The behaviour of each artefact, by its path: what `verify` compares with later."""
+    found: dict[str, object] = {}
+    for artifact in artifacts:
+        known: dict[str, Any] = behaviour_of(model, partial(EXPORTERS[artifact.format].stored, model))
+        if artifact.format == "gguf":
+            kind = gguf.file_type(gguf.plan(model, _schemes(model), "F32"))
+            known["fields"] = field_prints(gguf.metadata(model, kind))
+        found[artifact.path] = known
+    return found
+
+
+def gguf_name_of(model: Model) -> str:
+    """The file name of a model's GGUF: its name and the type of most of its weights."""
+    kind = gguf.file_type(gguf.plan(model, _schemes(model), "F32"))
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", model.origin.name.rsplit("/", 1)[-1]).strip("-.") or "model"
+    return f"{stem}-{kind}.gguf"
+
+
+def _write_folder(model: Model, folder: Path) -> Artifact:
+    artifact = compressed_tensors.write(model, folder)
+    return replace(artifact, checks=reload_check(model, folder))
+
+
+def _write_gguf(model: Model, folder: Path) -> Artifact:
+    path = folder / gguf_name_of(model)
+    artifact = gguf.write(model, path)
+    return replace(artifact, checks=verify_gguf(model, path))
+
+
+def _folder_parts(model: Model) -> dict[str, int]:
+    parts = dict.fromkeys(PARTS, 0)
+    for name, size in compressed_tensors.tensor_bytes(model).items():
+        parts[_part_of(model, name)] += size
+    return parts
+
+
+def _gguf_parts(model: Model) -> dict[str, int]:
+    parts = dict.fromkeys(PARTS, 0)
+    for stored in gguf.plan(model, _schemes(model), "F32"):
+        parts[_part_of(model, stored.source)] += stored.bytes
+    return parts
+
+
+def _part_of(model: Model, name: str) -> str:
+    if name in (model.arch.embedding, model.arch.head):
+        return "embeddings"
+    return "linears" if name in set(model.linears) else "rest"
+
+
+def _schemes(model: Model) -> SchemeOf:
+    return lambda name: model.quantized[name].scheme if name in model.quantized else None
+
+
+EXPORTERS: Mapping[str, Exporter] = MappingProxyType(
+    {
+        "folder": Exporter(
+            name="folder",
+            groups=GROUPS,
+            bits=BITS,
+            takes_group=lambda _: True,
+            refuses=lambda _: None,
+            write=_write_folder,
+            stored=compressed_tensors.stored_value,
+            predict_bytes=compressed_tensors.predict_bytes,
+            parts=_folder_parts,
+        ),
+        "gguf": Exporter(
+            name="gguf",
+            groups=(BLOCK,),
+            bits=(8, 5, 4),
+            takes_group=lambda group: group is None or group % BLOCK == 0,
+            refuses=gguf.refuses,
+            write=_write_gguf,
+            stored=gguf.stored_value,
+            predict_bytes=gguf.predict_bytes,
+            parts=_gguf_parts,
+        ),
+    }
+)

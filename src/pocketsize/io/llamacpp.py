@@ -1,0 +1,253 @@
+"""llama.cpp, in this process: loads a GGUF and answers with tokens, log-probabilities and timings.
+
+Two packages bring llama.cpp to Python, `xllamacpp` (prebuilt) and `llama-cpp-python` (built on
+install); whichever is there is used, the first where both are. Nothing is printed. xllamacpp
+runs llama.cpp's server and insists on a port: it listens on loopback only, behind a random key.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import math
+import secrets
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol
+
+import numpy as np
+
+from pocketsize.errors import DataError, UnsupportedError, UsageError
+
+_FORCED = 1e6
+PACKAGES = {"xllamacpp": "xllamacpp", "llama-cpp-python": "llama_cpp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Speed of one prompt and the tokens decoded after it, batch 1."""
+
+    prompt_tokens: int
+    decoded_tokens: int
+    prompt_per_s: float
+    decode_per_s: float
+
+
+class _Engine(Protocol):
+    def top(self, ids: list[int], n: int) -> list[tuple[int, float]]: ...
+    def chat(self, messages: list[dict[str, str]], max_tokens: int) -> str: ...
+    def tokenize(self, text: str, special: bool) -> list[int]: ...
+    def timings(self, ids: list[int], n: int) -> Timings: ...
+    def close(self) -> None: ...
+
+
+def installed() -> str | None:
+    """The package that brings llama.cpp here, or None."""
+    return next((name for name, module in PACKAGES.items() if importlib.util.find_spec(module)), None)
+
+
+class LlamaCpp:
+    """A GGUF file loaded in llama.cpp on the CPU.
+
+    `exact` keeps keys and values in float32 and computes attention plainly, so that a float32
+    file can be compared with a float32 forward; the default is llama.cpp's own (float16 keys
+    and values). `package` forces one of `PACKAGES`.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        threads: int,
+        context: int = 2048,
+        exact: bool = False,
+        package: str | None = None,
+    ) -> None:
+        name = package or installed()
+        if name is None or name not in PACKAGES or not importlib.util.find_spec(PACKAGES[name]):
+            raise UnsupportedError(
+                f"{name or 'llama.cpp'} is not installed; python -m pip install 'pocketsize[llamacpp]'"
+            )
+        if threads < 1 or context < 1:
+            raise UsageError(f"threads and context must be positive, got {threads} and {context}")
+        if not Path(path).is_file():
+            raise DataError(f"{path}: no such GGUF file")
+        self.package = name
+        make = _Xllamacpp if name == "xllamacpp" else _LlamaCppPython
+        self._engine: _Engine = make(str(path), threads, context, exact)
+
+    def top(self, ids: Sequence[int], n: int = 1) -> list[tuple[int, float]]:
+        """The `n` likeliest next tokens after `ids`, with log-probabilities in nats, best first."""
+        return self._engine.top(list(ids), n)
+
+    def greedy(self, ids: Sequence[int], n: int) -> list[int]:
+        """The next `n` tokens when the likeliest is always taken, stop tokens like any other."""
+        out: list[int] = []
+        for _ in range(n):
+            out.append(self.top([*ids, *out])[0][0])
+        return out
+
+    def chat(self, messages: Sequence[Mapping[str, str]], max_tokens: int = 128) -> str:
+        """The model's greedy answer, rendered with the chat template in the file."""
+        return self._engine.chat([dict(m) for m in messages], max_tokens)
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """The token ids of a text by the tokenizer in the file; `special` reads control tokens in it."""
+        return self._engine.tokenize(text, special)
+
+    def timings(self, ids: Sequence[int], n: int) -> Timings:
+        """How fast the prompt `ids` is read and `n` tokens after it are decoded."""
+        return self._engine.timings(list(ids), n)
+
+    def close(self) -> None:
+        """Free the model; nothing can be asked afterwards."""
+        self._engine.close()
+
+    def __enter__(self) -> LlamaCpp:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Xllamacpp:
+    """llama.cpp's server, asked through its handlers; only `tokenize` has to go over the socket."""
+
+    def __init__(self, path: str, threads: int, context: int, exact: bool) -> None:
+        xllamacpp: Any = importlib.import_module("xllamacpp")
+        params = xllamacpp.CommonParams()
+        params.model.path = path
+        params.n_ctx, params.n_parallel, params.n_gpu_layers = context, 1, 0
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        params.verbosity, params.warmup, params.ui, params.offline = -1, False, False, True
+        params.cache_ram_mib, params.n_threads_http = 0, 1
+        params.endpoint_slots = params.endpoint_props = params.endpoint_metrics = False
+        params.hostnames, params.port = ["127.0.0.1"], 0
+        self._key = secrets.token_hex(32)
+        params.api_keys = [self._key]
+        if exact:
+            params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+            params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        try:
+            self._server: Any = xllamacpp.Server(params)
+        except RuntimeError as error:
+            raise DataError(f"{path}: llama.cpp cannot load it") from error
+        self._path = path
+        self._bias = [[self.tokenize("a", False)[0], _FORCED]]
+
+    def top(self, ids: list[int], n: int) -> list[tuple[int, float]]:
+        # Stop tokens, and tokens that end within a character, come back without probabilities. The
+        # probabilities are those of the logits before any sampler, so a bias can have a harmless
+        # token sampled in their place.
+        reply = self._complete(ids, 1, n_probs=max(n, 1), cache_prompt=True, logit_bias=self._bias)
+        first = reply["choices"][0]["logprobs"]["content"][0]
+        return [(t["id"], t["logprob"]) for t in first["top_logprobs"]]
+
+    def chat(self, messages: list[dict[str, str]], max_tokens: int) -> str:
+        reply = self._server.handle_chat_completions(
+            {"messages": messages, "max_tokens": max_tokens, "temperature": 0.0, "cache_prompt": False}
+        )
+        return self._sound(reply)["choices"][0]["message"]["content"]
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        body = {"content": text, "add_special": special, "parse_special": special}
+        request = urllib.request.Request(
+            f"{self._server.listening_address}/tokenize",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"},
+        )
+        # No proxy: the address is this machine's.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=60) as reply:
+                return json.load(reply)["tokens"]
+        except (urllib.error.URLError, ValueError, KeyError) as error:
+            raise DataError(f"{self._path}: llama.cpp cannot tokenize: {error}") from error
+
+    def timings(self, ids: list[int], n: int) -> Timings:
+        t = self._complete(ids, n, cache_prompt=False, ignore_eos=True)["timings"]
+        return Timings(t["prompt_n"], t["predicted_n"], t["prompt_per_second"], t["predicted_per_second"])
+
+    def close(self) -> None:
+        self._server = None
+
+    def _complete(self, ids: list[int], n: int, **options: object) -> dict[str, Any]:
+        request = {"prompt": ids, "n_predict": n, "temperature": 0.0, "top_k": 1, **options}
+        return self._sound(self._server.handle_completions(request))
+
+    def _sound(self, reply: dict[str, Any]) -> dict[str, Any]:
+        if "error" in reply:
+            raise DataError(
+                f"{self._path}: llama.cpp refuses: {reply['error'].get('message', reply['error'])}"
+            )
+        return reply
+
+
+class _LlamaCppPython:
+    """The `llama_cpp` bindings; prompts that continue the last one reuse its keys and values."""
+
+    def __init__(self, path: str, threads: int, context: int, exact: bool) -> None:
+        llama_cpp: Any = importlib.import_module("llama_cpp")
+        kind = 0 if exact else 1  # ggml's F32 and F16
+        try:
+            self._llama: Any = llama_cpp.Llama(
+                path,
+                n_ctx=context,
+                n_threads=threads,
+                n_threads_batch=threads,
+                n_gpu_layers=0,
+                type_k=kind,
+                type_v=kind,
+                flash_attn=not exact,
+                verbose=False,
+            )
+        except ValueError as error:
+            raise DataError(f"{path}: llama.cpp cannot load it") from error
+        self._path = path
+
+    def top(self, ids: list[int], n: int) -> list[tuple[int, float]]:
+        logits = self._logits(ids).astype("float64")
+        peak = logits.max()
+        total = peak + math.log(float(np.exp(logits - peak).sum()))
+        best = np.argsort(-logits, kind="stable")[: max(n, 1)]
+        return [(int(i), float(logits[i] - total)) for i in best]
+
+    def chat(self, messages: list[dict[str, str]], max_tokens: int) -> str:
+        reply = self._llama.create_chat_completion(messages=messages, max_tokens=max_tokens, temperature=0.0)
+        return reply["choices"][0]["message"]["content"]
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        return self._llama.tokenize(text.encode(), add_bos=special, special=special)
+
+    def timings(self, ids: list[int], n: int) -> Timings:
+        self._llama.reset()
+        start = perf_counter()
+        token = int(self._logits(ids).argmax())
+        middle = perf_counter()
+        for _ in range(n - 1):
+            ids = [*ids, token]
+            token = int(self._logits(ids).argmax())
+        end = perf_counter()
+        return Timings(
+            len(ids) - n + 1, n, (len(ids) - n + 1) / (middle - start), (n - 1) / max(end - middle, 1e-9)
+        )
+
+    def close(self) -> None:
+        self._llama.close()
+
+    def _logits(self, ids: list[int]) -> Any:
+        """Logits after `ids`; only what the last call did not see is computed."""
+        llama_cpp: Any = importlib.import_module("llama_cpp")
+        seen = self._llama.input_ids[: self._llama.n_tokens].tolist()
+        same = next(
+            (i for i, (a, b) in enumerate(zip(seen, ids, strict=False)) if a != b), min(len(seen), len(ids))
+        )
+        self._llama.n_tokens = min(same, len(ids) - 1)
+        self._llama.eval(ids[self._llama.n_tokens :])
+        pointer = llama_cpp.llama_get_logits_ith(self._llama.ctx, -1)
+        return np.ctypeslib.as_array(pointer, shape=(self._llama.n_vocab(),)).copy()
