@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -63,13 +64,14 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Where everything lies: the workers, the model, the token arrays, the environments, the results."""
+    """Where everything lies: the model, the token arrays, the environments, the results."""
 
-    scripts: Path
     model: Path
     model_sha256: str
     work: Path
     venvs: Path
+
+    task: str
 
     @property
     def results(self) -> Path:
@@ -104,6 +106,13 @@ class Bench:
         stored = json.loads(path.read_text())
         return stored if stored["inputs"] == self.inputs(run) else None
 
+    def quantize_all(self, runs: Sequence[Run]) -> None:
+        """Every run that has no stored result, one at a time."""
+        for i, run in enumerate(runs):
+            if self.result(run) is None:
+                print(f"{i + 1}/{len(runs)} {run.name}", flush=True)
+                self.quantize(run)
+
     def quantize(self, run: Run) -> None:
         """Run the worker in a process of its own and keep what it hands over."""
         out = self.results / run.name
@@ -111,8 +120,8 @@ class Bench:
         raw.parent.mkdir(parents=True, exist_ok=True)
         numbers = {"bits": run.bits, "group": GROUP, "sequences": run.sequences}
         numbers |= {"threads": run.side.threads, "batch": run.side.batch}
-        command = [str(self.python(run.side)), str(self.scripts / run.side.script), str(self.model)]
-        command += [str(self.calibration(run.seed)), str(raw), "--dtype", run.side.dtype]
+        command = [str(self.python(run.side)), str(HERE / run.side.script), str(self.model)]
+        command += [str(self.calibration(run.seed)), str(raw), "--dtype", run.side.dtype, "--task", self.task]
         command += [word for name, value in numbers.items() for word in (f"--{name}", str(value))]
         with tempfile.TemporaryDirectory() as cache, out.with_suffix(".log").open("w") as log:
             done = subprocess.run(
@@ -134,6 +143,39 @@ class Bench:
     def python(self, side: Side) -> Path:
         """The interpreter that runs a side's worker."""
         return python_of(self.venvs / side.name, side.requirements) if side.is_peer else Path(sys.executable)
+
+
+def options(doc: str | None, work: Path, sides: Sequence[Side]) -> argparse.ArgumentParser:
+    """The options that the side-by-side benchmarks share."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a float32 folder (default: the sample)")
+    parser.add_argument("--work", type=Path, default=work, help="where everything is kept")
+    parser.add_argument("--venvs", type=Path, default=work / "venvs", help="environments, one per peer")
+    parser.add_argument("--downloads", type=Path, default=work / "downloads", help="packages with texts")
+    parser.add_argument("--phase", choices=("all", "quantize", "score", "record"), default="all")
+    parser.add_argument("--sides", nargs="+", default=[side.name for side in sides])
+    parser.add_argument("--bits", nargs="+", type=int, default=[4, 3])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--cpu", type=int, help="pin everything to this core")
+    return parser
+
+
+def opened(options: argparse.Namespace, sample: str, task: str) -> Bench:
+    """The bench that the options describe; the process and its children are pinned if asked."""
+    if options.cpu is not None:
+        os.sched_setaffinity(0, {options.cpu})
+    options.work.mkdir(parents=True, exist_ok=True)
+    model = options.model.resolve() if options.model else fetched(sample)
+    sha256 = sha256_of(model / "model.safetensors")
+    return Bench(model, sha256, options.work.resolve(), options.venvs.resolve(), task)
+
+
+def fetched(sample: str) -> Path:
+    """The folder of a sample that `pocketsize fetch` has brought."""
+    sys.path.insert(0, str(ROOT / "src"))
+    from pocketsize.io.source import resolve
+
+    return resolve(sample)
 
 
 def environment(side: Side, cache: Path) -> dict[str, str]:

@@ -22,7 +22,9 @@ def table(name: str) -> str:
             sign = "<=" if bar["better"] == "lower" else ">="
             met = "yes" if bar["met"] else "**no**"
             value, target = (f"{bar[key]:.3g} {bar['unit']}".strip() for key in ("value", "target"))
-            lines.append(f"| [{bar['name']}](benchmarks/{folder}/README.md) | {value} | {sign} {target} | {met} |")
+            lines.append(
+                f"| [{bar['name']}](benchmarks/{folder}/README.md) | {value} | {sign} {target} | {met} |"
+            )
     return "\n".join(lines) + "\n"
 
 

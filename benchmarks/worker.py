@@ -28,6 +28,7 @@ class Job:
     group: int
     sequences: int
     dtype: torch.dtype
+    task: str
     threads: int
     batch: int
 
@@ -40,6 +41,7 @@ def read_job() -> Job:
     for name in ("bits", "group", "sequences", "threads"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), required=True)
+    parser.add_argument("--task", choices=("generate", "embed"), default="generate")
     parser.add_argument("--batch", type=int, default=1)
     options = vars(parser.parse_args())
     options["dtype"] = getattr(torch, options["dtype"])

@@ -10,7 +10,12 @@ from beartype import BeartypeConf
 from jaxtyping import install_import_hook
 
 # Shapes in annotations are checked in the maths, where they carry the meaning.
-MATHS = ["pocketsize.linalg", "pocketsize.quantization.grid", "pocketsize.quantization.gptq", "pocketsize.quantization.rtn"]
+MATHS = [
+    "pocketsize.linalg",
+    "pocketsize.quantization.grid",
+    "pocketsize.quantization.gptq",
+    "pocketsize.quantization.rtn",
+]
 _hook = install_import_hook(MATHS, "beartype.beartype")
 assert BeartypeConf(is_pep484_tower=True)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
-from contest import ROOT, Bench, Run, sha256_of
+from contest import Bench, Run, opened, options
 from corpus import domains, first_windows, pick_windows, token_streams
 from sides import LENGTH, SIDES
 from summary import record
@@ -28,53 +28,18 @@ TOGETHER = 6
 
 
 def main() -> None:
-    options = read_options()
-    if options.cpu is not None:
-        os.sched_setaffinity(0, {options.cpu})
-    options.work.mkdir(parents=True, exist_ok=True)
-    model = options.model.resolve() if options.model else sample()
-    bench = Bench(
-        model, sha256_of(model / "model.safetensors"), options.work.resolve(), options.venvs.resolve()
-    )
-    runs = order(options)
-    tokens(bench, options.seeds, options.downloads)
-    if options.phase in ("all", "quantize"):
-        for i, run in enumerate(runs):
-            if bench.result(run) is None:
-                print(f"{i + 1}/{len(runs)} {run.name}", flush=True)
-                bench.quantize(run)
-    if options.phase in ("all", "score"):
-        score(bench, runs)
-    if options.phase in ("all", "record"):
-        record(bench, runs, Path(__file__).with_name("record.json"))
-
-
-def read_options() -> argparse.Namespace:
-    work = Path(__file__).with_name("work")
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", type=Path, help="a float32 folder (default: sample:smollm2-135m)")
-    parser.add_argument("--work", type=Path, default=work)
-    parser.add_argument("--venvs", type=Path, default=work / "venvs", help="environments, one per peer")
-    parser.add_argument(
-        "--downloads", type=Path, default=work / "downloads", help="the packages with the texts"
-    )
-    parser.add_argument("--phase", choices=("all", "quantize", "score", "record"), default="all")
-    parser.add_argument("--sides", nargs="+", default=[side.name for side in SIDES])
-    parser.add_argument("--bits", nargs="+", type=int, default=[4, 3])
+    parser = options(__doc__, Path(__file__).with_name("work"), SIDES)
     parser.add_argument("--sequences", nargs="+", type=int, default=[16, 128])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--cpu", type=int, help="pin everything to this core")
-    return parser.parse_args()
-
-
-def sample() -> Path:
-    """The model that is measured by default."""
-    sys.path.insert(0, str(ROOT / "src"))
-    from pocketsize.io.source import resolve
-
-    return resolve("sample:smollm2-135m")
+    chosen = parser.parse_args()
+    bench = opened(chosen, "sample:smollm2-135m", "generate")
+    runs = order(chosen)
+    tokens(bench, chosen.seeds, chosen.downloads)
+    if chosen.phase in ("all", "quantize"):
+        bench.quantize_all(runs)
+    if chosen.phase in ("all", "score"):
+        score(bench, runs)
+    if chosen.phase in ("all", "record"):
+        record(bench, runs, Path(__file__).with_name("record.json"))
 
 
 def order(options: argparse.Namespace) -> list[Run]:
@@ -115,8 +80,8 @@ def score(bench: Bench, runs: Sequence[Run]) -> None:
     """Evaluate whatever is quantized but not scored, a few at a time; the matrices are then deleted."""
     waiting = [bench.results / run.name for run in runs if bench.result(run)]
     waiting = [stem for stem in waiting if not Path(f"{stem}.score.json").exists()]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "HF_HUB_OFFLINE": "1"}
-    env.setdefault("OMP_NUM_THREADS", "1")
+    path = str(Path(__file__).parents[1])
+    env = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     for a in range(0, len(waiting), TOGETHER):
         stems = waiting[a : a + TOGETHER]
         print(f"scoring {', '.join(stem.name for stem in stems)}", flush=True)

@@ -6,14 +6,14 @@ from contest import OURS, Side
 
 LENGTH = 512
 SIDES = (
-    Side("llmcompressor", "llmcompressor_side.py", ("llmcompressor==0.14.0.1",)),
+    Side("llmcompressor", "side_llmcompressor.py", ("llmcompressor==0.14.0.1",)),
     Side(
         "gptqmodel",
-        "gptqmodel_side.py",
+        "side_gptqmodel.py",
         ("gptqmodel==7.6.0",),
         # With fewer workers than two it does not start on a machine of two cores.
         {"GPTQMODEL_CPU_WORKERS": "2"},
     ),
-    Side(OURS, "ours_side.py"),
-    Side("rounding", "rounding_side.py", dtype="float32", calibrated=False),
+    Side(OURS, "side_ours.py"),
+    Side("rounding", "side_rounding.py", dtype="float32", calibrated=False),
 )

@@ -11,8 +11,10 @@ from typing import Any
 from pocketsize.exporting.verify import Check, verify_folder
 from pocketsize.io.console import Terminal
 from pocketsize.io.publish import publish_bytes
+from pocketsize.io.source import resolve
 from pocketsize.measurement.measurement import Measurement
 from pocketsize.models.arch import arch_of
+from pocketsize.models.config import read_config
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.recipes import run as running
@@ -134,8 +136,8 @@ def result(folder: str | Path) -> Result:
 
 def default_export(source: str) -> tuple[str, ...]:
     """GGUF and the folder for families that llama.cpp runs, the folder alone for others."""
-    config = load_config(source)
-    return ("gguf", "folder") if arch_of(str(config.get("model_type"))).gguf else ("folder",)
+    config = read_config(resolve(source))
+    return ("gguf", "folder") if arch_of(config.model_type).gguf else ("folder",)
 
 
 def _source(model: str | Path | Model) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +41,7 @@ class Gram:
         # The lower half of a symmetric product is not worth computing: blocks of rows, from the diagonal on.
         n = rows.shape[1]
         edges = [n * i // PANELS for i in range(PANELS + 1)] if n >= WIDE else [0, n]
-        for a, b in zip(edges, edges[1:], strict=False):
+        for a, b in itertools.pairwise(edges):
             self.total[a:b, a:] += rows[:, a:b].T @ rows[:, a:]
         self.tokens += rows.shape[0]
 
@@ -91,7 +92,7 @@ def inverse_cholesky(H: Float[Tensor, "in in"], damp: float) -> Factor:
 def inverse_lower(L: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     """The inverse of a lower triangular matrix, by halves: a third of a general solve's work.
 
-        [A 0; B C]^-1 = [A^-1 0; -C^-1 B A^-1 C^-1]
+    [A 0; B C]^-1 = [A^-1 0; -C^-1 B A^-1 C^-1]
     """
     n = L.shape[0]
     if n <= WIDE:

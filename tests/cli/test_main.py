@@ -18,7 +18,10 @@ def test_every_word_has_a_command_with_help() -> None:
         command = importlib.import_module(f"pocketsize.cli.{word}").command
         assert isinstance(command, click.Command) and command.name == word and command.help
         for parameter in command.params:
-            assert not isinstance(parameter, click.Option) or parameter.help or parameter.hidden, (word, parameter.name)
+            assert not isinstance(parameter, click.Option) or parameter.help or parameter.hidden, (
+                word,
+                parameter.name,
+            )
 
 
 def test_help_is_quick_and_imports_no_torch(source_env: dict[str, str]) -> None:
@@ -31,7 +34,10 @@ def test_help_is_quick_and_imports_no_torch(source_env: dict[str, str]) -> None:
     for _ in range(5):
         start = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-m", "pocketsize.cli.main", "--help"], env=source_env, capture_output=True, check=True
+            [sys.executable, "-m", "pocketsize.cli.main", "--help"],
+            env=source_env,
+            capture_output=True,
+            check=True,
         )
         times.append(time.perf_counter() - start)
     assert all(word.encode() in done.stdout for word in WORDS)
@@ -48,11 +54,18 @@ def test_help_is_quick_and_imports_no_torch(source_env: dict[str, str]) -> None:
         (["quantize", "sample:smollm2-135m", "--method", "gptk", "-o", "y"], "did you mean 'gptq'?"),
         (["quantize", "sample:smollm2-135m", "--scheme", "W7A16", "-o", "y"], "W4A16"),
         (["shrink", "sample:smollm2-135m", "--fit", "80 parsecs", "-o", "y"], "80MB"),
-        (["shrink", "sample:smollm2-135m", "--target", "ggml", "--fit", "1GB", "-o", "y"], "did you mean 'gguf'?"),
+        (
+            ["shrink", "sample:smollm2-135m", "--target", "ggml", "--fit", "1GB", "-o", "y"],
+            "did you mean 'gguf'?",
+        ),
     ],
 )
 def test_unknown_words_get_a_hint_and_exit_2(
-    args: list[str], hint: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    args: list[str],
+    hint: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("POCKETSIZE_CACHE", str(tmp_path / "cache"))

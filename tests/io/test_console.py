@@ -30,6 +30,8 @@ def test_progress_estimates_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "20 s" in out.getvalue()
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+)
 def test_durations_as_people_say_them(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -33,14 +33,18 @@ def tokens(model: Model, *, padded: bool) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_site_is_calibrated_on_the_model_as_changed_so_far(family: str, padded: bool, tmp_path: Path) -> None:
+def test_every_site_is_calibrated_on_the_model_as_changed_so_far(
+    family: str, padded: bool, tmp_path: Path
+) -> None:
     model = load(write_tiny(tmp_path / "m", family))
     ids, mask = tokens(model, padded=padded)
     replaced: dict[str, torch.Tensor] = {}
     seen: list[str] = []
     for site in walk(model, ids, mask):
         assert site.gram.tokens == int(mask.sum())
-        assert torch.allclose(site.gram.mean(), gram_of(model, replaced, site.names[0], ids, mask), atol=2e-4, rtol=1e-3)
+        assert torch.allclose(
+            site.gram.mean(), gram_of(model, replaced, site.names[0], ids, mask), atol=2e-4, rtol=1e-3
+        )
         for name, weight in zip(site.names, site.weights, strict=True):
             assert torch.equal(weight, model.original(name))
             site.replaced[name] = replaced[name] = weight * 0.7
@@ -70,7 +74,9 @@ def test_the_head_is_a_site_too(tied: bool, tmp_path: Path) -> None:
     ids, mask = tokens(model, padded=False)
     site = list(walk(model, ids, mask, head=True))[-1]
     assert site.block == "head" and site.names == (model.arch.embedding if tied else "lm_head.weight",)
-    assert torch.allclose(site.gram.mean(), gram_of(model, {}, "lm_head.weight", ids, mask), atol=2e-4, rtol=1e-3)
+    assert torch.allclose(
+        site.gram.mean(), gram_of(model, {}, "lm_head.weight", ids, mask), atol=2e-4, rtol=1e-3
+    )
 
 
 def test_the_walk_leaves_no_hook_and_no_thread_state(tmp_path: Path) -> None:

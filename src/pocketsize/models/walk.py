@@ -98,7 +98,7 @@ def _either(new: Mapping[str, Tensor], model: Model, name: str) -> Tensor:
 def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call]) -> Iterator[Site]:
     """The sites of a block in running order; afterwards the calls hold the block's outputs."""
     groups = model.arch.groups
-    firsts = [block.get_submodule(group.names[0]) for group in groups]
+    firsts = [_linear(block, group.names[0]) for group in groups]
     driver = getcurrent()
 
     def wait(linear: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -107,7 +107,7 @@ def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call]) -> Ite
     runs = [greenlet(lambda call=call: _run(block, call)) for call in calls]
     with _hooked(firsts, wait):
         for number, (group, first) in enumerate(zip(groups, firsts, strict=True)):
-            gram = Gram.zeros(int(first.weight.shape[1]))
+            gram = Gram.zeros(first.weight.shape[1])
             for run, call in zip(runs, calls, strict=True):
                 gram.update(_reached(run.switch(), first, path, group.names), call.mask)
             names = tuple(f"{path}.{name}.weight" for name in group.names)
@@ -115,7 +115,7 @@ def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call]) -> Ite
             site = Site(path, names, weights, gram, last=number == len(groups) - 1)
             yield site
             for name, new in site.replaced.items():
-                fill_one(block, name.removeprefix(f"{path}."), new)
+                _replace(block, name.removeprefix(f"{path}."), new)
             del site, weights, gram
         for run, call in zip(runs, calls, strict=True):
             call.hidden = run.switch()
@@ -124,11 +124,19 @@ def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call]) -> Ite
 def _reached(stop: object, first: nn.Module, path: str, names: tuple[str, ...]) -> Tensor:
     """What the linears read that a batch waits at, provided they are the ones expected."""
     if not isinstance(stop, tuple) or stop[0] is not first:
-        raise UnsupportedError(f"{path}: does not run its linears in the order of its family; expected {names[0]}")
+        raise UnsupportedError(
+            f"{path}: does not run its linears in the order of its family; expected {names[0]}"
+        )
     return stop[1]
 
 
-def fill_one(block: nn.Module, name: str, new: Float[Tensor, "out in"]) -> None:
+def _linear(block: nn.Module, name: str) -> nn.Linear:
+    found = block.get_submodule(name)
+    assert isinstance(found, nn.Linear), name
+    return found
+
+
+def _replace(block: nn.Module, name: str, new: Float[Tensor, "out in"]) -> None:
     """Give one linear of a block its new weight, in the dtype it runs in."""
     fill(block, name, lambda _: new.to(forward_dtype()))
 
@@ -141,8 +149,9 @@ def _capture(module: nn.Module, model: Model, input_ids: Tensor, mask: Tensor) -
             fill(module, name, lambda full: model.original(full).to(forward_dtype()))
     calls: list[_Call] = []
 
-    def keep(block: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object]) -> None:
+    def keep(block: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         hidden, *rest = args or (kwargs.pop("hidden_states"),)
+        assert isinstance(hidden, Tensor)
         calls.append(_Call(hidden, tuple(rest), kwargs, batch_mask))
         if len(calls) > 1:
             _share(calls[0], calls[-1])
@@ -225,10 +234,9 @@ def _head(module: nn.Module, model: Model, calls: list[_Call]) -> Site:
     parent, _, attribute = model.arch.blocks.rpartition(".")
     replay = _Replay()
     setattr(module.get_submodule(parent), attribute, nn.ModuleList([replay]))
-    owner = model.arch.embedding.rpartition(".")[0]
     fill(module, model.arch.embedding, lambda full: model.original(full).to(forward_dtype()))
     linear = module.get_submodule(model.arch.head.rpartition(".")[0])
-    gram = Gram.zeros(int(module.get_submodule(owner).weight.shape[1]))
+    gram = Gram.zeros(model.checkpoint.entries[name].shape[1])
 
     def update(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         gram.update(args[0], mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,5 +21,5 @@ def over_rows(rows: int, work: Callable[[int, int], None]) -> None:
         return
     edges = [rows * t // threads for t in range(threads + 1)]
     with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(work, a, b) for a, b in zip(edges, edges[1:], strict=False)]:
+        for done in [pool.submit(work, a, b) for a, b in itertools.pairwise(edges)]:
             done.result()

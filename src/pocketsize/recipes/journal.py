@@ -47,7 +47,7 @@ class Journal:
         _sync(path.parent)
         line = {"unit": key, "object": sha, "schemes": schemes, "reports": [asdict(r) for r in reports]}
         _append(self.folder / "journal", line)
-        self._add(line)
+        self.add(line)
 
     def finished(self, key: str) -> tuple[LayerReport, ...] | None:
         """The reports of a durable unit, else None."""
@@ -63,7 +63,8 @@ class Journal:
             shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self.lock)
 
-    def _add(self, line: dict[str, Any]) -> None:
+    def add(self, line: dict[str, Any]) -> None:
+        """Take up a journal line that is durable."""
         path = self.folder / "objects" / f"{line['object']}.safetensors"
         self.units[line["unit"]] = tuple(LayerReport(**r) for r in line["reports"])
         for name, scheme in line["schemes"].items():
@@ -145,7 +146,7 @@ def _replay(journal: Journal, fingerprint: dict[str, str]) -> None:
         os.replace(rewritten, path)
         _sync(path.parent)
     for line in sound:
-        journal._add(line)
+        journal.add(line)
     journal.resumed = len(sound)
 
 

@@ -213,7 +213,9 @@ def _embeddings(step: Rtn | Gptq, model: Model, ctx: Context, gram: Gram | None)
         is_head = gram is not None and (model.tied or name == model.arch.head)
         if is_head and isinstance(step, Gptq):
             assert gram is not None
-            for _, weight, report in quantize_site(Site("head", (name,), (W,), gram, last=True), scheme, step):
+            for _, weight, report in quantize_site(
+                Site("head", (name,), (W,), gram, last=True), scheme, step
+            ):
                 weights[name] = weight
                 reports.append(report)
         else:

@@ -32,8 +32,8 @@ class LayerReport:
 
     `error` and `rtn_error` are tr(E H E^T) / tr(W H W^T) of this method and of round-to-nearest
     on the same grid, over at most 64 evenly spaced rows, with H the mean outer product of the
-    layer's calibration inputs (the identity where no inputs were used). `dead` counts inputs that were always zero,
-    `escalations` how often the damping had to be raised.
+    layer's calibration inputs (the identity where no inputs were used). `dead` counts inputs that
+    were always zero, `escalations` how often the damping had to be raised.
     """
 
     name: str

@@ -140,8 +140,8 @@ def read_texts(recipe: Recipe, model: Model) -> Texts:
     standard = default_corpora()
     calibrate = read_corpus(data.calibrate, recipe.base) if data.calibrate else standard[0]
     evaluate = read_corpus(data.evaluate, recipe.base) if data.evaluate else standard[1]
-    tokenizer, special = tokenizer_of(model), model.arch.task == "embed"
-    length = min(data.length, getattr(model.config, "max_position_embeddings", data.length) - 2 * special)
+    tokenizer = tokenizer_of(model)
+    length = min(data.length, getattr(model.config, "max_position_embeddings", data.length))
     findings: list[Finding] = []
     if length < data.length:
         message = f"windows of {length} tokens instead of {data.length}: the model reads no more"
@@ -152,13 +152,13 @@ def read_texts(recipe: Recipe, model: Model) -> Texts:
         )
         findings.append(Finding("overlap", message))
     first = windows(
-        calibrate, tokenizer, count=data.sequences, length=length, seed=data.seed, special=special
+        calibrate, tokenizer, count=data.sequences, length=length, seed=data.seed, special=True
     )
     if len(first.input_ids) < data.sequences:
         got = len(first.input_ids)
         message = f"the calibration text gives {got} windows of {length} tokens, {data.sequences} were asked"
         findings.append(Finding("little-text", message))
-    second = evaluation_windows(evaluate, tokenizer, tokens=data.tokens, length=length, special=special)
+    second = evaluation_windows(evaluate, tokenizer, tokens=data.tokens, length=length, special=True)
     return Texts(first, second, evaluate, tuple(findings))
 
 

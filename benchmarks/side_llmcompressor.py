@@ -11,13 +11,13 @@ from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
 from meter import metered
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from worker import BITS_OF, hand_over, read_job
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from worker import BITS_OF, Job, hand_over, read_job
 
 
 def main() -> None:
     job = read_job()
-    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=job.dtype)
+    model, one_by_one = loaded(job)
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     ids = np.load(job.calibration)[: job.sequences]
     rows = {"input_ids": ids.tolist(), "attention_mask": np.ones_like(ids).tolist()}
@@ -34,6 +34,7 @@ def main() -> None:
             max_seq_length=ids.shape[1],
             shuffle_calibration_samples=False,
             batch_size=job.batch,
+            sequential_targets=one_by_one,
         )
     quantized = {
         n: m for n, m in model.named_modules() if getattr(m, "quantization_scheme", None) is not None
@@ -44,6 +45,17 @@ def main() -> None:
     names = ("llmcompressor", "compressed-tensors", "transformers")
     versions = {name: version(name) for name in names}
     hand_over(job, cost, dequantized, scale_bits=BITS_OF[scale.dtype], zero_bits=job.bits, versions=versions)
+
+
+def loaded(job: Job) -> tuple[PreTrainedModel, list[str] | None]:
+    """The model, and the class of its blocks where llm-compressor does not know it by itself.
+
+    Without the class it calibrates all blocks at once, on inputs that no quantized block has seen.
+    """
+    if job.task == "generate":
+        return AutoModelForCausalLM.from_pretrained(job.model, dtype=job.dtype), None
+    model = AutoModel.from_pretrained(job.model, dtype=job.dtype, add_pooling_layer=False)
+    return model, [type(model.encoder.layer[0]).__name__]
 
 
 def _dequantized(module: torch.nn.Module) -> torch.Tensor:

@@ -1,0 +1,159 @@
+"""SmolLM2 in one GGUF file of at most 80 MB, and what that costs in perplexity.
+
+    python benchmarks/file-size/run.py
+
+Runs `pocketsize shrink sample:smollm2-135m --fit 80MB` as a user would, with all its defaults, and
+measures the file that comes out with a reader and texts that had no part in making it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import gguf
+import numpy as np
+import torch
+from bars import Bar, write_record
+from contest import ROOT, fetched
+from corpus import domains, first_windows, token_streams
+from meter import write_json
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+SAMPLE, FIT_MB, MOST_RATIO = "sample:smollm2-135m", 80, 1.12
+WINDOWS, LENGTH, BATCH, CHUNK = 64, 512, 4, 128
+QUESTION = "How much perplexity does SmolLM2-135M lose when its whole GGUF file must fit in 80 MB?"
+
+
+def main() -> None:
+    work = Path(__file__).with_name("work")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, help=f"the float32 folder (default: {SAMPLE})")
+    parser.add_argument("--work", type=Path, default=work)
+    parser.add_argument("--downloads", type=Path, default=work / "downloads", help="packages with texts")
+    chosen = parser.parse_args()
+    chosen.work.mkdir(parents=True, exist_ok=True)
+    folder = chosen.model or fetched(SAMPLE)
+    path = shrunk(str(chosen.model or SAMPLE), chosen.work / "small")
+    windows = held_out(folder, chosen.downloads)
+    with torch.inference_mode():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        before = known(chosen.work / "original.json", lambda: perplexities(model, windows))
+        kinds = lay_over(model, path)
+        after = perplexities(model, windows)
+    record(path, kinds, before, after)
+
+
+def shrunk(model: str, out: Path) -> Path:
+    """The GGUF file that `pocketsize shrink` leaves; made if it is not there."""
+    if not out.exists():
+        command = [sys.executable, "-c", "from pocketsize.cli.main import entry; entry()", "shrink", model]
+        env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+        subprocess.run([*command, "--fit", f"{FIT_MB}MB", "-o", str(out)], env=env, check=True)
+    (path,) = out.glob("*.gguf")
+    return path
+
+
+def held_out(folder: Path, downloads: Path) -> dict[str, Tensor]:
+    """Windows of tokens from texts that calibrated nothing."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    def encode(text: str) -> Sequence[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    parts = {domain.name: token_streams(domain.evaluate, encode) for domain in domains(downloads)}
+    return {name: torch.from_numpy(first_windows(part, WINDOWS, LENGTH)) for name, part in parts.items()}
+
+
+def known(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What was computed before, else computed and kept."""
+    if not path.exists():
+        write_json(path, make())
+    return json.loads(path.read_text())
+
+
+def perplexities(model: PreTrainedModel, windows: dict[str, Tensor]) -> dict[str, float]:
+    """Of the next token within each window; blocks in bfloat16 autocast, head and softmax float32."""
+    found = {}
+    for name, ids in windows.items():
+        losses = []
+        for x in ids.split(BATCH):
+            with torch.autocast("cpu", torch.bfloat16):
+                h = model.model(x).last_hidden_state
+            states = h[:, :-1].flatten(0, 1).float().split(CHUNK)
+            for part, y in zip(states, x[:, 1:].flatten().split(CHUNK), strict=True):
+                losses.append(F.cross_entropy(model.lm_head(part), y, reduction="sum").item())
+        found[name] = math.exp(sum(losses) / (ids.numel() - len(ids)))
+    return found
+
+
+def lay_over(model: PreTrainedModel, path: Path) -> dict[str, int]:
+    """Every tensor of the file, unpacked by the `gguf` package, in place of the model's; counts by type."""
+    config, own = model.config, dict(model.named_parameters())
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    kinds: dict[str, int] = {}
+    for name, parameter in own.items():
+        tensor = tensors.pop(names.get_name(name, try_suffixes=(".weight",)))
+        W = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        for kind, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+            if kind in name:
+                # llama.cpp interleaves the halves of each head's rows; undo it.
+                W = W.reshape(heads, -1, 2, W.shape[1]).swapaxes(1, 2).reshape(W.shape)
+        parameter.copy_(torch.from_numpy(W))
+        kinds[tensor.tensor_type.name] = kinds.get(tensor.tensor_type.name, 0) + 1
+    if tensors:
+        raise SystemExit(f"{path}: {sorted(tensors)[0]} has no place in the model")
+    return kinds
+
+
+def record(path: Path, kinds: dict[str, int], before: dict[str, float], after: dict[str, float]) -> None:
+    """One row per kind of text, and the two bars."""
+    size = path.stat().st_size
+    rows = [
+        {
+            "text": name,
+            "tokens": WINDOWS * LENGTH,
+            "perplexity_original": round(before[name], 4),
+            "perplexity": round(after[name], 4),
+            "ratio": round(after[name] / before[name], 4),
+        }
+        for name in before
+    ]
+    worst = max(after[name] / before[name] for name in before)
+    types = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    write_record(
+        Path(__file__).with_name("record.json"),
+        question=QUESTION,
+        threads=torch.get_num_threads(),
+        protocol=[
+            f"pocketsize shrink {SAMPLE} --fit {FIT_MB}MB, all defaults; relative to the dequantized release",
+            f"file: {size} bytes, tensors {types}; unpacked by the gguf package, run in torch",
+            "perplexity: next token in windows of 512, texts that calibrated nothing; the worse of two",
+        ],
+        versions={name: version(name) for name in ("torch", "transformers", "gguf", "numpy")},
+        rows=rows,
+        bars=[
+            Bar("SmolLM2 as GGUF: size of the file", size / 1e6, "MB", "lower", FIT_MB),
+            Bar("SmolLM2 as GGUF: perplexity against the original", worst, "ratio", "lower", MOST_RATIO),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()

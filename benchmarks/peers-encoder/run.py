@@ -1,0 +1,94 @@
+"""Four and three bits for a sentence encoder: Pocketsize, llm-compressor and plain rounding.
+
+python benchmarks/peers-encoder/run.py
+
+Stop it at any moment and start it again: finished runs are kept in `work/` and reused.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+from contest import OURS, ROOT, Bench, Run, Side, opened, options
+from corpus import domains, pick_windows, token_streams
+from meter import write_json
+from summary import record
+
+SEQUENCES, LENGTH = 64, 256
+SIDES = (
+    Side("llmcompressor", "side_llmcompressor.py", ("llmcompressor==0.14.0.1",)),
+    Side(OURS, "side_ours.py"),
+    Side("rounding", "side_rounding.py", dtype="float32", calibrated=False),
+)
+
+
+def main() -> None:
+    parser = options(__doc__, Path(__file__).with_name("work"), SIDES)
+    chosen = parser.parse_args()
+    bench = opened(chosen, "sample:mpnet-base", "embed")
+    texts(bench, chosen.seeds, chosen.downloads)
+    sides = [side for side in SIDES if side.name in chosen.sides]
+    runs = [Run(side, bits, 0, LENGTH, 0) for side in sides for bits in chosen.bits if not side.calibrated]
+    runs += [
+        Run(side, bits, SEQUENCES, LENGTH, seed)
+        for seed in chosen.seeds
+        for bits in chosen.bits
+        for side in sides
+        if side.calibrated
+    ]
+    if chosen.phase in ("all", "quantize"):
+        bench.quantize_all(runs)
+    if chosen.phase in ("all", "score"):
+        score(bench, runs)
+    if chosen.phase in ("all", "record"):
+        record(bench, runs, Path(__file__).with_name("record.json"))
+
+
+def texts(bench: Bench, seeds: Sequence[int], downloads: Path) -> None:
+    """Write the calibration windows of every seed, and the held-out documents, once."""
+    held_out = bench.work / "evaluate.json"
+    if held_out.exists() and all(bench.calibration(seed).exists() for seed in seeds):
+        return
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(bench.model / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    first, *_, last = tokenizer.encode("a").ids
+
+    def encode(text: str) -> Sequence[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    both = domains(downloads)
+    joined = [np.concatenate(token_streams(domain.calibrate, encode)) for domain in both]
+    for seed in seeds:
+        inner = pick_windows(joined, SEQUENCES, LENGTH - 2, seed)
+        np.save(
+            bench.calibration(seed), np.pad(inner, ((0, 0), (1, 1)), constant_values=((0, 0), (first, last)))
+        )
+    write_json(held_out, {domain.name: domain.evaluate for domain in both})
+
+
+def score(bench: Bench, runs: Sequence[Run]) -> None:
+    """Evaluate whatever is quantized but not scored; the matrices are then deleted."""
+    waiting = [bench.results / run.name for run in runs if bench.result(run)]
+    waiting = [stem for stem in waiting if not Path(f"{stem}.score.json").exists()]
+    if not waiting:
+        return
+    path = os.pathsep.join(map(str, (Path(__file__).parents[1], ROOT / "src")))
+    env = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(Path(__file__).with_name("score.py")), str(bench.model)]
+    subprocess.run([*command, str(bench.work / "evaluate.json"), *map(str, waiting)], env=env, check=True)
+    for stem in waiting:
+        Path(f"{stem}.safetensors").unlink()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Finished runs, and the two ways in which they are summed up."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from contest import OURS, Bench, Run
+
+Figure = Callable[["Result"], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One run, quantized and scored."""
+
+    run: Run
+    figures: dict[str, float]
+    versions: dict[str, str]
+    domains: dict[str, dict[str, float]]
+
+
+def collected(bench: Bench, runs: Sequence[Run]) -> list[Result]:
+    """Every run's result; one that is missing ends the program."""
+    results = []
+    for run in runs:
+        stored, scored = bench.result(run), bench.results / f"{run.name}.score.json"
+        if stored is None or not scored.exists():
+            raise SystemExit(f"{run.name} is not finished; run phases quantize and score first")
+        domains = json.loads(scored.read_text())["domains"]
+        results.append(Result(run, stored, stored["versions"], domains))
+    return results
+
+
+def versions(results: Sequence[Result]) -> dict[str, str]:
+    """The packages that each contestant ran with."""
+    return {f"{one.run.side.name}: {name}": v for one in results for name, v in one.versions.items()}
+
+
+def grouped(results: Iterable[Result]) -> list[list[Result]]:
+    """Results that differ in nothing but the seed, together; larger calibration first."""
+    rows: dict[tuple[int, int, str], list[Result]] = {}
+    for one in results:
+        rows.setdefault((-one.run.sequences, -one.run.bits, one.run.side.name), []).append(one)
+    return [rows[key] for key in sorted(rows)]
+
+
+def head(results: Sequence[Result]) -> dict[str, object]:
+    """What every row of a table says first: who, how, at what cost."""
+    first = results[0].run
+    return {
+        "side": first.side.name,
+        "bits": first.bits,
+        "sequences": first.sequences,
+        "length": first.length,
+        "dtype": first.side.dtype,
+        "threads": first.side.threads,
+        "seeds": [one.run.seed for one in results],
+        "bits_per_weight": results[0].figures["bits_per_weight"],
+        "cpu_s": spread(one.figures["cpu_s"] for one in results),
+        "wall_s": spread(one.figures["wall_s"] for one in results),
+        "rss_peak_mb": spread(one.figures["rss_peak"] / 1e6 for one in results),
+        "load_1min": spread(one.figures["load_1min"] for one in results),
+    }
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """Median, least and greatest."""
+    found = [round(value, 5) for value in values]
+    return {"median": round(statistics.median(found), 5), "min": min(found), "max": max(found)}
+
+
+def worst_ratio(results: Sequence[Result], figures: Sequence[Figure]) -> float:
+    """The largest ratio of ours to the least of the others, over seeds and figures.
+
+    What needs no calibration ran once and stands beside every seed.
+    """
+    ratios = []
+    for seed in {one.run.seed for one in results if one.run.side.name == OURS}:
+        same = [one for one in results if one.run.seed == seed or not one.run.side.calibrated]
+        for figure in figures:
+            mine = next(figure(one) for one in same if one.run.side.name == OURS)
+            ratios.append(mine / min(figure(one) for one in same if one.run.side.name != OURS))
+    return max(ratios)

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pocketsize.errors import DataError, UnsupportedError, UsageError
+from pocketsize.models.load import load
+from pocketsize.recipes.quantize import Gptq, Rtn, block_scheme, embedding_scheme
+from pocketsize.recipes.recipe import parse_recipe, parse_step, read_recipe
+from tiny import write_tiny
+
+MINIMAL = {"model": "m", "steps": [{"gptq": {"scheme": "W4A16"}}]}
+
+
+def test_a_recipe_survives_its_own_file(tmp_path: Path) -> None:
+    raw = MINIMAL | {
+        "data": {"calibrate": "a/*.txt", "sequences": 4, "seed": 7},
+        "export": ["gguf", "folder"],
+    }
+    recipe = parse_recipe(raw, base=tmp_path)
+    (tmp_path / "r.yaml").write_text(recipe.to_yaml())
+    again = read_recipe(tmp_path / "r.yaml")
+    assert again == recipe and again.sha256 == recipe.sha256
+    assert again.data.calibrate == ("a/*.txt",)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stpes": []}, "unknown key 'stpes'; did you mean 'steps'?"),
+        ({"steps": [{"gptk": None}]}, "unknown step 'gptk'; did you mean 'gptq'?"),
+        ({"steps": [{"gptq": {"gruop": 64}}]}, "gptq: unknown option 'gruop'; did you mean 'group'?"),
+        ({"steps": []}, "at least one step"),
+        ({"steps": "gptq"}, "a list of steps"),
+        ({"steps": [{"gptq": {"scheme": "W6A16"}}]}, "unknown scheme 'W6A16'"),
+        ({"steps": [{"gptq": {"damp": 0}}]}, "damp must lie between 0 and 1"),
+        ({"steps": [{"rtn": {"group": -1}}]}, "group must be a positive number"),
+        ({"steps": [{"rtn": {"embeddings": 7}}]}, "embeddings must be one of"),
+        ({"data": {"sequnces": 3}}, "data: unknown option 'sequnces'; did you mean 'sequences'?"),
+        ({"data": {"length": 0}}, "length must be a positive number"),
+        ({"export": ["ggfu"]}, "unknown format 'ggfu'; did you mean 'gguf'?"),
+        ({"export": []}, "name at least one"),
+        ({"model": None}, "name a folder or a sample"),
+    ],
+)
+def test_whatever_is_wrong_is_named(change: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_recipe(MINIMAL | change, base=tmp_path)
+    assert message in str(caught.value)
+
+
+def test_a_file_that_is_no_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"absent\.yaml"):
+        read_recipe(tmp_path / "absent.yaml")
+    (tmp_path / "bad.yaml").write_text("steps: [")
+    with pytest.raises(UsageError, match=r"bad\.yaml: not YAML"):
+        read_recipe(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(UsageError, match=r"list\.yaml: a recipe is a mapping"):
+        read_recipe(tmp_path / "list.yaml")
+
+
+def test_automatic_choices_follow_the_exports(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama"))
+    folder, gguf = (Gptq().resolve(model, e) for e in (("folder",), ("gguf", "folder")))
+    assert (folder.group, folder.symmetric, folder.embeddings, folder.scale_digits) == (64, False, None, 8)
+    assert (gguf.group, gguf.symmetric, gguf.embeddings, gguf.scale_digits) == (32, True, 8, 8)
+    with_zeros = Gptq(symmetric=False).resolve(model, ("gguf",))
+    assert block_scheme(with_zeros).scale_digits == 7 and with_zeros.symmetric is False
+    ends = embedding_scheme(Rtn(embeddings=4, embeddings_symmetric=False).resolve(model, ("gguf",)))
+    assert ends is not None and (ends.bits, ends.group, ends.scale_digits) == (4, 32, 7)
+
+
+@pytest.mark.parametrize(
+    ("step", "exports", "message"),
+    [
+        (Gptq(group=96), ("folder",), "group 96 does not divide rows of 64 weights; use group: 64"),
+        (Gptq(scheme="W3A16"), ("gguf",), "gguf cannot store 3-bit weights"),
+        (Gptq(group=16), ("gguf",), "gguf cannot store group 16; use group: auto"),
+        (Gptq(symmetric=False, scale_digits=8), ("gguf",), "scale_digits: 7"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_before_work(
+    step: Gptq, exports: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama"))
+    with pytest.raises(UnsupportedError) as caught:
+        step.resolve(model, exports)
+    assert message in str(caught.value)
+
+
+def test_a_family_without_gguf_is_refused(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "mpnet"))
+    recipe = parse_recipe(MINIMAL | {"export": ["gguf"]}, base=tmp_path)
+    with pytest.raises(UnsupportedError, match="gguf"):
+        recipe.resolved(model)
+
+
+def test_steps_may_be_bare_words() -> None:
+    assert parse_step("gptq") == Gptq() and parse_step({"rtn": None}) == Rtn()
