@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from meter import write_json
@@ -27,6 +27,7 @@ ALGORITHM = ("quantization", "models", "linalg.py", "recipes/quantize.py")
 class Side:
     """One contestant in the dtype, thread count and batch that cost it the fewest CPU seconds.
 
+    `warm_up`: it compiles extensions when first used, which is done before anything is measured.
     `revision` is raised when its worker changes in a way that changes results or costs.
     """
 
@@ -38,6 +39,7 @@ class Side:
     threads: int = 1
     batch: int = 1
     calibrated: bool = True
+    warm_up: bool = False
     revision: int = 1
 
     @property
@@ -84,7 +86,8 @@ class Bench:
 
     def inputs(self, run: Run) -> dict[str, object]:
         """Everything that decides what a run gives; a stored result with other inputs is not reused."""
-        side = {key: value for key, value in asdict(run.side).items() if key not in ("environment", "script")}
+        aside = ("environment", "script", "warm_up")
+        side = {key: value for key, value in asdict(run.side).items() if key not in aside}
         side["requirements"] = list(run.side.requirements)
         return {
             "side": side,
@@ -115,30 +118,33 @@ class Bench:
 
     def quantize(self, run: Run) -> None:
         """Run the worker in a process of its own and keep what it hands over."""
-        out = self.results / run.name
+        warmed = self.venvs / run.side.name / "warmed-up"
+        if run.side.warm_up and not warmed.exists():
+            self.work_on(replace(run, sequences=1))
+            warmed.touch()
+        raw, out = self.work_on(run), self.results / run.name
+        figures = json.loads(raw.with_suffix(".json").read_text())
+        out.with_suffix(".score.json").unlink(missing_ok=True)
+        raw.with_suffix(".safetensors").replace(out.with_suffix(".safetensors"))
+        write_json(out.with_suffix(".json"), {"inputs": self.inputs(run), **figures})
+
+    def work_on(self, run: Run) -> Path:
+        """The stem of the files that the worker leaves."""
         raw = self.results / "running" / run.name
         raw.parent.mkdir(parents=True, exist_ok=True)
+        raw.with_suffix(".json").unlink(missing_ok=True)
         numbers = {"bits": run.bits, "group": GROUP, "sequences": run.sequences}
         numbers |= {"threads": run.side.threads, "batch": run.side.batch}
         command = [str(self.python(run.side)), str(HERE / run.side.script), str(self.model)]
         command += [str(self.calibration(run.seed)), str(raw), "--dtype", run.side.dtype, "--task", self.task]
         command += [word for name, value in numbers.items() for word in (f"--{name}", str(value))]
-        with tempfile.TemporaryDirectory() as cache, out.with_suffix(".log").open("w") as log:
-            done = subprocess.run(
-                command,
-                env=environment(run.side, Path(cache)),
-                cwd=cache,
-                stdout=log,
-                stderr=log,
-                check=False,
-            )
+        log = raw.with_suffix(".log")
+        with tempfile.TemporaryDirectory() as cache, log.open("w") as said:
+            env = environment(run.side, Path(cache))
+            done = subprocess.run(command, env=env, cwd=cache, stdout=said, stderr=said, check=False)
         if done.returncode or not raw.with_suffix(".json").exists():
-            raise SystemExit(f"{run.name}: the worker failed; see {out.with_suffix('.log')}")
-        figures = json.loads(raw.with_suffix(".json").read_text())
-        out.with_suffix(".score.json").unlink(missing_ok=True)
-        raw.with_suffix(".safetensors").replace(out.with_suffix(".safetensors"))
-        write_json(out.with_suffix(".json"), {"inputs": self.inputs(run), **figures})
-        raw.with_suffix(".json").unlink()
+            raise SystemExit(f"{run.name}: the worker failed; see {log}")
+        return raw
 
     def python(self, side: Side) -> Path:
         """The interpreter that runs a side's worker."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -23,15 +24,33 @@ class Result:
 
 
 def collected(bench: Bench, runs: Sequence[Run]) -> list[Result]:
-    """Every run's result; one that is missing ends the program."""
-    results = []
+    """The results of all contests (same bits, tokens, seed) in which nobody is missing.
+
+    What is left out is said on stderr; with no contest whole there is nothing to record.
+    """
+    contests: dict[tuple[int, int, int], list[Run]] = {}
     for run in runs:
-        stored, scored = bench.result(run), bench.results / f"{run.name}.score.json"
-        if stored is None or not scored.exists():
-            raise SystemExit(f"{run.name} is not finished; run phases quantize and score first")
-        domains = json.loads(scored.read_text())["domains"]
-        results.append(Result(run, stored, stored["versions"], domains))
+        contests.setdefault((run.sequences, run.bits, run.seed), []).append(run)
+    results: list[Result] = []
+    for contest in contests.values():
+        found = [one for run in contest if (one := finished(bench, run)) is not None]
+        if len(found) == len(contest):
+            results += found
+            continue
+        there = {one.run for one in found}
+        names = ", ".join(run.name for run in contest if run not in there)
+        print(f"left out: {names} not finished", file=sys.stderr)
+    if not any(one.run.side.name == OURS for one in results):
+        raise SystemExit("no contest is whole; run phases quantize and score first")
     return results
+
+
+def finished(bench: Bench, run: Run) -> Result | None:
+    """What a run gave, if it is quantized and scored."""
+    stored, scored = bench.result(run), bench.results / f"{run.name}.score.json"
+    if stored is None or not scored.exists():
+        return None
+    return Result(run, stored, stored["versions"], json.loads(scored.read_text())["domains"])
 
 
 def versions(results: Sequence[Result]) -> dict[str, str]:

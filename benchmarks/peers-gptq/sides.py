@@ -13,6 +13,7 @@ SIDES = (
         ("gptqmodel==7.6.0",),
         # With fewer workers than two it does not start on a machine of two cores.
         {"GPTQMODEL_CPU_WORKERS": "2"},
+        warm_up=True,
     ),
     Side(OURS, "side_ours.py"),
     Side("rounding", "side_rounding.py", dtype="float32", calibrated=False),

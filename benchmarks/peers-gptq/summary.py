@@ -22,7 +22,7 @@ COSTS = {
 
 
 def record(bench: Bench, runs: Sequence[Run], path: Path) -> None:
-    """Write the record; every run must be finished and scored."""
+    """Write the record of all contests that are finished and scored."""
     results = collected(bench, runs)
     write_record(
         path,
@@ -61,7 +61,8 @@ def bars(results: Sequence[Result]) -> list[Bar]:
     found = []
     for sequences, bits in sorted(cells, reverse=True):
         runs = [one for one in results if (one.run.sequences, one.run.bits) == (sequences, bits)]
-        where = f"{bits} bit, {sequences} x {LENGTH}"
+        seeds = len({one.run.seed for one in runs})
+        where = f"{bits} bit, {sequences} x {LENGTH}, worst of {seeds} seed{'s' * (seeds > 1)}"
         kl = worst_ratio(runs, [kl_on(name) for name in runs[0].domains])
         found.append(Bar(f"{where}: KL to the original against the better peer", kl, "ratio", "lower", 0.75))
         for key, (title, target) in COSTS.items():
@@ -82,12 +83,11 @@ def cost(key: str) -> Figure:
 def protocol(results: Sequence[Result]) -> list[str]:
     """What a reader has to know to believe the figures."""
     tokens = ", ".join(f"{name} {int(d['tokens'])} tokens" for name, d in results[0].domains.items())
-    seeds = len({one.run.seed for one in results if one.run.side.calibrated})
     return [
         f"SmolLM2-135M-Instruct, relative to the dequantized release; all block linears, group {GROUP}, "
         "asymmetric, integer zeros; embedding and head left alone by every side",
         "bits per weight count codes, scales and zeros as each side stores them",
-        f"calibration: {seeds} seeds pick windows of {LENGTH} tokens, half fiction, half speeches; the same "
+        f"calibration: a seed picks windows of {LENGTH} tokens, half fiction, half speeches; the same "
         "token arrays for every side",
         f"evaluation: {tokens}; no document is in both; blocks bfloat16 autocast, head and softmax float32",
         "CPU seconds: user and system time of the quantization call in its process, loading left out, "
