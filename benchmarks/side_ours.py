@@ -12,7 +12,7 @@ from worker import hand_over, read_job
 from pocketsize.models.load import load
 from pocketsize.models.walk import walk
 from pocketsize.quantization.grid import QWeight
-from pocketsize.recipes.quantize import Gptq, quantize_visit
+from pocketsize.recipes.quantize import Gptq, block_scheme, quantize_site
 
 SCALE_BITS = 16
 
@@ -26,8 +26,9 @@ def main() -> None:
     )
     weights: dict[str, QWeight] = {}
     with metered() as cost:
-        for visit in walk(model, ids, torch.ones_like(ids, dtype=torch.bool)):
-            weights.update(quantize_visit(visit, step)[0])
+        for site in walk(model, ids, torch.ones_like(ids, dtype=torch.bool)):
+            for name, weight, _ in quantize_site(site, block_scheme(step), step):
+                weights[name] = weight
     dequantized = {name: weight.dequantize() for name, weight in weights.items()}
     versions = {name: version(name) for name in ("transformers", "numba")}
     hand_over(job, cost, dequantized, scale_bits=SCALE_BITS, zero_bits=job.bits, versions=versions)
