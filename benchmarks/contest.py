@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import json
 import os
@@ -20,7 +21,15 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 GROUP = 64
 OURS = "pocketsize"
-ALGORITHM = ("quantization", "models", "linalg.py", "recipes/quantize.py")
+ALGORITHM = (
+    "quantization",
+    "linalg.py",
+    "models/archs",
+    "models/dtype.py",
+    "models/skeleton.py",
+    "models/walk.py",
+    "recipes/quantize.py",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +213,8 @@ def sha256_of(path: Path) -> str:
 
 
 def sources_sha256() -> str:
-    """The hash of the sources that decide what our quantization gives and costs."""
+    """The hash of the code that decides what our quantization gives and costs; comments do not count."""
     top = ROOT / "src" / "pocketsize"
     files = sorted(p for name in ALGORITHM for p in (top / name, *(top / name).rglob("*.py")) if p.is_file())
-    return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()
+    code = "\n".join(ast.dump(ast.parse(p.read_text(encoding="utf-8"))) for p in files)
+    return hashlib.sha256(code.encode()).hexdigest()
