@@ -7,8 +7,8 @@ positions at which our forward agrees with itself when it does the same rounding
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +19,9 @@ from pocketsize.io.llamacpp import LlamaCpp
 
 CLEAR = 0.1
 WANTED = 0.97
-# Two forwards that both round activations scatter around the floor; see the method page.
-SLACK = 0.02
+# Two forwards that both round activations differ from each other as much as from one that does
+# not, so counts scatter around the floor; this many standard deviations of their difference are allowed.
+SIGMAS = 3
 _PROMPT = 8
 _BLOCK = 32
 
@@ -52,7 +53,8 @@ class Agreement:
         """Float files: no clear position differs. Quantized: 97 %, or what rounding activations leaves."""
         if self.floor is None:
             return self.clear_share == 1
-        return self.share >= min(WANTED, self.floor - SLACK)
+        scatter = math.sqrt(2 * self.floor * (1 - self.floor) / self.positions)
+        return self.share >= min(WANTED, self.floor - SIGMAS * scatter)
 
     @property
     def sentence(self) -> str:
@@ -71,17 +73,23 @@ class Agreement:
 
 
 def agreement(
-    runtime: LlamaCpp, module: nn.Module, ids: Sequence[Sequence[int]], *, tokens: int, rounds: bool
+    runtime: LlamaCpp,
+    module: nn.Module,
+    ids: Sequence[Sequence[int]],
+    *,
+    tokens: int,
+    rounded: Collection[str],
 ) -> Agreement:
     """Compare next tokens along our own greedy continuations of the prompts `ids`.
 
     The continuation is ours at every position, so that one difference does not lead to others.
+    `rounded` names the linears whose inputs llama.cpp rounds.
     """
     length = min(_PROMPT, *(len(prompt) for prompt in ids))
     prompts = torch.tensor([list(prompt)[:length] for prompt in ids])
     chosen, margins = _continue(module, prompts, tokens)
     text = torch.cat([prompts, chosen], dim=1)
-    floor = _floor(module, text, chosen) if rounds else None
+    floor = _floor(module, text, chosen, rounded) if rounded else None
     apart = [
         float(margins[i, j])
         for i, row in enumerate(text.tolist())
@@ -107,24 +115,24 @@ def _continue(
 
 
 @torch.no_grad()
-def _floor(module: nn.Module, text: Int64[Tensor, "n length"], chosen: Int64[Tensor, "n tokens"]) -> float:
-    """The share of tokens that stay the likeliest when the inputs of all linears are rounded to 8 bits."""
-    with _rounded_inputs(module):
-        logits = module(input_ids=text[:, :-1]).logits[:, -chosen.shape[1] :]
-    return float((logits.argmax(dim=-1) == chosen).float().mean())
+def _floor(
+    module: nn.Module,
+    text: Int64[Tensor, "n length"],
+    chosen: Int64[Tensor, "n tokens"],
+    rounded: Collection[str],
+) -> float:
+    """The share of tokens that stay the likeliest when the inputs of these linears are rounded to 8 bits."""
 
-
-@contextmanager
-def _rounded_inputs(module: nn.Module) -> Iterator[None]:
-    def rounded(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def round_inputs(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (_round(inputs[0]), *inputs[1:])
 
-    handles = [m.register_forward_pre_hook(rounded) for m in module.modules() if isinstance(m, nn.Linear)]
+    handles = [module.get_submodule(name).register_forward_pre_hook(round_inputs) for name in rounded]
     try:
-        yield
+        logits = module(input_ids=text[:, :-1]).logits[:, -chosen.shape[1] :]
     finally:
         for handle in handles:
             handle.remove()
+    return float((logits.argmax(dim=-1) == chosen).float().mean())
 
 
 def _round(X: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch in"]:

@@ -18,7 +18,7 @@ from pocketsize.errors import DataError, UnsupportedError
 from pocketsize.exporting.compressed_tensors import unpack_rows
 from pocketsize.exporting.gguf.names import gguf_name, row_order
 from pocketsize.exporting.gguf.scan import scan
-from pocketsize.exporting.gguf.writer import main_kind
+from pocketsize.exporting.gguf.writer import FLOATS, main_kind
 from pocketsize.io.checkpoint import Checkpoint, Entry, open_checkpoint
 from pocketsize.io.strictjson import read_json_object
 from pocketsize.models.arch import arch_of
@@ -124,8 +124,8 @@ class Gguf:
 
     @property
     def rounds(self) -> bool:
-        """Whether llama.cpp rounds activations to multiply with some of its matrices."""
-        return set(self.kinds.values()) != {"F32"}
+        """Whether llama.cpp rounds activations to 8 bits to multiply with some of its matrices."""
+        return not set(self.kinds.values()) <= set(FLOATS)
 
     def tensor(self, model: Model, name: str) -> Tensor:
         """A parameter of `model`, dequantized, float32, rows in the model's own order."""

@@ -21,7 +21,7 @@ from pocketsize.exporting.behaviour import (
     tokenizer_print,
 )
 from pocketsize.exporting.gguf.names import ROPE_FACTORS, gguf_name
-from pocketsize.exporting.gguf.writer import metadata, rope_factors, stored_value
+from pocketsize.exporting.gguf.writer import FLOATS, metadata, rope_factors, stored_value
 from pocketsize.exporting.manifest import check_manifest
 from pocketsize.exporting.probes import PROBES, STRINGS
 from pocketsize.exporting.read_back import Gguf, model_in, read_folder, read_gguf
@@ -170,10 +170,19 @@ def _open(file: Gguf) -> LlamaCpp:
 def _agreement(model: Model, file: Gguf, runtime: LlamaCpp, ids: list[list[int]], *, tokens: int) -> str:
     """llama.cpp against our forward of what the file holds; raises where they differ too much."""
     module = loaded(model, lambda name: file.tensor(model, name))
-    found = agreement(runtime, module, ids, tokens=tokens, rounds=file.rounds)
+    found = agreement(runtime, module, ids, tokens=tokens, rounded=_rounded(model, file))
     if not found.holds:
         raise IntegrityError(f"{file.path}: {found.sentence}")
     return found.sentence
+
+
+def _rounded(model: Model, file: Gguf) -> list[str]:
+    """The linears, head included, whose inputs llama.cpp rounds: those not stored as floats."""
+    embedding, head = model.arch.embedding, model.arch.head
+    names = [n for n in model.checkpoint.entries if file.kinds[gguf_name(model, n)] not in FLOATS]
+    if head and model.tied and embedding in names:
+        names.append(head)
+    return [name.removesuffix(".weight") for name in names if name != embedding]
 
 
 def _behaviours(path: Path) -> dict[str, dict[str, Any]]:

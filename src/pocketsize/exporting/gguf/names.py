@@ -17,11 +17,9 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 def gguf_name(model: Model, name: str) -> str:
     """The GGUF name of a parameter: `model.layers.0.mlp.up_proj.weight` is `blk.0.ffn_up.weight`."""
-    if model.arch.gguf is None:
-        raise UnsupportedError(
-            f"llama.cpp has no {model.config.model_type} model that could be written; export folder"
-        )
-    found = _name_map(model.arch.gguf, model.config.num_hidden_layers).get_name(name, (".weight", ".bias"))
+    found = _name_map(str(model.arch.gguf), model.config.num_hidden_layers).get_name(
+        name, (".weight", ".bias")
+    )
     if found is None:
         raise UnsupportedError(
             f"{name}: llama.cpp's {model.arch.gguf} model has no such tensor; export folder"

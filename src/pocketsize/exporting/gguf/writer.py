@@ -184,7 +184,9 @@ def _rope(model: Model) -> dict[str, Any]:
 
 
 def _parameters(model: Model) -> list[str]:
-    """The names of all stored parameters; refuses activations that llama.cpp's model does not have."""
+    """The names of all stored parameters; refuses families and activations that llama.cpp lacks."""
+    if model.arch.gguf is None:
+        raise UnsupportedError(f"no GGUF is written for the family {model.config.model_type}; export folder")
     if model.config.hidden_act not in ("silu", "swish"):
         raise UnsupportedError(
             f"hidden_act {model.config.hidden_act!r}: llama.cpp's llama model has silu; export folder"
@@ -226,7 +228,8 @@ def _data(model: Model, stored: Stored) -> bytes:
             weight = QWeight(weight.codes[order], weight.scale[order], weight.zero[order], weight.scheme)
         return pack(weight, stored.source).tobytes()
     W = model.original(stored.source)
-    array = (W if order is None else W[order]).numpy().astype(FLOATS[stored.kind])
+    with np.errstate(over="ignore"):  # reported below, by name
+        array = (W if order is None else W[order]).numpy().astype(FLOATS[stored.kind])
     if not np.isfinite(array).all():
         raise NumericalError(f"{stored.source}: {stored.kind} cannot hold its values; write floats as F32")
     return array.tobytes()
