@@ -82,9 +82,14 @@ def main(args: list[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _fail("stopped", "stopped; run the same command again to go on", 130, words)
     except OSError as error:
-        return _fail("resources", f"{error.filename or ''}: {error.strerror or error}", 5, words)
+        return _fail("resources", f"{error.filename or 'files'}: {error.strerror or error}", 5, words)
     except MemoryError:
         return _fail("resources", "out of memory; use fewer sequences or a shorter length", 5, words)
+    except Exception as error:
+        if os.environ.get("POCKETSIZE_DEBUG"):
+            raise
+        message = f"{type(error).__name__}: {error}; this is a bug of ours: POCKETSIZE_DEBUG=1 shows where"
+        return _fail("bug", message, 70, words)
     return 0
 
 

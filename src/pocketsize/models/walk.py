@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pocketsize.errors import NumericalError, UnsupportedError
 from pocketsize.linalg import Gram
+from pocketsize.models.attention import CausalPanels
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import fill, skeleton, stored
@@ -83,7 +84,8 @@ def walk(
         elif head or path != model.blocks[-1]:
             fill(module, path, lambda name, new=done: _either(new, model, name).to(forward_dtype()))
             for call in calls:
-                call.hidden = _run(block, call)
+                with CausalPanels():
+                    call.hidden = _run(block, call)
         for number, call in enumerate(calls):
             _finite(call.hidden, path, number)
         block.to("meta")
@@ -109,7 +111,9 @@ def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call]) -> Ite
         for number, (group, first) in enumerate(zip(groups, firsts, strict=True)):
             gram = Gram.zeros(first.weight.shape[1])
             for run, call in zip(runs, calls, strict=True):
-                gram.update(_reached(run.switch(), first, path, group.names), call.mask)
+                with CausalPanels():
+                    stop = run.switch()
+                gram.update(_reached(stop, first, path, group.names), call.mask)
             names = tuple(f"{path}.{name}.weight" for name in group.names)
             weights = tuple(model.weight(name) for name in names)
             site = Site(path, names, weights, gram, last=number == len(groups) - 1)

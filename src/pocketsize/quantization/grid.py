@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from pocketsize.quantization.compiled import STEPS, fit_rows
+from pocketsize.quantization.compiled import SMALLEST_SCALE, STEPS, fit_rows
 from pocketsize.quantization.rows import over_rows
 from pocketsize.quantization.scheme import Scheme
 
@@ -48,20 +48,47 @@ def fit_grid(
     is placed on either end of the range, of which the lower reaches one step further; scales may
     so become negative.
     """
-    columns = W.shape[1]
-    width = scheme.width(columns)
-    rows = W.to(torch.float32).contiguous().numpy()
-    d = np.ones(columns, np.float32) if weight is None else weight.to(torch.float32).numpy().copy()
-    shape = (rows.shape[0], columns // width)
+    width = scheme.width(W.shape[1])
+    if weight is None:
+        return _range(W.to(torch.float32).view(W.shape[0], -1, width), scheme)
+    rows, d = W.to(torch.float32).contiguous().numpy(), weight.to(torch.float32).numpy()
+    shape = (rows.shape[0], rows.shape[1] // width)
     scale, zero = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    steps = 0 if weight is None else STEPS
     symmetric, digits = scheme.symmetric, scheme.scale_digits
 
     def fit(a: int, b: int) -> None:
-        fit_rows(rows[a:b], d, width, scheme.top, symmetric, digits, steps, scale[a:b], zero[a:b])
+        fit_rows(rows[a:b], d, width, scheme.top, symmetric, digits, STEPS, scale[a:b], zero[a:b])
 
     over_rows(rows.shape[0], fit)
     return torch.from_numpy(scale), torch.from_numpy(zero)
+
+
+def _range(
+    w: Float[Tensor, "out groups g"], scheme: Scheme
+) -> tuple[Float[Tensor, "out groups"], Float[Tensor, "out groups"]]:
+    """The plain grid of each group."""
+    lo, hi = w.amin(-1).clamp(max=0), w.amax(-1).clamp(min=0)
+    if not scheme.symmetric:
+        scale = _stored((hi - lo) / scheme.top, scheme.scale_digits)
+        return scale, (-lo / scale).round().clamp(0, scheme.top)
+    edge = torch.where(-lo >= hi, lo, hi)
+    zero = torch.full_like(edge, scheme.middle)
+    far = _stored(-edge / scheme.middle, scheme.scale_digits)
+    near = _stored(edge.abs() / (scheme.middle - 1), scheme.scale_digits)
+
+    def error(scale: Float[Tensor, "out groups"]) -> Float[Tensor, "out groups"]:
+        q = (w / scale[..., None] + scheme.middle).round().clamp(0, scheme.top)
+        return ((scale[..., None] * (q - scheme.middle) - w) ** 2).sum(-1)
+
+    return torch.where(error(near) < error(far), near, far), zero
+
+
+def _stored(scale: Float[Tensor, "out groups"], digits: int) -> Float[Tensor, "out groups"]:
+    """The nearest scales with so many significant binary digits, none too small to store."""
+    mantissa, exponent = torch.frexp(scale)
+    rounded = torch.ldexp((mantissa * 2.0**digits).round(), exponent - digits)
+    least = torch.full_like(scale, SMALLEST_SCALE).copysign(scale)
+    return torch.where(scale.abs() < SMALLEST_SCALE, least, rounded)
 
 
 def snap(

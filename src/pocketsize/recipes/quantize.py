@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from pocketsize.errors import UnsupportedError, UsageError
@@ -175,18 +174,18 @@ def _report(W: Tensor, q: QWeight, H: Tensor | None, done: GptqResult | None = N
     pick = torch.linspace(0, rows - 1, min(rows, REPORT_ROWS)).round().long()
     sample, mine = W[pick], QWeight(q.codes[pick], q.scale[pick], q.zero[pick], q.scheme).dequantize()
 
-    def energy(E: Float[Tensor, "out in"]) -> float:
-        return float(((E if H is None else E @ H) * E).sum(dtype=torch.float64))
-
-    whole = max(energy(sample), 1e-30)
+    plain = rtn(sample, q.scheme).dequantize()
+    stacked = torch.cat((sample, sample - mine, sample - plain))
+    energies = ((stacked if H is None else stacked @ H) * stacked).view(3, -1).sum(1, dtype=torch.float64)
+    whole = max(float(energies[0]), 1e-30)
     return LayerReport(
         name="",
         rows=rows,
         columns=columns,
         bits=q.scheme.bits,
         bits_per_weight=round(q.scheme.bits_per_weight(columns), 4),
-        error=energy(sample - mine) / whole,
-        rtn_error=energy(sample - rtn(sample, q.scheme).dequantize()) / whole,
+        error=float(energies[1]) / whole,
+        rtn_error=float(energies[2]) / whole,
         damp=done.damp if done else 0.0,
         escalations=done.escalations if done else 0,
         dead=done.dead if done else 0,

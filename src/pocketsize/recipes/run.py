@@ -151,9 +151,7 @@ def read_texts(recipe: Recipe, model: Model) -> Texts:
             f"{share:.1%} of the evaluation text also stands in the calibration text: quality is overstated"
         )
         findings.append(Finding("overlap", message))
-    first = windows(
-        calibrate, tokenizer, count=data.sequences, length=length, seed=data.seed, special=True
-    )
+    first = windows(calibrate, tokenizer, count=data.sequences, length=length, seed=data.seed, special=True)
     if len(first.input_ids) < data.sequences:
         got = len(first.input_ids)
         message = f"the calibration text gives {got} windows of {length} tokens, {data.sequences} were asked"

@@ -1,0 +1,184 @@
+"""Whole runs on tiny models: what is written, what a killed run leaves, what bad input does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pocketsize.cli.main import main
+from pocketsize.recipes.record import read_record
+from tiny import write_tiny
+
+# Runs a recipe and kills the process with SIGKILL at the n-th call of a function.
+KILLER = """
+import importlib, os, signal, sys
+module, _, name = sys.argv[1].rpartition(".")
+count = int(sys.argv[2])
+from pocketsize.cli.main import main
+owner = importlib.import_module(module)
+real = getattr(owner, name)
+def wrapped(*args, **kwargs):
+    global count
+    count -= 1
+    if count < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args, **kwargs)
+setattr(owner, name, wrapped)
+sys.exit(main(sys.argv[3:]))
+"""
+POINTS = [
+    ("pocketsize.recipes.journal._append", 2),  # the second block is quantized, its line not written
+    ("pocketsize.recipes.journal.write_safetensors", 1),  # before the second block's object
+    ("pocketsize.recipes.run.quality_of", 0),  # all quantized, nothing measured
+    ("pocketsize.recipes.run.behaviours", 0),  # exported into the hidden folder, not recorded
+    ("pocketsize.recipes.run.write_manifest", 0),  # everything but the manifest
+]
+
+
+def recipe(folder: Path, family: str = "llama", **changes: object) -> Path:
+    write_tiny(folder / "model", family)
+    export = ["gguf", "folder"] if family == "llama" else ["folder"]
+    raw = {
+        "model": "model",
+        "data": {"sequences": 4, "length": 64, "tokens": 256},
+        "steps": [{"gptq": {"scheme": "W4A16"}}],
+        "export": export,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(raw | changes))
+    return path
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+TIMED = {"record.json", "report.html", "README.md", "MANIFEST.json"}
+
+
+def test_killed_at_five_points_a_run_ends_with_the_same_bytes(
+    tmp_path: Path, source_env: dict[str, str]
+) -> None:
+    path = recipe(tmp_path)
+
+    def run(out: str, *killer: str) -> subprocess.CompletedProcess[bytes]:
+        args = ["run", str(path), "-o", str(tmp_path / out)]
+        start = ["-c", KILLER, *killer] if killer else ["-m", "pocketsize.cli.main"]
+        return subprocess.run(
+            [sys.executable, *start, *args], env=source_env, capture_output=True, check=False
+        )
+
+    whole = run("whole")
+    assert whole.returncode == 0, whole.stderr.decode()
+    for name, count in POINTS:
+        killed = run("killed", name, str(count))
+        assert killed.returncode == -signal.SIGKILL, (name, killed.stderr.decode())
+        assert not (tmp_path / "killed").exists()
+    assert run("killed").returncode == 0
+    a, b = hashes(tmp_path / "whole"), hashes(tmp_path / "killed")
+    assert a.keys() == b.keys()
+    assert {n: h for n, h in a.items() if n not in TIMED} == {n: h for n, h in b.items() if n not in TIMED}
+    first, second = (json.loads((tmp_path / n / "record.json").read_text()) for n in ("whole", "killed"))
+    assert first.pop("timing")["resumed"] == 0 and second.pop("timing")["resumed"] == 3
+    assert first == second
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["killed", "model", "recipe.yaml", "whole"]
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet"])
+def test_encoders_run_whole(family: str, tmp_path: Path) -> None:
+    assert main(["run", str(recipe(tmp_path, family)), "-o", str(tmp_path / "out")]) == 0
+    record = read_record(tmp_path / "out" / "record.json")
+    names = {m.name for m in record.measurements}
+    assert record.task == "embed" and {"one_minus_cosine", "spearman"} <= names
+    assert main(["verify", str(tmp_path / "out")]) == 0
+
+
+def test_json_gives_the_record_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(recipe(tmp_path)), "-o", str(tmp_path / "out"), "--json"]) == 0
+    captured = capsys.readouterr()
+    facts = json.loads(captured.out)
+    assert facts["record"]["schema"] == 1 and captured.err == ""
+
+
+def test_a_changed_recipe_does_not_take_up_an_unfinished_run(
+    tmp_path: Path, source_env: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe(tmp_path)
+    args = [sys.executable, "-c", KILLER, "pocketsize.recipes.run.quality_of", "0", "run", str(path)]
+    subprocess.run([*args, "-o", str(tmp_path / "out")], env=source_env, capture_output=True, check=False)
+    recipe(tmp_path, steps=[{"gptq": {"scheme": "W8A16"}}])
+    assert main(["run", str(path), "-o", str(tmp_path / "out")]) == 7
+    assert "recipe was" in capsys.readouterr().err
+
+
+BAD = {
+    "empty text": ({"data": {"calibrate": "empty.txt"}}, 3, "empty.txt"),
+    "binary text": ({"data": {"calibrate": "binary.txt"}}, 3, "binary.txt"),
+    "no such text": ({"data": {"evaluate": "absent-*.txt"}}, 3, "absent-*.txt"),
+    "unknown key": ({"stpes": []}, 2, "did you mean 'steps'"),
+    "unknown option": ({"steps": [{"gptq": {"gruop": 3}}]}, 2, "did you mean 'group'"),
+    "no such model": ({"model": "nowhere"}, 2, "nowhere"),
+    "3 bits in gguf": ({"steps": [{"gptq": {"scheme": "W3A16"}}]}, 4, "3-bit"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_in_one_line_and_changes_nothing(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes, code, word = BAD[case]
+    path = recipe(tmp_path, **changes)
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 8)
+    before = hashes(tmp_path)
+    assert main(["run", str(path), "-o", str(tmp_path / "out")]) == code
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and word in error
+    assert hashes(tmp_path) == before
+
+
+def test_an_output_that_holds_something_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("x")
+    before = hashes(tmp_path)
+    assert main(["run", str(path), "-o", str(tmp_path / "out")]) == 2
+    assert "not an empty folder" in capsys.readouterr().err and hashes(tmp_path) == before
+
+
+def test_an_output_that_cannot_be_written_is_said_before_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe(tmp_path)
+    (tmp_path / "file").write_text("x")
+    targets = [tmp_path / "file" / "out"]
+    if os.geteuid() != 0:  # root may write anywhere
+        (tmp_path / "locked").mkdir(mode=0o500)
+        targets.append(tmp_path / "locked" / "out")
+    before = hashes(tmp_path)
+    for out in targets:
+        assert main(["run", str(path), "-o", str(out)]) == 5
+        assert str(out.parent) in capsys.readouterr().err
+    assert hashes(tmp_path) == before
+
+
+def test_a_size_below_the_possible(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tiny(tmp_path / "model", "llama")
+    before = hashes(tmp_path)
+    assert main(["shrink", str(tmp_path / "model"), "--fit", "1kB", "-o", str(tmp_path / "out")]) == 5
+    error = capsys.readouterr().err
+    assert "smallest gguf file possible" in error and error.count("\n") == 1 and hashes(tmp_path) == before

@@ -1,0 +1,65 @@
+"""Every recipe key and every command-line option, against a list: adding one is a visible change."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import fields
+
+import click
+
+from pocketsize.cli.main import WORDS
+from pocketsize.recipes.recipe import Data
+from pocketsize.recipes.table import STEPS
+
+QUANTIZE = ["scheme", "group", "symmetric", "embeddings", "embeddings_symmetric", "scale_digits"]
+KEYS = {
+    "data": ["calibrate", "evaluate", "sequences", "length", "tokens", "seed"],
+    "rtn": QUANTIZE,
+    "gptq": [*QUANTIZE, "damp", "order", "search"],
+}
+TEXTS = {"--calibrate", "--evaluate", "--sequences", "--length", "--tokens", "--seed"}
+OPTIONS = {
+    "shrink": {"--keep", "--fit", "--ratio", "--target", "--output", "--threads", "--json", *TEXTS},
+    "run": {"--output", "--threads", "--json"},
+    "quantize": {
+        "--method",
+        "--scheme",
+        "--group",
+        "--symmetric",
+        "--asymmetric",
+        "--embeddings",
+        "--damp",
+        "--target",
+        "--output",
+        "--threads",
+        "--json",
+        *TEXTS,
+    },
+    "inspect": {"--json"},
+    "measure": {"--against", "--data", "--tokens", "--threads", "--json"},
+    "verify": {"--json", "--llamacpp", "--no-llamacpp"},
+    "report": {"--output", "--json"},
+    "chat": {"--prompt", "--tokens", "--threads"},
+    "fetch": {"--json"},
+}
+
+
+def test_recipe_keys() -> None:
+    assert [f.name for f in fields(Data)] == KEYS["data"]
+    assert {kind: [f.name for f in fields(step)] for kind, step in STEPS.items()} == {  # type: ignore[arg-type]
+        kind: keys for kind, keys in KEYS.items() if kind != "data"
+    }
+
+
+def test_command_line_options() -> None:
+    assert set(OPTIONS) == set(WORDS)
+    for word in WORDS:
+        command = importlib.import_module(f"pocketsize.cli.{word}").command
+        options = {
+            name
+            for p in command.params
+            if isinstance(p, click.Option)
+            for name in (*p.opts, *p.secondary_opts)
+            if name.startswith("--")
+        }
+        assert options == OPTIONS[word], word
