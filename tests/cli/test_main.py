@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -24,6 +24,11 @@ def test_every_word_has_a_command_with_help() -> None:
             )
 
 
+def _children_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_is_quick_and_imports_no_torch(source_env: dict[str, str]) -> None:
     code = (
         "import sys; from pocketsize.cli.main import main; main(['--help'])\n"
@@ -32,16 +37,16 @@ def test_help_is_quick_and_imports_no_torch(source_env: dict[str, str]) -> None:
     subprocess.run([sys.executable, "-c", code], env=source_env, check=True, capture_output=True)
     times: list[float] = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = _children_cpu_s()
         done = subprocess.run(
             [sys.executable, "-m", "pocketsize.cli.main", "--help"],
             env=source_env,
             capture_output=True,
             check=True,
         )
-        times.append(time.perf_counter() - start)
+        times.append(_children_cpu_s() - start)
     assert all(word.encode() in done.stdout for word in WORDS)
-    # 0.3 s is the promise; a loaded machine gets the benefit of its best of five.
+    # 0.3 s is the promise; CPU seconds and the best of five, so that other work does not count.
     assert min(times) < 0.3, times
 
 

@@ -7,13 +7,13 @@ import shutil
 
 import pytest
 import torch
-from tiny import write_tiny
 
 from pocketsize.cli.main import main
 from pocketsize.exporting.compressed_tensors import write
 from pocketsize.models.load import load
 from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import Scheme
+from tiny import write_tiny
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 40
 

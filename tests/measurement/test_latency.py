@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import write_tiny
 
 from pocketsize.io.llamacpp import Timings
 from pocketsize.measurement import latency, runtime
 from pocketsize.measurement.latency import torch_latency
 from pocketsize.measurement.runtime import llamacpp_latency
 from pocketsize.models.load import load
+from tiny import write_tiny
 
 
 def test_generators_are_timed_and_threads_put_back(tmp_path):

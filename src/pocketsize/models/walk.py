@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from greenlet import getcurrent, greenlet
@@ -84,8 +85,7 @@ def walk(
         elif head or path != model.blocks[-1]:
             fill(module, path, lambda name, new=done: _either(new, model, name).to(forward_dtype()))
             for call in calls:
-                with CausalPanels():
-                    call.hidden = _run(block, call)
+                call.hidden = _go_on(greenlet(lambda call=call: _run(block, call)))
         for number, call in enumerate(calls):
             _finite(call.hidden, path, number)
         block.to("meta")
@@ -111,9 +111,7 @@ def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call]) -> Ite
         for number, (group, first) in enumerate(zip(groups, firsts, strict=True)):
             gram = Gram.zeros(first.weight.shape[1])
             for run, call in zip(runs, calls, strict=True):
-                with CausalPanels():
-                    stop = run.switch()
-                gram.update(_reached(stop, first, path, group.names), call.mask)
+                gram.update(_reached(_go_on(run), first, path, group.names), call.mask)
             names = tuple(f"{path}.{name}.weight" for name in group.names)
             weights = tuple(model.weight(name) for name in names)
             site = Site(path, names, weights, gram, last=number == len(groups) - 1)
@@ -122,7 +120,13 @@ def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call]) -> Ite
                 _replace(block, name.removeprefix(f"{path}."), new)
             del site, weights, gram
         for run, call in zip(runs, calls, strict=True):
-            call.hidden = run.switch()
+            call.hidden = _go_on(run)
+
+
+def _go_on(run: greenlet) -> Any:
+    """Let a batch run on to where it waits next, or to the end of its block."""
+    with CausalPanels():
+        return run.switch()
 
 
 def _reached(stop: object, first: nn.Module, path: str, names: tuple[str, ...]) -> Tensor:
