@@ -153,6 +153,15 @@ def test_a_wrong_tokenizer_in_the_folder(finished):
     assert "the tokenizer gives other ids" in wrong(finished)
 
 
+def test_two_swapped_tokens_that_no_probe_holds(finished):
+    path = finished / "tokenizer.json"
+    raw = json.loads(path.read_text())
+    raw["model"]["vocab"] |= {"Ħ": raw["model"]["vocab"]["ħ"], "ħ": raw["model"]["vocab"]["Ħ"]}
+    path.write_text(json.dumps(raw))
+    write_manifest(finished)
+    assert f"{path}: not what was copied" in wrong(finished)
+
+
 def test_a_wrong_tokenizer_in_the_gguf(finished):
     path = finished / GGUF
     data = path.read_bytes()
@@ -185,6 +194,14 @@ def test_no_record_and_no_folder(finished, tmp_path):
     write_manifest(finished)
     assert "record.json" in wrong(finished)
     assert not verify_folder(tmp_path / "nowhere")[0].ok
+
+
+def test_a_record_that_lacks_a_part(finished):
+    record = json.loads((finished / "record.json").read_text())
+    del record["behaviour"]["."]["answers"]
+    (finished / "record.json").write_text(json.dumps(record))
+    write_manifest(finished)
+    assert "record.json: the behaviour of . is not readable" in wrong(finished)
 
 
 def test_a_gguf_that_the_record_does_not_know(finished):

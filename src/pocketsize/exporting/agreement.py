@@ -24,6 +24,7 @@ WANTED = 0.97
 SIGMAS = 3
 _PROMPT = 8
 _BLOCK = 32
+_BATCH = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +129,12 @@ def _floor(
 
     handles = [module.get_submodule(name).register_forward_pre_hook(round_inputs) for name in rounded]
     try:
-        logits = module(input_ids=text[:, :-1]).logits[:, -chosen.shape[1] :]
+        # A few texts at a time: logits are large.
+        parts = [module(input_ids=part[:, :-1]).logits.argmax(dim=-1) for part in text.split(_BATCH)]
     finally:
         for handle in handles:
             handle.remove()
-    return float((logits.argmax(dim=-1) == chosen).float().mean())
+    return float((torch.cat(parts)[:, -chosen.shape[1] :] == chosen).float().mean())
 
 
 def _round(X: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch in"]:

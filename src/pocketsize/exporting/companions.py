@@ -6,7 +6,7 @@ import json
 from pathlib import Path, PurePosixPath
 
 from pocketsize.errors import DataError, RefusedError
-from pocketsize.io.publish import publish_bytes
+from pocketsize.io.publish import publish_bytes, sha256_of
 
 NAMES = (
     "tokenizer.json",
@@ -42,6 +42,11 @@ def copy_companions(source: Path, out: Path) -> dict[str, str]:
             raise DataError(f"{source / name}: {error.strerror or error}") from error
         copied[name] = publish_bytes(out / name, data)
     return copied
+
+
+def companion_prints(source: Path) -> dict[str, str]:
+    """The SHA-256 of each companion in a folder."""
+    return {name: sha256_of(source / name) for name in companions(source)}
 
 
 def companions(source: Path) -> list[str]:

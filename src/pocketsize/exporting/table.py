@@ -15,6 +15,7 @@ from torch import Tensor
 from pocketsize.exporting import compressed_tensors
 from pocketsize.exporting.artifact import Artifact
 from pocketsize.exporting.behaviour import behaviour_of, field_prints
+from pocketsize.exporting.companions import companion_prints
 from pocketsize.exporting.gguf import writer as gguf
 from pocketsize.exporting.gguf.blocks import BLOCK
 from pocketsize.exporting.reload import reload_check
@@ -52,7 +53,9 @@ def behaviours(model: Model, artifacts: Sequence[Artifact]) -> dict[str, object]
     found: dict[str, object] = {}
     for artifact in artifacts:
         known: dict[str, Any] = behaviour_of(model, partial(EXPORTERS[artifact.format].stored, model))
-        if artifact.format == "gguf":
+        if artifact.format == "folder":
+            known["companions"] = companion_prints(model.folder)
+        else:
             kind = gguf.file_type(gguf.plan(model, _schemes(model), "F32"))
             known["fields"] = field_prints(gguf.metadata(model, kind))
         found[artifact.path] = known

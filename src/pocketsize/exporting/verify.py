@@ -20,6 +20,7 @@ from pocketsize.exporting.behaviour import (
     tensor_print,
     tokenizer_print,
 )
+from pocketsize.exporting.companions import companion_prints
 from pocketsize.exporting.gguf.names import ROPE_FACTORS, gguf_name
 from pocketsize.exporting.gguf.writer import FLOATS, metadata, rope_factors, stored_value
 from pocketsize.exporting.manifest import check_manifest
@@ -62,6 +63,9 @@ def verify_folder(folder: Path, *, llamacpp: bool | None = None) -> list[Check]:
                 checks += _check_gguf(folder / path, known, llamacpp)
         except PocketsizeError as error:
             checks.append(Check("weights" if path == FOLDER else "gguf", False, str(error)))
+        except (KeyError, TypeError, ValueError) as error:
+            said = f"{folder / RECORD}: the behaviour of {path} is not readable: {error!r}"
+            checks.append(Check("record", False, said))
     unknown = {path.name for path in folder.glob("*.gguf")} - recorded.keys()
     return checks + [Check("gguf", False, f"{name}: {RECORD} does not know it") for name in sorted(unknown)]
 
@@ -106,6 +110,10 @@ def verify_gguf(model: Model, path: Path, *, floats: str = "F32") -> tuple[str, 
 def _check_folder(folder: Path, known: dict[str, Any]) -> list[Check]:
     model = read_folder(folder)
     problems = [f"{folder}: {p}" for p in differences(known, model, model.weight)]
+    found = companion_prints(folder)
+    for name, digest in known["companions"].items():
+        if found.get(name) != digest:
+            problems.append(f"{folder / name}: not what was copied from the original")
     if tokenizer_print(tokenizer_of(model)) != known["tokenizer"]:
         problems.append(f"{folder}: the tokenizer gives other ids than were recorded")
     said = (
