@@ -60,7 +60,7 @@ def texts(function: F) -> F:
         function
     )
     function = click.option(
-        "--tokens", type=int, default=32768, show_default=True, help="Tokens to evaluate."
+        "--tokens", type=int, default=16384, show_default=True, help="Tokens to evaluate."
     )(function)
     return click.option(
         "--seed", type=int, default=0, show_default=True, help="Picks the calibration windows."

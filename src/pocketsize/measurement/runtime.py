@@ -30,21 +30,21 @@ def llamacpp_latency(
         runs = [engine.timings(ids, tokens) for _ in range(RUNS)]
         package = engine.package
     decode = np.array([run.decode_per_s for run in runs])
-    how = f"llama.cpp ({package}), {threads} threads, batch 1, {{}}, {RUNS} runs"
+    how = f"llama.cpp ({package}), {threads} threads, batch 1, {{}} of {RUNS} runs"
     read = float(np.median([run.prompt_per_s for run in runs]))
     return [
-        row("prompt_rate", read, how.format(f"{prompt} tokens at once, median of"), subject, RUNS),
+        row("prompt_rate", read, how.format(f"{prompt} tokens at once, median"), subject, RUNS),
         row(
             "decode_rate",
             float(np.median(decode)),
-            how.format(f"{tokens} after {prompt} tokens, median of"),
+            how.format(f"{tokens} after {prompt} tokens, median"),
             subject,
             RUNS,
         ),
         row(
             "decode_p99",
             float(np.quantile(1e3 / decode, 0.99)),
-            how.format("99th percentile of"),
+            how.format(f"{tokens} after {prompt} tokens, 99th percentile"),
             subject,
             RUNS,
         ),

@@ -16,6 +16,8 @@ from pocketsize.measurement.quality import Quality, quality
 from pocketsize.measurement.runtime import llamacpp_latency
 from pocketsize.models.model import Model
 
+PROMPT = 256
+
 
 def quality_of(original: Model, compressed: Model, windows: Windows, corpus: Corpus, *, seed: int) -> Quality:
     """What is kept, by the model's task: generators read the windows, encoders sentences of the corpus."""
@@ -25,9 +27,13 @@ def quality_of(original: Model, compressed: Model, windows: Windows, corpus: Cor
 
 
 def latency(original: Model, gguf: Sequence[Path], *, threads: int | None = None) -> list[Measurement]:
-    """Speed of the original in torch and of each GGUF file in llama.cpp, on the same threads."""
+    """Speed of the original in torch and of each GGUF file in llama.cpp, on the same threads.
+
+    The prompt is 256 tokens, or half of what the model can read if that is less.
+    """
     threads = threads or torch.get_num_threads()
-    rows = torch_latency(original, "original", threads=threads)
+    prompt = min(PROMPT, int(getattr(original.config, "max_position_embeddings", 2 * PROMPT)) // 2)
+    rows = torch_latency(original, "original", threads=threads, prompt=prompt)
     for path in gguf:
-        rows += llamacpp_latency(path, path.name, threads=threads)
+        rows += llamacpp_latency(path, path.name, threads=threads, prompt=prompt)
     return rows

@@ -32,7 +32,7 @@ class Data:
     evaluate: tuple[str, ...] = ()
     sequences: int = 128
     length: int = 512
-    tokens: int = 32768
+    tokens: int = 16384
     seed: int = 0
 
     def __post_init__(self) -> None:
