@@ -64,7 +64,7 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path: Path) -> None:
 def test_automatic_choices_follow_the_exports(tmp_path: Path) -> None:
     model = load(write_tiny(tmp_path / "m", "llama"))
     folder, gguf = (Gptq().resolve(model, e) for e in (("folder",), ("gguf", "folder")))
-    assert (folder.group, folder.symmetric, folder.embeddings, folder.scale_digits) == (64, False, None, 8)
+    assert (folder.group, folder.symmetric, folder.embeddings, folder.scale_digits) == (64, False, None, 7)
     assert (gguf.group, gguf.symmetric, gguf.embeddings, gguf.scale_digits) == (32, True, 8, 8)
     with_zeros = Gptq(symmetric=False).resolve(model, ("gguf",))
     assert block_scheme(with_zeros).scale_digits == 7 and with_zeros.symmetric is False

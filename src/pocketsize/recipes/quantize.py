@@ -273,10 +273,13 @@ def _resolve(step: S, model: Model, exports: tuple[str, ...]) -> S:
             raise UnsupportedError(f"{step.kind}: {name} cannot store group {group}; use group: auto")
     symmetric = (gguf or bits == 8) if step.symmetric == "auto" else step.symmetric
     embeddings = (8 if gguf else None) if step.embeddings == "auto" else step.embeddings
-    # GGUF folds an integer zero into a float16 minimum: scale * zero must fit its 11 digits.
-    exact = 11 - bits if gguf and not symmetric else 8
+    if gguf and bits == 8 and not symmetric:
+        raise UnsupportedError(f"{step.kind}: gguf has no 8-bit type with zeros; use symmetric: true")
+    # Scale times code difference has to fit the 11 digits of float16: GGUF stores that product as a
+    # minimum, and stock loaders of a folder multiply in the dtype of the scale.
+    exact = min(8, 11 - bits) if not symmetric and bits <= 5 else 8
     digits = exact if step.scale_digits == "auto" else step.scale_digits
-    if digits > exact:
+    if gguf and digits > exact:
         raise UnsupportedError(
             f"{step.kind}: gguf stores {bits}-bit minima exactly up to scale_digits: {exact}"
         )
