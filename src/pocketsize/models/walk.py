@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,7 +85,7 @@ def walk(
         elif head or path != model.blocks[-1]:
             fill(module, path, lambda name, new=done: _either(new, model, name).to(forward_dtype()))
             for call in calls:
-                call.hidden = _go_on(greenlet(lambda call=call: _run(block, call)))
+                call.hidden = _go_on(_start(block, call))
         for number, call in enumerate(calls):
             _finite(call.hidden, path, number)
         block.to("meta")
@@ -106,7 +106,7 @@ def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call]) -> Ite
     def wait(linear: nn.Module, args: tuple[Tensor, ...]) -> None:
         driver.switch((linear, args[0]))
 
-    runs = [greenlet(lambda call=call: _run(block, call)) for call in calls]
+    runs = [_start(block, call) for call in calls]
     with _hooked(firsts, wait):
         for number, (group, first) in enumerate(zip(groups, firsts, strict=True)):
             gram = Gram.zeros(first.weight.shape[1])
@@ -121,6 +121,11 @@ def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call]) -> Ite
             del site, weights, gram
         for run, call in zip(runs, calls, strict=True):
             call.hidden = _go_on(run)
+
+
+def _start(block: nn.Module, call: _Call) -> greenlet:
+    """A batch about to enter a block."""
+    return greenlet(lambda: _run(block, call))
 
 
 def _go_on(run: greenlet) -> Any:
@@ -205,7 +210,7 @@ def _run(block: nn.Module, call: _Call) -> Float[Tensor, "batch seq hidden"]:
 
 
 @contextmanager
-def _hooked(modules: list[nn.Module], hook: Callable[..., None]) -> Iterator[None]:
+def _hooked(modules: Sequence[nn.Module], hook: Callable[..., None]) -> Iterator[None]:
     """A pre-forward hook that is gone when the block ends."""
     handles = [m.register_forward_pre_hook(hook) for m in modules]
     try:
