@@ -17,7 +17,7 @@ demo: $(VENV)/ready
 	$(RUN) fetch sample:smollm2-135m
 	$(RUN) shrink sample:smollm2-135m --fit 80MB -o $(DEMO)
 	$(RUN) verify $(DEMO)
-	$(RUN) chat $(DEMO) --prompt 'What is the capital of France?' --tokens 40
+	$(RUN) chat $(DEMO) --prompt 'Why is the sky blue? Answer in one sentence.' --tokens 60
 	@echo "The page that shows what was kept: $(DEMO)/report.html"
 
 test: $(VENV)/ready
