@@ -32,6 +32,19 @@ def test_only_plain_causal_bfloat16_is_taken_over(monkeypatch: pytest.MonkeyPatc
         F.scaled_dot_product_attention(*heads(64, torch.bfloat16), is_causal=True)
         F.scaled_dot_product_attention(*heads(256, torch.bfloat16))
         mine = F.scaled_dot_product_attention(*heads(200, torch.bfloat16), is_causal=True)
-    assert taken == [200]
+        Q, K, V = heads(200, torch.bfloat16)
+        F.scaled_dot_product_attention(Q, K[:, :1], V[:, :1], is_causal=True, enable_gqa=True)
+    assert taken == [200, 200]
     exact = F.scaled_dot_product_attention(*heads(200, torch.float32), is_causal=True)
     assert float((mine.float() - exact).abs().mean()) < 0.01
+
+
+def test_grouped_queries_share_keys() -> None:
+    Q, K, V = heads(200, torch.bfloat16)
+    Q = torch.cat((Q, Q.flip(0)), dim=1)
+    expected = F.scaled_dot_product_attention(
+        *(x.float() for x in (Q, K, V)), is_causal=True, enable_gqa=True
+    )
+    with CausalPanels():
+        mine = F.scaled_dot_product_attention(Q, K, V, is_causal=True, enable_gqa=True)
+    assert float((mine.float() - expected).abs().max()) < 0.05

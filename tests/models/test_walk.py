@@ -94,3 +94,12 @@ def test_infinite_activations_name_the_block(tmp_path: Path) -> None:
         for site in walk(model, ids, mask):
             for name, weight in zip(site.names, site.weights, strict=True):
                 site.replaced[name] = torch.full_like(weight, float("inf"))
+
+
+def test_rotary_tables_stay_float32_in_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walking, "forward_dtype", lambda: torch.bfloat16)
+    model = load(write_tiny(tmp_path / "m", "llama"))
+    ids, mask = tokens(model, padded=False)
+    for site in walk(model, ids, mask):
+        exact = gram_of(model, {}, site.names[0], ids, mask)
+        assert float((site.gram.mean() - exact).norm() / exact.norm()) < 0.02

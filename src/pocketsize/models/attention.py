@@ -30,7 +30,10 @@ class CausalPanels(TorchFunctionMode):
     ) -> Any:
         options = dict(kwargs or {})
         if func is F.scaled_dot_product_attention and len(args) == 3 and _plain(args, options):
-            return causal(args[0], args[1], args[2], scale=options.get("scale"))
+            Q, K, V = args
+            repeat = Q.shape[1] // K.shape[1]  # grouped queries: each key head serves several
+            K, V = (x.repeat_interleave(repeat, dim=1) if repeat > 1 else x for x in (K, V))
+            return causal(Q, K, V, scale=options.get("scale"))
         return func(*args, **options)
 
 
@@ -60,9 +63,10 @@ def _plain(args: Sequence[Any], options: Mapping[str, Any]) -> bool:
         bool(options.get("is_causal"))
         and options.get("attn_mask") is None
         and not options.get("dropout_p")
-        and not options.get("enable_gqa")
         and Q.dtype == torch.bfloat16
         and Q.device.type == "cpu"
         and Q.shape[-2] > PANEL
-        and Q.shape == K.shape == V.shape
+        and K.shape == V.shape
+        and Q.shape[-2:] == K.shape[-2:]
+        and (Q.shape[1] == K.shape[1] or bool(options.get("enable_gqa")))
     )

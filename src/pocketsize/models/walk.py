@@ -74,7 +74,7 @@ def walk(
     The forward pass runs in bfloat16 where the CPU has it; Gram matrices are summed in float32;
     padding counts nowhere.
     """
-    module = skeleton(model).to(forward_dtype())
+    module = skeleton(model)  # tables such as rotary frequencies stay float32, as stock loaders keep them
     calls = _capture(module, model, input_ids, mask)
     for path in model.blocks:
         block = module.get_submodule(path)
