@@ -51,7 +51,7 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        """Float files: no clear position differs. Quantized: 97 %, or what rounding activations leaves, less scatter."""
+        """Float files: no clear position differs. Quantized: 97 %, or what rounding leaves, less scatter."""
         if self.floor is None:
             return self.clear_share == 1
         # Of few positions all may agree in one forward: the scatter is never taken as less than at 97 %.
