@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from pocketsize.cli.report import command
 from pocketsize.errors import DataError, UsageError
+from pocketsize.exporting.manifest import check_manifest, write_manifest
 from pocketsize.reporting.page import report_html
 from reporting.records import smollm2
 
@@ -50,3 +51,11 @@ def test_a_record_of_another_schema_is_bad_data(folder: Path) -> None:
 def test_a_folder_is_no_page(folder: Path) -> None:
     with pytest.raises(UsageError, match="is a folder"):
         CliRunner().invoke(command, [str(folder), "-o", str(folder)], catch_exceptions=False)
+
+
+def test_the_manifest_takes_up_the_page_and_nothing_else(folder: Path) -> None:
+    (folder / "report.html").write_text("old")
+    write_manifest(folder)
+    (folder / "record.json").write_text(smollm2().to_json() + " ")
+    CliRunner().invoke(command, [str(folder)], catch_exceptions=False)
+    assert check_manifest(folder) == ["record.json: its bytes are not those that were written"]

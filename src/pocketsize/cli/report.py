@@ -19,6 +19,7 @@ from pocketsize.cli import options
 def command(folder: Path, out: Path | None, json_: bool) -> None:
     """Write the report page of the finished folder DIR again, from its record.json alone."""
     from pocketsize.errors import DataError, UsageError
+    from pocketsize.exporting.manifest import renew_entry
     from pocketsize.io.publish import publish_bytes
     from pocketsize.recipes.record import read_record
     from pocketsize.reporting.page import report_html
@@ -30,6 +31,8 @@ def command(folder: Path, out: Path | None, json_: bool) -> None:
         raise UsageError(f"{page}: is a folder; name a file, such as {page / 'report.html'}")
     html = report_html(read_record(folder / "record.json")).encode()
     sha256 = publish_bytes(page, html)
+    if page == folder / "report.html" and (folder / "MANIFEST.json").is_file():
+        renew_entry(folder, "report.html")
     if json_:
         click.echo(json.dumps({"report": str(page), "bytes": len(html), "sha256": sha256}))
     else:
