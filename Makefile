@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 RUN    := $(BIN)/pocketsize
 DEMO   := demo
 
-.PHONY: demo test check bench docs-check clean
+.PHONY: demo test check bench clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,7 +31,6 @@ check: $(VENV)/ready
 	$(BIN)/python -m benchmarks.tables --check
 
 bench: $(VENV)/ready
-	$(BIN)/python benchmarks/demo/run.py
 	$(BIN)/python benchmarks/file-size/run.py
 	$(BIN)/python benchmarks/peers-gptq/run.py
 	$(BIN)/python benchmarks/peers-encoder/run.py
