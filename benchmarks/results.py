@@ -37,8 +37,8 @@ def collected(bench: Bench, runs: Sequence[Run]) -> list[Result]:
         if len(found) == len(contest):
             results += found
             continue
-        there = {one.run for one in found}
-        names = ", ".join(run.name for run in contest if run not in there)
+        there = {one.run.name for one in found}
+        names = ", ".join(run.name for run in contest if run.name not in there)
         print(f"left out: {names} not finished", file=sys.stderr)
     if not any(one.run.side.name == OURS for one in results):
         raise SystemExit("no contest is whole; run phases quantize and score first")
