@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-from beartype import BeartypeConf
 from jaxtyping import install_import_hook
 
 # Shapes in annotations are checked in the maths, where they carry the meaning.
@@ -17,7 +16,6 @@ MATHS = [
     "pocketsize.quantization.rtn",
 ]
 _hook = install_import_hook(MATHS, "beartype.beartype")
-assert BeartypeConf(is_pep484_tower=True)
 
 SRC = Path(__file__).parents[1] / "src"
 

@@ -48,7 +48,7 @@ def publish_stream(path: Path, write: Callable[[BinaryIO], None]) -> str:
         raise
     finally:
         os.close(descriptor)
-    _fsync(path.parent)
+    fsync(path.parent)
     return out.sha256.hexdigest()
 
 
@@ -69,8 +69,8 @@ def staging(final: Path) -> Iterator[Path]:
         yield partial
         for folder, _, files in os.walk(partial):
             for name in files:
-                _fsync(Path(folder, name))
-            _fsync(Path(folder))
+                fsync(Path(folder, name))
+            fsync(Path(folder))
         _require_free(final)
         with _explained(final):
             os.rename(partial, final)
@@ -85,7 +85,7 @@ def staging(final: Path) -> Iterator[Path]:
         if lock is not None:
             os.close(lock)
     for folder in [final.parent, *(m.parent for m in made)]:
-        _fsync(folder)
+        fsync(folder)
 
 
 def sha256_of(path: Path) -> str:
@@ -211,7 +211,7 @@ def _make_parents(final: Path) -> list[Path]:
     return missing
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Flushes a file or a folder to the disk."""
     with _explained(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

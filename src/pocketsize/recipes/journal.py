@@ -19,7 +19,7 @@ import torch
 
 from pocketsize.errors import BusyError, IntegrityError, ResourceError
 from pocketsize.io.checkpoint import TensorSpec, open_file, write_safetensors
-from pocketsize.io.publish import sha256_of
+from pocketsize.io.publish import fsync, publish_bytes, sha256_of
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.scheme import Scheme
 from pocketsize.recipes.record import LayerReport
@@ -44,7 +44,7 @@ class Journal:
         sha = write_safetensors(temporary, _specs(weights), {"schemes": json.dumps(schemes, sort_keys=True)})
         path = self.folder / "objects" / f"{sha}.safetensors"
         os.replace(temporary, path)
-        _sync(path.parent)
+        fsync(path.parent)
         line = {"unit": key, "object": sha, "schemes": schemes, "reports": [asdict(r) for r in reports]}
         _append(self.folder / "journal", line)
         self.add(line)
@@ -139,12 +139,7 @@ def _replay(journal: Journal, fingerprint: dict[str, str]) -> None:
         if held.name not in named:
             held.unlink()
     if len(sound) != len(lines) - 1 or not path.read_bytes().endswith(b"\n"):
-        rewritten = path.with_name(".journal.partial")
-        rewritten.unlink(missing_ok=True)
-        for line in [lines[0], *sound]:
-            _append(rewritten, line)
-        os.replace(rewritten, path)
-        _sync(path.parent)
+        publish_bytes(path, b"".join(_encoded(line) for line in [lines[0], *sound]))
     for line in sound:
         journal.add(line)
     journal.resumed = len(sound)
@@ -189,18 +184,14 @@ def _append(path: Path, line: Mapping[str, Any]) -> None:
     new = not path.exists()
     try:
         with path.open("ab") as file:
-            file.write(json.dumps(line, sort_keys=True).encode() + b"\n")
+            file.write(_encoded(line))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
     if new:
-        _sync(path.parent)
+        fsync(path.parent)
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _encoded(line: Mapping[str, Any]) -> bytes:
+    return json.dumps(line, sort_keys=True).encode() + b"\n"
