@@ -15,7 +15,7 @@ QUANTIZE = ["scheme", "group", "symmetric", "embeddings", "embeddings_symmetric"
 KEYS = {
     "data": ["calibrate", "evaluate", "sequences", "length", "tokens", "seed"],
     "rtn": QUANTIZE,
-    "gptq": [*QUANTIZE, "damp", "order", "search"],
+    "gptq": [*QUANTIZE, "damp", "order", "search", "sink"],
 }
 TEXTS = {"--calibrate", "--evaluate", "--sequences", "--length", "--tokens", "--seed"}
 OPTIONS = {
