@@ -13,11 +13,11 @@ from pocketsize.recipes.table import STEPS
 
 QUANTIZE = ["scheme", "group", "symmetric", "embeddings", "embeddings_symmetric", "scale_digits"]
 KEYS = {
-    "data": ["calibrate", "evaluate", "sequences", "length", "tokens", "seed"],
+    "data": ["calibrate", "evaluate", "sequences", "length", "tokens", "seed", "written"],
     "rtn": QUANTIZE,
     "gptq": [*QUANTIZE, "damp", "order", "search", "sink"],
 }
-TEXTS = {"--calibrate", "--evaluate", "--sequences", "--length", "--tokens", "--seed"}
+TEXTS = {"--calibrate", "--evaluate", "--sequences", "--length", "--tokens", "--seed", "--written"}
 OPTIONS = {
     "shrink": {"--keep", "--fit", "--ratio", "--target", "--output", "--threads", "--json", *TEXTS},
     "run": {"--output", "--threads", "--json"},

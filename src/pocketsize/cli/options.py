@@ -54,13 +54,19 @@ def texts(function: F) -> F:
         "--calibrate", multiple=True, metavar="GLOB", help="Text to calibrate on (repeatable)."
     )(function)
     function = click.option(
-        "--sequences", type=int, default=128, show_default=True, help="Calibration windows."
+        "--sequences", type=int, default=64, show_default=True, help="Calibration windows."
     )(function)
     function = click.option("--length", type=int, default=512, show_default=True, help="Tokens per window.")(
         function
     )
     function = click.option(
         "--tokens", type=int, default=16384, show_default=True, help="Tokens to evaluate."
+    )(function)
+    function = click.option(
+        "--written",
+        default="auto",
+        show_default=True,
+        help="Share of the calibration windows that the model writes itself, such as 0.5.",
     )(function)
     return click.option(
         "--seed", type=int, default=0, show_default=True, help="Picks the calibration windows."

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pocketsize.api import Result
+from pocketsize.errors import UsageError
 from pocketsize.measurement.measurement import Measurement
 from pocketsize.recipes.recipe import Data
 
@@ -36,10 +37,15 @@ def data_of(
     length: int,
     tokens: int,
     seed: int,
+    written: str,
     **_: Any,
 ) -> Data:
     """The text options of a command as recipe data."""
-    return Data(tuple(calibrate), tuple(evaluate), sequences, length, tokens, seed)
+    try:
+        share = "auto" if written == "auto" else float(written)
+    except ValueError as error:
+        raise UsageError(f"--written is auto or a share such as 0.5, got {written!r}") from error
+    return Data(tuple(calibrate), tuple(evaluate), sequences, length, tokens, seed, share)
 
 
 def show(result: Result, *, json_: bool) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -18,6 +18,8 @@ from pocketsize.recipes.step import Step
 from pocketsize.recipes.table import STEPS
 
 KEYS = ("model", "data", "steps", "export")
+# A larger model takes too long to write its own calibration text unless it is told to.
+WRITER_PARAMETERS = 400_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +28,17 @@ class Data:
 
     `calibrate` and `evaluate` are files or globs relative to the recipe's folder. `sequences`
     windows of `length` tokens calibrate; `tokens` tokens are evaluated, in windows of `length`.
+    `written` is the share of the calibration windows that the model writes itself; `auto` means half
+    of them where no files are named and a model is small enough to be run for it, else none.
     """
 
     calibrate: tuple[str, ...] = ()
     evaluate: tuple[str, ...] = ()
-    sequences: int = 128
+    sequences: int = 64
     length: int = 512
     tokens: int = 16384
     seed: int = 0
+    written: float | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("sequences", "length", "tokens"):
@@ -42,6 +47,24 @@ class Data:
                 raise UsageError(f"data: {name} must be a positive number, got {value!r}")
         if not isinstance(self.seed, int):
             raise UsageError(f"data: seed must be a whole number, got {self.seed!r}")
+        share = self.written
+        if share != "auto" and not (isinstance(share, int | float) and 0 <= share < 1):
+            raise UsageError(f"data: written must be auto or a share from 0 to below 1, got {share!r}")
+
+    @property
+    def written_windows(self) -> int:
+        """How many of the windows the model writes."""
+        return 0 if self.written == "auto" else min(round(self.sequences * self.written), self.sequences - 1)
+
+    def resolved(self, model: Model) -> Data:
+        """The same with `written` decided; refuses it for a model that does not write."""
+        writes = model.arch.task == "generate"
+        if self.written == "auto":
+            wanted = writes and not self.calibrate and model.origin.parameters <= WRITER_PARAMETERS
+            return replace(self, written=0.5 if wanted else 0.0)
+        if self.written and not writes:
+            raise UnsupportedError("data: written: an encoder writes no text; leave it out")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +91,8 @@ class Recipe:
         for name in self.export:
             if reason := EXPORTERS[name].refuses(model):
                 raise UnsupportedError(f"export {name}: {reason}")
-        return replace(self, steps=tuple(step.resolve(model, self.export) for step in self.steps))
+        steps = tuple(step.resolve(model, self.export) for step in self.steps)
+        return replace(self, steps=steps, data=self.data.resolved(model))
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as a recipe file holds it."""

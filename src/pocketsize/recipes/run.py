@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,9 +12,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
 import pocketsize
 from pocketsize.data.calibration import Windows, evaluation_windows, windows
 from pocketsize.data.text import Corpus, default_corpora, overlap, read_corpus
+from pocketsize.data.written import write_windows
 from pocketsize.errors import UsageError
 from pocketsize.exporting.artifact import Artifact
 from pocketsize.exporting.manifest import write_manifest
@@ -23,10 +30,12 @@ from pocketsize.measurement.machine import cpu_seconds, machine, peak_rss_bytes,
 from pocketsize.measurement.measurement import Measurement
 from pocketsize.measurement.size import sizes
 from pocketsize.measurement.suite import latency, quality_of
+from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import Model
+from pocketsize.models.skeleton import materialise
 from pocketsize.recipes.journal import Journal, open_journal
-from pocketsize.recipes.recipe import Recipe
+from pocketsize.recipes.recipe import Data, Recipe
 from pocketsize.recipes.record import SCHEMA, Finding, RunRecord, SizePart, TextRecord, Timing
 from pocketsize.recipes.step import Context
 
@@ -54,11 +63,13 @@ class Texts:
     evaluate: Windows
     corpus: Corpus
     findings: tuple[Finding, ...]
+    written: TextRecord | None = None
 
     @property
-    def records(self) -> tuple[TextRecord, TextRecord]:
-        """Both texts as the record names them."""
-        return _text_record("calibrate", self.calibrate), _text_record("evaluate", self.evaluate)
+    def records(self) -> tuple[TextRecord, ...]:
+        """The texts as the record names them."""
+        own = (self.written,) if self.written else ()
+        return _text_record("calibrate", self.calibrate), *own, _text_record("evaluate", self.evaluate)
 
 
 @dataclass(slots=True)
@@ -108,7 +119,7 @@ def run(
     journal = open_journal(work or work_folder(out), fingerprint(original, recipe, texts))
     finished = False
     try:
-        done = apply_steps(original, recipe, texts, journal, clock)
+        done = apply_steps(original, recipe, texts, journal, clock, kept=work_folder(out))
         record = publish(done, out, journal, clock, pages)
         finished = True
         return record
@@ -151,13 +162,35 @@ def read_texts(recipe: Recipe, model: Model) -> Texts:
             f"{share:.1%} of the evaluation text also stands in the calibration text: quality is overstated"
         )
         findings.append(Finding("overlap", message))
-    first = windows(calibrate, tokenizer, count=data.sequences, length=length, seed=data.seed, special=True)
-    if len(first.input_ids) < data.sequences:
+    count = data.sequences - data.written_windows
+    first = windows(calibrate, tokenizer, count=count, length=length, seed=data.seed, special=True)
+    if len(first.input_ids) < count:
         got = len(first.input_ids)
-        message = f"the calibration text gives {got} windows of {length} tokens, {data.sequences} were asked"
+        message = f"the calibration text gives {got} windows of {length} tokens, {count} were asked"
         findings.append(Finding("little-text", message))
     second = evaluation_windows(evaluate, tokenizer, tokens=data.tokens, length=length, special=True)
     return Texts(first, second, evaluate, tuple(findings))
+
+
+def written(model: Model, data: Data, kept: Path, *, length: int) -> Int64[Tensor, "n length"]:
+    """The windows that the model writes, read from the folder `kept` if they were written before."""
+    count = data.written_windows
+    what = (
+        model.origin.sha256,
+        data.seed,
+        count,
+        length,
+        torch.get_num_threads(),
+        sorted(versions().items()),
+    )
+    path = kept / f"written-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}.npy"
+    if not path.exists():
+        module = materialise(model, forward_dtype())
+        own = write_windows(module, tokenizer_of(model), count=count, length=length, seed=data.seed)
+        out = io.BytesIO()
+        np.save(out, own.numpy())
+        publish_bytes(path, out.getvalue())
+    return torch.from_numpy(np.load(path, allow_pickle=False))
 
 
 def fingerprint(model: Model, recipe: Recipe, texts: Texts) -> dict[str, str]:
@@ -175,11 +208,17 @@ def fingerprint(model: Model, recipe: Recipe, texts: Texts) -> dict[str, str]:
     }
 
 
-def apply_steps(original: Model, recipe: Recipe, texts: Texts, journal: Journal, clock: Clock) -> Done:
-    """The steps of a recipe, one after the other."""
-    context = Context(
-        texts.calibrate.input_ids, texts.calibrate.mask, journal, clock.console.progress, list(texts.findings)
-    )
+def apply_steps(
+    original: Model, recipe: Recipe, texts: Texts, journal: Journal, clock: Clock, *, kept: Path
+) -> Done:
+    """The steps of a recipe, one after the other; what the model writes for them is kept in `kept`."""
+    ids, mask = texts.calibrate.input_ids, texts.calibrate.mask
+    if recipe.data.written_windows:
+        with clock.phase("write"):
+            own = written(original, recipe.data, kept, length=ids.shape[1])
+        ids, mask = torch.cat([ids, own]), torch.cat([mask, torch.ones_like(own, dtype=torch.bool)])
+        texts = replace(texts, written=_written_record(own))
+    context = Context(ids, mask, journal, clock.console.progress, list(texts.findings))
     model = original
     for step in recipe.steps:
         with clock.phase(step.kind):
@@ -265,6 +304,12 @@ def breakdown(model: Model, artifacts: tuple[Artifact, ...]) -> tuple[SizePart, 
 def _text_record(role: str, w: Windows) -> TextRecord:
     n, length = w.input_ids.shape
     return TextRecord(role, w.name, w.sha256, w.documents, n, length, int(w.mask.sum()))
+
+
+def _written_record(own: Int64[Tensor, "n length"]) -> TextRecord:
+    digest = hashlib.sha256(own.numpy().tobytes()).hexdigest()
+    count, length = own.shape
+    return TextRecord("calibrate", "written by the model itself", digest, count, count, length, own.numel())
 
 
 def _model_path(recipe: Recipe) -> str:

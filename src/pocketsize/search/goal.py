@@ -147,7 +147,7 @@ def _enough(recipe: Recipe, keep: float, rungs: list[tuple[Rung, int]], out: Pat
     """The smallest rung whose measured quality reaches `keep`."""
     tried: list[str] = []
     for rung, size in rungs:
-        kept = _kept(with_rung(recipe, rung), trial_folder(out, rung), console)
+        kept = _kept(recipe, out, rung, console)
         tried.append(f"{rung.name} ({_mb(size)}) keeps {kept:.1%}")
         console.phase(tried[-1])
         if kept >= keep:
@@ -155,12 +155,12 @@ def _enough(recipe: Recipe, keep: float, rungs: list[tuple[Rung, int]], out: Pat
     raise ResourceError(f"{recipe.model}: nothing within the size keeps {keep:.1%}: {'; '.join(tried)}")
 
 
-def _kept(recipe: Recipe, work: Path, console: Console) -> float:
-    """The share of quality a recipe keeps, measured; its work stays for the run to take up."""
-    original, resolved, texts = prepare(recipe)
-    journal = open_journal(work, fingerprint(original, resolved, texts))
+def _kept(recipe: Recipe, out: Path, rung: Rung, console: Console) -> float:
+    """The share of quality kept at a rung, measured; its work stays for the run to take up."""
+    original, resolved, texts = prepare(with_rung(recipe, rung))
+    journal = open_journal(trial_folder(out, rung), fingerprint(original, resolved, texts))
     try:
-        done = apply_steps(original, resolved, texts, journal, Clock(console))
+        done = apply_steps(original, resolved, texts, journal, Clock(console), kept=work_folder(out))
         quality = quality_of(original, done.model, texts.evaluate, texts.corpus, seed=recipe.data.seed)
         return keep_of(quality.measurements, original.arch.task)
     finally:

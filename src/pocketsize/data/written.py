@@ -1,0 +1,66 @@
+"""Calibration text that the model writes itself."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+BATCH = 64
+LIKELIEST = 1024
+
+
+@torch.no_grad()
+def write_windows(
+    module: nn.Module, tokenizer: PreTrainedTokenizerBase, *, count: int, length: int, seed: int
+) -> Int64[Tensor, "n length"]:
+    """`count` windows of `length` tokens sampled from a causal model at temperature 1.
+
+    What a model writes is spread like the text it was trained on, which nobody else has any more
+    (self-calibration, arXiv:2410.17170; the random first token is LLM-QAT's, arXiv:2305.17888).
+    Each window starts with a token drawn from those that begin a word; what follows is sampled
+    among the 1024 likeliest. The same seed gives the same windows on the same machine with the
+    same number of threads.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.tensor(_word_starts(tokenizer))
+    parts = []
+    for a in range(0, count, BATCH):
+        size = min(BATCH, count - a)
+        ids = starts[torch.randint(len(starts), (size, 1), generator=generator)]
+        parts.append(_continued(module, ids, length, generator))
+    return torch.cat(parts)
+
+
+def _word_starts(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that are a blank and at least three letters, capital first; where there are none, all."""
+    special = set(tokenizer.all_special_ids)
+    known = [i for i in range(len(tokenizer)) if i not in special]
+    texts = tokenizer.batch_decode([[i] for i in known])
+    found = [i for i, text in zip(known, texts, strict=True) if _begins_a_word(str(text))]
+    return found or known
+
+
+def _begins_a_word(text: str) -> bool:
+    word = text.removeprefix(" ")
+    return len(word) >= 3 and word.isalpha() and word[0].isupper() and word[1:].islower()
+
+
+def _continued(
+    module: nn.Module, ids: Int64[Tensor, "n 1"], length: int, generator: torch.Generator
+) -> Int64[Tensor, "n length"]:
+    """The windows that begin with these tokens."""
+    written, past = [ids], None
+    while len(written) < length:
+        out = module(input_ids=written[-1], past_key_values=past, use_cache=True)
+        past = out.past_key_values
+        written.append(_sampled(out.logits[:, -1], generator))
+    return torch.cat(written, dim=1)
+
+
+def _sampled(logits: Float[Tensor, "n vocab"], generator: torch.Generator) -> Int64[Tensor, "n 1"]:
+    """One token of each row, by its probability among the likeliest."""
+    best = logits.float().topk(min(LIKELIEST, logits.shape[1]), dim=-1)
+    picked = torch.multinomial(best.values.softmax(dim=-1), 1, generator=generator)
+    return best.indices.gather(1, picked)
