@@ -37,6 +37,9 @@ def test_a_recipe_survives_its_own_file(tmp_path: Path) -> None:
         ({"steps": [{"gptq": {"damp": 0}}]}, "damp must lie between 0 and 1"),
         ({"steps": [{"rtn": {"group": -1}}]}, "group must be a positive number"),
         ({"steps": [{"rtn": {"embeddings": 7}}]}, "embeddings must be one of"),
+        ({"data": {"written": 1}}, "written must be auto or a share from 0 to below 1"),
+        ({"data": {"written": "much"}}, "written must be auto or a share"),
+        ({"steps": [{"gptq": {"sink": -1}}]}, "sink must be a number from 0 upwards"),
         ({"data": {"sequnces": 3}}, "data: unknown option 'sequnces'; did you mean 'sequences'?"),
         ({"data": {"length": 0}}, "length must be a positive number"),
         ({"export": ["ggfu"]}, "unknown format 'ggfu'; did you mean 'gguf'?"),
@@ -99,3 +102,22 @@ def test_a_family_without_gguf_is_refused(tmp_path: Path) -> None:
 
 def test_steps_may_be_bare_words() -> None:
     assert parse_step("gptq") == Gptq() and parse_step({"rtn": None}) == Rtn()
+
+
+def test_a_small_model_writes_half_of_the_default_text_and_none_of_a_named_one(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama"))
+
+    def windows(**data: object) -> int:
+        return parse_recipe(MINIMAL | {"data": data}, base=tmp_path).resolved(model).data.written_windows
+
+    assert windows(sequences=9) == 4
+    assert windows(calibrate="a.txt") == 0 and windows(written=0) == 0
+    assert windows(calibrate="a.txt", sequences=8, written=0.25) == 2
+    assert windows(sequences=2, written=0.99) == 1  # never all: the length of a window comes from text
+
+
+def test_an_encoder_writes_nothing(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "bert"))
+    assert parse_recipe(MINIMAL, base=tmp_path).resolved(model).data.written_windows == 0
+    with pytest.raises(UnsupportedError, match="an encoder writes no text"):
+        parse_recipe(MINIMAL | {"data": {"written": 0.5}}, base=tmp_path).resolved(model)

@@ -93,6 +93,8 @@ def test_killed_at_five_points_a_run_ends_with_the_same_bytes(
     first, second = (json.loads((tmp_path / n / "record.json").read_text()) for n in ("whole", "killed"))
     assert first.pop("timing")["resumed"] == 0 and second.pop("timing")["resumed"] == 3
     assert first == second
+    calibrate = [t for t in first["texts"] if t["role"] == "calibrate"]
+    assert [t["windows"] for t in calibrate] == [2, 2] and "model itself" in calibrate[1]["name"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["killed", "model", "recipe.yaml", "whole"]
 
 
