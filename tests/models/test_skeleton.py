@@ -12,11 +12,11 @@ from transformers import AutoModel, AutoModelForCausalLM
 from pocketsize.errors import DataError
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.skeleton import fill, materialise, skeleton, stored
-from tiny import FAMILIES, TEXT, weights, write_tiny, write_weights
+from tiny import FAMILIES, GENERATORS, TEXT, weights, write_tiny, write_weights
 
 
 def _stock(folder: Path, family: str) -> torch.nn.Module:
-    auto = AutoModelForCausalLM if family == "llama" else AutoModel
+    auto = AutoModelForCausalLM if family in GENERATORS else AutoModel
     return auto.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
 
 

@@ -158,18 +158,20 @@ def _specs(model: Model, name: str, scheme: Scheme | None = None) -> list[Tensor
     if scheme is None and _is_packed(model, name):
         scheme = model.quantized[name].scheme
     if scheme is None or name in (model.arch.embedding, model.arch.head):
-        return [TensorSpec(name, _kept_dtype(entry.dtype), entry.shape, lambda: _kept(model, name))]
+        return [TensorSpec(entry.name, _kept_dtype(entry.dtype), entry.shape, lambda: _kept(model, name))]
     rows, columns = entry.shape
     groups = columns // scheme.width(columns)
     words = (-(-columns * scheme.bits // 32), -(-rows * scheme.bits // 32))
     specs = [
-        TensorSpec(f"{name}_packed", torch.int32, (rows, words[0]), lambda: _codes(model, name)),
-        TensorSpec(f"{name}_scale", _scale_dtype(scheme), (rows, groups), lambda: _scale(model, name)),
-        TensorSpec(f"{name}_shape", torch.int64, (2,), lambda: torch.tensor([rows, columns])),
+        TensorSpec(f"{entry.name}_packed", torch.int32, (rows, words[0]), lambda: _codes(model, name)),
+        TensorSpec(f"{entry.name}_scale", _scale_dtype(scheme), (rows, groups), lambda: _scale(model, name)),
+        TensorSpec(f"{entry.name}_shape", torch.int64, (2,), lambda: torch.tensor([rows, columns])),
     ]
     if not scheme.symmetric:
         specs.append(
-            TensorSpec(f"{name}_zero_point", torch.int32, (words[1], groups), lambda: _zeros(model, name))
+            TensorSpec(
+                f"{entry.name}_zero_point", torch.int32, (words[1], groups), lambda: _zeros(model, name)
+            )
         )
     return specs
 

@@ -22,6 +22,7 @@ from pocketsize.exporting.gguf.writer import FLOATS, main_kind
 from pocketsize.io.checkpoint import Checkpoint, Entry, open_checkpoint
 from pocketsize.io.strictjson import read_json_object
 from pocketsize.models.arch import arch_of
+from pocketsize.models.load import as_module_names
 from pocketsize.models.model import Model, Origin
 from pocketsize.models.quiet import quiet
 from pocketsize.quantization.grid import QWeight
@@ -43,7 +44,7 @@ def read_folder(folder: Path) -> Model:
         schemes = _schemes(quantization)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: quantization_config: {error}") from error
-    stored = open_checkpoint(folder)
+    stored = as_module_names(open_checkpoint(folder), arch)
     packed = [name.removesuffix(_PACKED) for name in stored.entries if name.endswith(".weight" + _PACKED)]
     weights = _Packed(stored, {name: _scheme_of(path, schemes, name) for name in packed})
     entries = {n: e for n, e in stored.entries.items() if not _is_part(n)} | {

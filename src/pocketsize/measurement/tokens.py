@@ -161,10 +161,12 @@ def _score(
     for a in range(0, len(targets), room.shape[1]):
         b = min(a + room.shape[1], len(targets))
         p, q, work = room[:, : b - a]
-        for logits, head, state in zip((p, q), heads, states, strict=False):
+        for logits, module, head, state in zip((p, q), modules, heads, states, strict=False):
             torch.mm(state[a:b], head.weight.T, out=logits)
             if isinstance(head.bias, Tensor):
                 logits += head.bias
+            if cap := getattr(module.config, "final_logit_softcapping", None):
+                logits.div_(cap).tanh_().mul_(cap)  # Gemma 2 bends its logits
         if len(heads) == 1:
             q.copy_(p)
         part = slice(start + a, start + b)

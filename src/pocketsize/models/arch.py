@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from pocketsize.errors import UnsupportedError, did_you_mean
 from pocketsize.models import archs
@@ -29,7 +31,12 @@ class Arch:
     path of the list of blocks below the loaded module. `groups` are in running order. `embedding`
     and `head` name the parameters at the two ends (`head` None: the model has none).
     `gguf` is the architecture's name in llama.cpp, None where no GGUF can be written.
-    `optional` lists prefixes of tensors that a checkpoint may hold or lack without harm.
+
+    `offset` counts the rows at the start of the position table that no token ever takes.
+
+    `optional` lists beginnings of names that a checkpoint may hold or lack without harm, `*` standing
+    for a number: parts, which end in a dot and are kept, and tables that loaders compute themselves.
+    `renames` are patterns of names in checkpoints, each with what the module says instead.
     """
 
     task: str
@@ -39,11 +46,27 @@ class Arch:
     head: str | None = None
     gguf: str | None = None
     optional: tuple[str, ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()
+    offset: int = 0
 
     @property
     def linears(self) -> tuple[str, ...]:
         """All linears of a block that are compressed, in running order."""
         return tuple(name for group in self.groups for name in group.names)
+
+    def is_optional(self, name: str) -> bool:
+        """Whether a checkpoint may hold this tensor or lack it."""
+        return any(fnmatchcase(name, f"{part}*") for part in self.optional)
+
+    def is_table(self, name: str) -> bool:
+        """Whether this is a table that loaders compute themselves, whatever a checkpoint says."""
+        return any(fnmatchcase(name, part) for part in self.optional if not part.endswith("."))
+
+    def module_name(self, stored: str) -> str:
+        """What the module calls a tensor that a checkpoint calls `stored`."""
+        for pattern, replacement in self.renames:
+            stored = re.sub(pattern, replacement, stored)
+        return stored
 
 
 def families() -> list[str]:

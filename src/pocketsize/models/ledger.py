@@ -56,8 +56,8 @@ def ledger(model: Model) -> Ledger:
     """The ledger of a model as it is on disk."""
     targets = set(model.linears)
     rows = tuple(
-        Row(e.name, e.shape, e.dtype, e.file, e.end - e.begin, _role(model, e.name, e.shape, targets))
-        for e in model.checkpoint.entries.values()
+        Row(name, e.shape, e.dtype, e.file, e.end - e.begin, _role(model, name, e.shape, targets))
+        for name, e in model.checkpoint.entries.items()
     )
     widths = {row.shape[1] for row in rows if row.role == "compressible"}
     groups = tuple(g for g in GROUPS if all(width % g == 0 for width in widths))

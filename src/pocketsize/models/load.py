@@ -35,12 +35,12 @@ def load(source: str | Path) -> Model:
     folder = resolve(str(source))
     config = read_config(folder)
     arch = arch_of(config.model_type)
-    checkpoint = open_checkpoint(folder)
+    checkpoint = as_module_names(open_checkpoint(folder), arch)
     checkpoint = _without_copy_of_embedding(checkpoint, config, arch)
     model = Model(folder, config, arch, _no_origin(folder), checkpoint)
     _account(model)
-    for entry in checkpoint.entries.values():
-        _require_finite(checkpoint, entry)
+    for name in checkpoint.entries:
+        _require_finite(checkpoint, name)
     return replace(model, origin=_origin(folder, checkpoint))
 
 
@@ -72,6 +72,23 @@ def tokenizer_of(model: Model) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def as_module_names(checkpoint: Checkpoint, arch: Arch) -> Checkpoint:
+    """The checkpoint with its tensors under the module's names, less tables that loaders compute.
+
+    An entry's own name stays that of the file: what is written later keeps it.
+    """
+    entries: dict[str, Entry] = {}
+    for stored, entry in checkpoint.entries.items():
+        name = arch.module_name(stored)
+        if arch.is_table(name):
+            continue
+        if name in entries:
+            both = f"{entries[name].name} and {stored}"
+            raise DataError(f"{checkpoint.folder / entry.file}: tensors {both} are both {name}; remove one")
+        entries[name] = entry
+    return Checkpoint(checkpoint.folder, MappingProxyType(entries))
+
+
 def _without_copy_of_embedding(checkpoint: Checkpoint, config: PretrainedConfig, arch: Arch) -> Checkpoint:
     """The checkpoint less a stored head that the config calls tied, if it is the embedding indeed."""
     entries, head, embedding = checkpoint.entries, arch.head, arch.embedding
@@ -100,7 +117,7 @@ def _account(model: Model) -> None:
     for name, entry in entries.items():
         path = model.folder / entry.file
         if name not in needed:
-            if name.startswith(model.arch.optional):
+            if model.arch.is_optional(name):
                 continue
             raise DataError(f"{path}: unexpected tensor {name}{_left_over(model, name, needed)}")
         if entry.shape != needed[name]:
@@ -140,10 +157,11 @@ def _left_over(model: Model, name: str, needed: Mapping[str, object]) -> str:
     return hint if "did you mean" in hint else f"; no {model.config.model_type} model has it"
 
 
-def _require_finite(checkpoint: Checkpoint, entry: Entry) -> None:
+def _require_finite(checkpoint: Checkpoint, name: str) -> None:
+    entry = checkpoint.entries[name]
     if entry.dtype not in _FLOATS:
         return
-    tensor = checkpoint.read(entry.name)
+    tensor = checkpoint.read(name)
     # A sum is not finite when any of its terms is not: one cheap pass, exact check on suspicion.
     if bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all()):
         return

@@ -61,6 +61,11 @@ class Model:
         return [f"{block}.{name}.weight" for block in self.blocks for name in self.arch.linears]
 
     @property
+    def positions(self) -> int:
+        """How many tokens the model can read at once."""
+        return int(self.config.max_position_embeddings) - self.arch.offset
+
+    @property
     def tied(self) -> bool:
         """Whether the head is the embedding matrix."""
         return self.arch.head is not None and self.arch.head not in self.checkpoint.entries

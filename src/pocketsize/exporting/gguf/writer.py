@@ -192,7 +192,6 @@ def _parameters(model: Model) -> list[str]:
             f"hidden_act {model.config.hidden_act!r}: llama.cpp's llama model has silu; export folder"
         )
     blocks = {f"{path}.": i for i, path in enumerate(model.blocks)}
-    skipped = model.arch.optional
 
     def place(name: str) -> tuple[int, str]:
         if name == model.arch.embedding:
@@ -203,7 +202,7 @@ def _parameters(model: Model) -> list[str]:
         )
         return block, name
 
-    names = [n for n in model.checkpoint.entries if not (skipped and n.startswith(skipped))]
+    names = [n for n in model.checkpoint.entries if not model.arch.is_optional(n)]
     return sorted(names, key=place)
 
 

@@ -1,0 +1,93 @@
+"""Every family from a folder of weights to a smaller folder that stock transformers computes the same with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+
+from pocketsize.exporting.behaviour import loaded
+from pocketsize.exporting.compressed_tensors import predict_bytes, stored_value, write
+from pocketsize.exporting.read_back import read_folder
+from pocketsize.models.load import load
+from pocketsize.models.model import Model
+from pocketsize.models.quiet import quiet
+from pocketsize.quantization.grid import QWeight
+from pocketsize.recipes.quantize import Gptq, Rtn, block_scheme
+from pocketsize.recipes.record import LayerReport
+from pocketsize.recipes.step import Context
+from tiny import FAMILIES, GENERATORS, VOCAB, write_tiny
+
+STEPS = {
+    "gptq": Gptq(),
+    "gptq-symmetric": Gptq(scheme="W5A16", symmetric=True),
+    "rtn-rows": Rtn(scheme="W8A16", group=None),
+}
+
+
+class Memory:
+    """A store that lasts as long as the test."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, QWeight] = {}
+
+    def keep(self, key: str, weights: Mapping[str, QWeight], reports: tuple[LayerReport, ...]) -> None:
+        self.held |= weights
+
+    def finished(self, key: str) -> None:
+        return None
+
+    def weights(self) -> Mapping[str, QWeight]:
+        return self.held
+
+
+def text(model: Model, seed: int, rows: int) -> torch.Tensor:
+    return torch.randint(5, VOCAB - 1, (rows, 40), generator=torch.Generator().manual_seed(seed))
+
+
+def quantized(model: Model, step: Gptq | Rtn) -> tuple[Model, Context]:
+    ids = text(model, 0, 8)
+    context = Context(ids, torch.ones_like(ids, dtype=torch.bool), Memory(), lambda *_: None)
+    return step.apply(model, context), context
+
+
+def stock(folder: Path, family: str) -> torch.nn.Module:
+    """The model as transformers loads it, without anything of ours."""
+    logging.getLogger("compressed_tensors").setLevel(logging.ERROR)
+    auto = AutoModelForCausalLM if family in GENERATORS else AutoModel
+    with quiet():
+        return auto.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_quantized_saved_and_reloaded(family: str, kind: str, tmp_path: Path) -> None:
+    original = load(write_tiny(tmp_path / "in", family))
+    step = STEPS[kind].resolve(original, ("folder",))
+    model, context = quantized(original, step)
+    assert set(model.quantized) == set(model.linears)
+    (layers,) = (report.layers for report in context.reports)
+    assert all(0 < layer.error < 0.05 for layer in layers) and len(layers) == len(model.linears)
+
+    out = tmp_path / "out"
+    out.mkdir()
+    artifact = write(model, out)
+    schemes = dict.fromkeys(model.linears, block_scheme(step))
+    assert artifact.bytes == predict_bytes(original, schemes.get)
+    assert artifact.bytes < 0.75 * original.origin.bf16_bytes
+
+    ids = text(model, 1, 2)
+    module = stock(out, family)
+    theirs, ours = module(ids)[0], loaded(model, lambda name: stored_value(model, name))(ids)[0]
+    assert torch.allclose(theirs, ours, atol=1e-4, rtol=1e-4)
+    whole = stock(tmp_path / "in", family)(ids)[0]
+    assert 1e-4 < float((theirs - whole).norm() / whole.norm()) < 0.5
+
+    back = read_folder(out)
+    assert set(back.checkpoint.entries) == set(model.checkpoint.entries)
+    assert all(torch.equal(back.weight(name), stored_value(model, name)) for name in back.checkpoint.entries)

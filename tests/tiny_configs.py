@@ -1,0 +1,66 @@
+"""The config of a tiny model of each family: two layers, 64 wide, with whatever makes the family special."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from transformers import (
+    BertConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    MPNetConfig,
+    Phi3Config,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+HIDDEN, FFN, LAYERS, VOCAB, POSITIONS = 64, 128, 2, 320, 256
+_SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": HIDDEN,
+    "intermediate_size": FFN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "max_position_embeddings": POSITIONS,
+}
+# Keys and values for two heads of the four, and heads of a width of their own.
+_GROUPED: dict[str, Any] = _SHAPE | {"num_key_value_heads": 2}
+_WIDE: dict[str, Any] = _GROUPED | {"head_dim": 32}
+# The first block sees eight tokens back, the second everything.
+_SLIDING: dict[str, Any] = {
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+_BPE: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+_MPNET: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+
+Make = Callable[[dict[str, Any]], PretrainedConfig]
+
+GENERATORS: Mapping[str, Make] = MappingProxyType(
+    {
+        "llama": lambda tie: LlamaConfig(**_GROUPED, **_BPE, **tie),
+        "mistral": lambda tie: MistralConfig(sliding_window=None, **_WIDE, **_BPE, **tie),
+        "qwen2": lambda tie: Qwen2Config(use_sliding_window=True, **_SLIDING, **_GROUPED, **_BPE, **tie),
+        "qwen3": lambda tie: Qwen3Config(**_WIDE, **_BPE, **tie),
+        "gemma3_text": lambda tie: Gemma3TextConfig(**_SLIDING, **_WIDE, **_BPE, **tie),
+        "gemma2": lambda tie: Gemma2Config(**_SLIDING, **_WIDE, **_BPE, **tie),
+        "phi3": lambda tie: Phi3Config(**_GROUPED, **_BPE, **tie),
+    }
+)
+ENCODERS: Mapping[str, Make] = MappingProxyType(
+    {
+        "bert": lambda _: BertConfig(pad_token_id=0, **_SHAPE),
+        "mpnet": lambda _: MPNetConfig(relative_attention_num_buckets=32, **_SHAPE, **_MPNET),
+    }
+)
+FAMILIES = (*GENERATORS, *ENCODERS)
+
+
+def tiny_config(family: str, *, tied: bool) -> PretrainedConfig:
+    """The config; `tied` is heeded by generators."""
+    return (GENERATORS | ENCODERS)[family]({"tie_word_embeddings": tied})
