@@ -8,15 +8,20 @@ from typing import Any
 
 from transformers import (
     BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
     MPNetConfig,
+    OPTConfig,
     Phi3Config,
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    RobertaConfig,
 )
 
 HIDDEN, FFN, LAYERS, VOCAB, POSITIONS = 64, 128, 2, 320, 256
@@ -38,6 +43,24 @@ _SLIDING: dict[str, Any] = {
 }
 _BPE: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 _MPNET: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+# OPT and DistilBERT have words of their own; OPT's embedding is narrower than its blocks.
+_OPT: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": HIDDEN,
+    "ffn_dim": FFN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "max_position_embeddings": POSITIONS,
+    "word_embed_proj_dim": 32,
+}
+_DISTILBERT: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "dim": HIDDEN,
+    "hidden_dim": FFN,
+    "n_layers": LAYERS,
+    "n_heads": 4,
+    "max_position_embeddings": POSITIONS,
+}
 
 Make = Callable[[dict[str, Any]], PretrainedConfig]
 
@@ -50,11 +73,16 @@ GENERATORS: Mapping[str, Make] = MappingProxyType(
         "gemma3_text": lambda tie: Gemma3TextConfig(**_SLIDING, **_WIDE, **_BPE, **tie),
         "gemma2": lambda tie: Gemma2Config(**_SLIDING, **_WIDE, **_BPE, **tie),
         "phi3": lambda tie: Phi3Config(**_GROUPED, **_BPE, **tie),
+        "opt": lambda tie: OPTConfig(**_OPT, **_BPE, **tie),
+        "gpt_neox": lambda tie: GPTNeoXConfig(**_SHAPE, **_BPE, **tie),
     }
 )
 ENCODERS: Mapping[str, Make] = MappingProxyType(
     {
         "bert": lambda _: BertConfig(pad_token_id=0, **_SHAPE),
+        "roberta": lambda _: RobertaConfig(**_SHAPE, **_MPNET),
+        "distilbert": lambda _: DistilBertConfig(**_DISTILBERT),
+        "electra": lambda _: ElectraConfig(embedding_size=32, **_SHAPE),
         "mpnet": lambda _: MPNetConfig(relative_attention_num_buckets=32, **_SHAPE, **_MPNET),
     }
 )

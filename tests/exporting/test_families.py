@@ -1,4 +1,4 @@
-"""Every family from a folder of weights to a smaller folder that stock transformers computes the same with."""
+"""Every family from a folder of weights to a smaller one, with which stock transformers computes the same."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 from pocketsize.exporting.behaviour import loaded
@@ -20,7 +21,7 @@ from pocketsize.quantization.grid import QWeight
 from pocketsize.recipes.quantize import Gptq, Rtn, block_scheme
 from pocketsize.recipes.record import LayerReport
 from pocketsize.recipes.step import Context
-from tiny import FAMILIES, GENERATORS, VOCAB, write_tiny
+from tiny import FAMILIES, GENERATORS, VOCAB, write_tiny, write_weights
 
 STEPS = {
     "gptq": Gptq(),
@@ -88,6 +89,30 @@ def test_quantized_saved_and_reloaded(family: str, kind: str, tmp_path: Path) ->
     whole = stock(tmp_path / "in", family)(ids)[0]
     assert 1e-4 < float((theirs - whole).norm() / whole.norm()) < 0.5
 
+    _require_read_back(out, model)
+
+
+@torch.no_grad()
+def test_names_in_the_file_are_kept(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "in", "bert")
+    tensors = load_file(folder / "model.safetensors")
+    older = {f"bert.{n}".replace("Norm.weight", "Norm.gamma"): t for n, t in tensors.items()}
+    write_weights(folder, older | {"cls.predictions.bias": torch.zeros(VOCAB)})
+    original = load(folder)
+    model, _ = quantized(original, STEPS["rtn-rows"].resolve(original, ("folder",)))
+    (tmp_path / "out").mkdir()
+    write(model, tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert "bert.embeddings.LayerNorm.gamma" in written and "cls.predictions.bias" in written
+    assert "bert.encoder.layer.0.output.dense.weight_packed" in written
+    ids = text(model, 1, 2)
+    ours = loaded(model, lambda name: stored_value(model, name))(ids)[0]
+    assert torch.allclose(stock(tmp_path / "out", "bert")(ids)[0], ours, atol=1e-4, rtol=1e-4)
+    _require_read_back(tmp_path / "out", model)
+
+
+def _require_read_back(out: Path, model: Model) -> None:
+    """Our own reader finds every tensor as it was stored."""
     back = read_folder(out)
     assert set(back.checkpoint.entries) == set(model.checkpoint.entries)
     assert all(torch.equal(back.weight(name), stored_value(model, name)) for name in back.checkpoint.entries)

@@ -9,9 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pocketsize.errors import DataError
 from pocketsize.models.ledger import ledger
 from pocketsize.models.load import load, tokenizer_of
-from tiny import FAMILIES, GENERATORS, TEXT, weights, write_tiny, write_weights
+from pocketsize.models.skeleton import skeleton
+from tiny import ENCODERS, FAMILIES, GENERATORS, TEXT, weights, write_tiny, write_weights
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -60,6 +62,28 @@ def test_ledger(tmp_path: Path, family: str) -> None:
     assert roles.get(model.arch.head or "", "head") == "head"
     matrices = [row for row in found.rows if len(row.shape) > 1]
     assert {row.role for row in found.rows if row not in matrices} <= {"norm", "bias"}
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_an_encoder_saved_with_a_head(tmp_path: Path, family: str) -> None:
+    plain = load(write_tiny(tmp_path / "plain", family))
+    write_tiny(tmp_path / "prefixed", family)
+    prefix = f"{skeleton(plain).base_model_prefix}."
+    tensors = load_file(tmp_path / "plain" / "model.safetensors")
+    tables = {f"{prefix}embeddings.position_ids": torch.arange(256)[None]}
+    write_weights(tmp_path / "prefixed", {prefix + name: t for name, t in tensors.items()} | tables)
+    model = load(tmp_path / "prefixed")
+    assert model.checkpoint.entries.keys() == plain.checkpoint.entries.keys()
+    assert all(torch.equal(model.weight(name), plain.weight(name)) for name in plain.linears)
+
+
+def test_two_names_for_one_tensor(tmp_path: Path) -> None:
+    write_tiny(tmp_path, "bert")
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "encoder.layer.0.output.dense.weight"
+    write_weights(tmp_path, tensors | {f"bert.{name}": tensors[name]})
+    with pytest.raises(DataError, match=rf"bert\.{name} .*are both {name}"):
+        load(tmp_path)
 
 
 def test_origin_file_is_read(tmp_path: Path) -> None:

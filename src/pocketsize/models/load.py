@@ -78,12 +78,12 @@ def as_module_names(checkpoint: Checkpoint, arch: Arch) -> Checkpoint:
     An entry's own name stays that of the file: what is written later keeps it.
     """
     entries: dict[str, Entry] = {}
-    for stored, entry in checkpoint.entries.items():
-        name = arch.module_name(stored)
+    for entry in checkpoint.entries.values():
+        name = arch.module_name(entry.name)
         if arch.is_table(name):
             continue
         if name in entries:
-            both = f"{entries[name].name} and {stored}"
+            both = f"{entries[name].name} and {entry.name}"
             raise DataError(f"{checkpoint.folder / entry.file}: tensors {both} are both {name}; remove one")
         entries[name] = entry
     return Checkpoint(checkpoint.folder, MappingProxyType(entries))
