@@ -12,6 +12,7 @@ from transformers import (
     ElectraConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
@@ -43,7 +44,7 @@ _SLIDING: dict[str, Any] = {
 }
 _BPE: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 _MPNET: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
-# OPT and DistilBERT have words of their own; OPT's embedding is narrower than its blocks.
+# GPT-2, OPT and DistilBERT have words of their own; OPT's embedding is narrower than its blocks.
 _OPT: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": HIDDEN,
@@ -52,6 +53,14 @@ _OPT: dict[str, Any] = {
     "num_attention_heads": 4,
     "max_position_embeddings": POSITIONS,
     "word_embed_proj_dim": 32,
+}
+_GPT2: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "n_embd": HIDDEN,
+    "n_inner": FFN,
+    "n_layer": LAYERS,
+    "n_head": 4,
+    "n_positions": POSITIONS,
 }
 _DISTILBERT: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -73,6 +82,7 @@ GENERATORS: Mapping[str, Make] = MappingProxyType(
         "gemma3_text": lambda tie: Gemma3TextConfig(**_SLIDING, **_WIDE, **_BPE, **tie),
         "gemma2": lambda tie: Gemma2Config(**_SLIDING, **_WIDE, **_BPE, **tie),
         "phi3": lambda tie: Phi3Config(**_GROUPED, **_BPE, **tie),
+        "gpt2": lambda tie: GPT2Config(**_GPT2, **_BPE, **tie),
         "opt": lambda tie: OPTConfig(**_OPT, **_BPE, **tie),
         "gpt_neox": lambda tie: GPTNeoXConfig(**_SHAPE, **_BPE, **tie),
     }

@@ -135,3 +135,15 @@ def test_tiny_models_differ_by_seed_alone(tmp_path: Path) -> None:
     a, b = (load(write_tiny(tmp_path / str(i), "llama", seed=0)) for i in range(2))
     c = load(write_tiny(tmp_path / "c", "llama", seed=1))
     assert a.origin.sha256 == b.origin.sha256 != c.origin.sha256
+
+
+def test_gpt2_as_it_was_first_published(tmp_path: Path) -> None:
+    plain = load(write_tiny(tmp_path / "plain", "gpt2"))
+    write_tiny(tmp_path / "bare", "gpt2")
+    tensors = load_file(tmp_path / "plain" / "model.safetensors")
+    masks = {f"h.{i}.attn.bias": torch.ones(1, 1, 8, 8) for i in range(2)}
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    write_weights(tmp_path / "bare", bare | masks)
+    model = load(tmp_path / "bare")
+    assert model.checkpoint.entries.keys() == plain.checkpoint.entries.keys()
+    assert model.origin.parameters == plain.origin.parameters

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from pocketsize.models.model import Model
-from pocketsize.models.skeleton import materialise
+from pocketsize.models.skeleton import materialise, skeleton
+
+
+def matrix_of(model: Model, name: str) -> Tensor:
+    """The weight of a linear with a row for each output, by the class of its module."""
+    owner = skeleton(model).get_submodule(name.removesuffix(".weight"))
+    return model.original(name).T if isinstance(owner, Conv1D) else model.original(name)
 
 
 @torch.no_grad()
@@ -14,8 +21,8 @@ def gram_of(model: Model, replaced: dict[str, Tensor], name: str, input_ids: Ten
     """E[x x^T] of what the linear `name` reads, with the weights in `replaced` in place."""
     module = materialise(model)
     for other, new in replaced.items():
-        owner, _, attribute = other.rpartition(".")
-        setattr(module.get_submodule(owner), attribute, nn.Parameter(new))
+        owner = module.get_submodule(other.removesuffix(".weight"))
+        owner.weight = nn.Parameter(new.T if isinstance(owner, Conv1D) else new)
     linear = module.get_submodule(name.removesuffix(".weight"))
     seen: list[Tensor] = []
     handle = linear.register_forward_pre_hook(lambda _, args: seen.append(args[0]))

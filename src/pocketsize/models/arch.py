@@ -32,6 +32,7 @@ class Arch:
     and `head` name the parameters at the two ends (`head` None: the model has none).
     `gguf` is the architecture's name in llama.cpp, None where no GGUF can be written.
 
+    `transposed` says that the linears of the blocks are stored inputs first, as Conv1D has them.
     `offset` counts the rows at the start of the position table that no token ever takes.
 
     `optional` lists beginnings of names that a checkpoint may hold or lack without harm, `*` standing
@@ -48,6 +49,7 @@ class Arch:
     optional: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
     offset: int = 0
+    transposed: bool = False
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -61,6 +63,11 @@ class Arch:
     def is_table(self, name: str) -> bool:
         """Whether this is a table that loaders compute themselves, whatever a checkpoint says."""
         return any(fnmatchcase(name, part) for part in self.optional if not part.endswith("."))
+
+    def is_transposed(self, name: str) -> bool:
+        """Whether this parameter is a matrix that is stored inputs first."""
+        inside = name.startswith(f"{self.blocks}.") and name.endswith(".weight")
+        return self.transposed and inside and name.removesuffix(".weight").endswith(self.linears)
 
     def module_name(self, stored: str) -> str:
         """What the module calls a tensor that a checkpoint calls `stored`."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PretrainedConfig
 
@@ -76,7 +77,22 @@ class Model:
 
     def weight(self, name: str) -> Tensor:
         """The tensor as this model has it, float32: dequantized where it is quantized."""
-        return self.quantized[name].dequantize() if name in self.quantized else self.original(name)
+        if name not in self.quantized:
+            return self.original(name)
+        return self.as_stored(name, self.quantized[name].dequantize())
+
+    def matrix(self, name: str) -> Float[Tensor, "out in"]:
+        """The original tensor with a row for each output, however the family stores it."""
+        return self.as_stored(name, self.original(name))
+
+    def matrix_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of `matrix`."""
+        shape = self.checkpoint.entries[name].shape
+        return shape[::-1] if self.arch.is_transposed(name) else shape
+
+    def as_stored(self, name: str, W: Tensor) -> Tensor:
+        """A matrix with a row for each output as the family stores it, and the other way round."""
+        return W.T.contiguous() if self.arch.is_transposed(name) else W
 
     def with_quantized(self, quantized: Mapping[str, QWeight]) -> Model:
         """This model with these quantized weights instead of its own."""

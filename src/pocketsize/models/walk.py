@@ -103,13 +103,13 @@ def walk(
 
 
 def _either(new: Mapping[str, Tensor], model: Model, name: str) -> Tensor:
-    return new[name] if name in new else model.weight(name)
+    return model.as_stored(name, new[name]) if name in new else model.weight(name)
 
 
 def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call]) -> Iterator[Site]:
     """The sites of a block in running order; afterwards the calls hold the block's outputs."""
     groups = model.arch.groups
-    firsts = [_linear(block, group.names[0]) for group in groups]
+    firsts = [block.get_submodule(group.names[0]) for group in groups]
     driver = getcurrent()
 
     def wait(linear: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -118,16 +118,16 @@ def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call]) -> Ite
     runs = [_start(block, call) for call in calls]
     with _hooked(firsts, wait):
         for number, (group, first) in enumerate(zip(groups, firsts, strict=True)):
-            gram = Gram.zeros(first.weight.shape[1])
+            gram = Gram.zeros(model.matrix_shape(f"{path}.{group.names[0]}.weight")[1])
             for run, call in zip(runs, calls, strict=True):
                 X = _reached(_go_on(run), first, path, group.names)
                 gram.update(X.reshape(*call.mask.shape, -1), call.mask)  # OPT joins batch and sequence
             names = tuple(f"{path}.{name}.weight" for name in group.names)
-            weights = tuple(model.weight(name) for name in names)
+            weights = tuple(model.as_stored(name, model.weight(name)) for name in names)
             site = Site(path, names, weights, gram, last=number == len(groups) - 1)
             yield site
             for name, new in site.replaced.items():
-                _replace(block, name.removeprefix(f"{path}."), new)
+                _replace(block, name.removeprefix(f"{path}."), model.as_stored(name, new))
             del site, weights, gram
         for run, call in zip(runs, calls, strict=True):
             call.hidden = _go_on(run)
@@ -153,13 +153,7 @@ def _reached(stop: object, first: nn.Module, path: str, names: tuple[str, ...]) 
     return stop[1]
 
 
-def _linear(block: nn.Module, name: str) -> nn.Linear:
-    found = block.get_submodule(name)
-    assert isinstance(found, nn.Linear), name
-    return found
-
-
-def _replace(block: nn.Module, name: str, new: Float[Tensor, "out in"]) -> None:
+def _replace(block: nn.Module, name: str, new: Tensor) -> None:
     """Give one linear of a block its new weight, in the dtype it runs in."""
     fill(block, name, lambda _: new.to(forward_dtype()))
 

@@ -60,8 +60,8 @@ class Rtn:
         for done, path in enumerate(model.blocks):
             if (kept := ctx.store.finished(path)) is None:
                 names = [f"{path}.{name}.weight" for name in model.arch.linears]
-                weights = {name: rtn(model.original(name), scheme) for name in names}
-                kept = tuple(_report(model.original(name), q, None) for name, q in weights.items())
+                weights = {name: rtn(model.matrix(name), scheme) for name in names}
+                kept = tuple(_report(model.matrix(name), q, None) for name, q in weights.items())
                 kept = tuple(replace(r, name=n) for r, n in zip(kept, names, strict=True))
                 ctx.store.keep(path, weights, kept)
             reports += kept
@@ -256,7 +256,7 @@ def _check(step: Rtn | Gptq) -> None:
 
 def _resolve(step: S, model: Model, exports: tuple[str, ...]) -> S:
     bits, gguf = bits_of(step.scheme), "gguf" in exports
-    widths = {model.checkpoint.entries[name].shape[1] for name in model.linears}
+    widths = {model.matrix_shape(name)[1] for name in model.linears}
     legal = set(GROUPS).intersection(*(EXPORTERS[e].groups for e in exports))
     group = default_group(widths, legal) if step.group == "auto" else step.group
     for width in widths:
