@@ -45,6 +45,9 @@ def write_tiny(
     config.save_pretrained(folder)
     _mark_architecture(folder, config, dtype)
     tensors = weights(config, dtype, seed)
+    if family == "mobilebert":
+        # It reads its neighbours' embeddings, so a token before padding is another one than the last.
+        tensors["embeddings.word_embeddings.weight"][0] = 0
     if family == "llama" and tied:
         del tensors["lm_head.weight"]
     write_weights(folder, tensors, shards)
@@ -74,11 +77,10 @@ def weights(config: PretrainedConfig, dtype: torch.dtype, seed: int) -> dict[str
         elif "embed" in name:
             made[name] = 0.5 * torch.randn(shape, generator=generator)
         else:
-            low = torch.randn(shape[0], 8, generator=generator) @ torch.randn(
-                8, shape[1], generator=generator
-            )
-            full = torch.randn(shape, generator=generator)
-            made[name] = (0.7 * full + 0.7 * low / math.sqrt(8)) / math.sqrt(shape[1])
+            rows, columns = shape[0], math.prod(shape[1:])
+            low = torch.randn(rows, 8, generator=generator) @ torch.randn(8, columns, generator=generator)
+            full = torch.randn(rows, columns, generator=generator)
+            made[name] = ((0.7 * full + 0.7 * low / math.sqrt(8)) / math.sqrt(columns)).view(shape)
     return {name: tensor.to(dtype) for name, tensor in made.items()}
 
 

@@ -16,6 +16,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MobileBertConfig,
     MPNetConfig,
     OPTConfig,
     Phi3Config,
@@ -23,6 +24,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     RobertaConfig,
+    SqueezeBertConfig,
 )
 
 HIDDEN, FFN, LAYERS, VOCAB, POSITIONS = 64, 128, 2, 320, 256
@@ -62,6 +64,7 @@ _GPT2: dict[str, Any] = {
     "n_head": 4,
     "n_positions": POSITIONS,
 }
+_MOBILEBERT: dict[str, Any] = {"embedding_size": 32, "intra_bottleneck_size": 32}
 _DISTILBERT: dict[str, Any] = {
     "vocab_size": VOCAB,
     "dim": HIDDEN,
@@ -93,12 +96,15 @@ ENCODERS: Mapping[str, Make] = MappingProxyType(
         "roberta": lambda _: RobertaConfig(**_SHAPE, **_MPNET),
         "distilbert": lambda _: DistilBertConfig(**_DISTILBERT),
         "electra": lambda _: ElectraConfig(embedding_size=32, **_SHAPE),
+        "mobilebert": lambda _: MobileBertConfig(**_MOBILEBERT, **_SHAPE),
         "mpnet": lambda _: MPNetConfig(relative_attention_num_buckets=32, **_SHAPE, **_MPNET),
     }
 )
 FAMILIES = (*GENERATORS, *ENCODERS)
+# Known, but nothing in them can be compressed.
+REFUSED: Mapping[str, Make] = MappingProxyType({"squeezebert": lambda _: SqueezeBertConfig(embedding_size=HIDDEN, **_SHAPE)})
 
 
 def tiny_config(family: str, *, tied: bool) -> PretrainedConfig:
     """The config; `tied` is heeded by generators."""
-    return (GENERATORS | ENCODERS)[family]({"tie_word_embeddings": tied})
+    return (GENERATORS | ENCODERS | REFUSED)[family]({"tie_word_embeddings": tied})

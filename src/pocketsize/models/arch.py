@@ -33,6 +33,7 @@ class Arch:
     `gguf` is the architecture's name in llama.cpp, None where no GGUF can be written.
 
     `transposed` says that the linears of the blocks are stored inputs first, as Conv1D has them.
+    `refuses` says why nothing in it can be compressed.
     `offset` counts the rows at the start of the position table that no token ever takes.
 
     `optional` lists beginnings of names that a checkpoint may hold or lack without harm, `*` standing
@@ -50,6 +51,7 @@ class Arch:
     renames: tuple[tuple[str, str], ...] = ()
     offset: int = 0
     transposed: bool = False
+    refuses: str | None = None
 
     @property
     def linears(self) -> tuple[str, ...]:

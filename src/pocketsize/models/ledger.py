@@ -60,7 +60,7 @@ def ledger(model: Model) -> Ledger:
         for name, e in model.checkpoint.entries.items()
     )
     widths = {model.matrix_shape(row.name)[1] for row in rows if row.role == "compressible"}
-    groups = tuple(g for g in GROUPS if all(width % g == 0 for width in widths))
+    groups = tuple(g for g in GROUPS if widths and all(width % g == 0 for width in widths))
     totals = tuple(_total(role, rows) for role in ROLES if any(row.role == role for row in rows))
     return Ledger(rows, totals, groups, model.tied)
 

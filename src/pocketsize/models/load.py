@@ -9,10 +9,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
-from pocketsize.errors import DataError, NumericalError, did_you_mean
+from pocketsize.errors import DataError, NumericalError, UnsupportedError, did_you_mean
 from pocketsize.io.checkpoint import Checkpoint, Entry, open_checkpoint
 from pocketsize.io.source import ORIGIN, resolve
 from pocketsize.io.strictjson import read_json_object
@@ -111,6 +112,7 @@ def _account(model: Model) -> None:
     module = skeleton(model)
     tied = tied_names(module)
     needed = {name: tuple(t.shape) for name, t in stored(module) if name not in tied}
+    _require_layout(model, module)
     entries = model.checkpoint.entries
     if missing := [name for name in needed if name not in entries]:
         raise DataError(_missing(model, missing, needed))
@@ -127,6 +129,23 @@ def _account(model: Model) -> None:
             )
         if entry.dtype not in _FLOATS:
             raise DataError(f"{path}: tensor {name} is stored as {entry.dtype}; needed: {', '.join(_FLOATS)}")
+
+
+def _require_layout(model: Model, module: nn.Module) -> None:
+    """Refuses configs that give the blocks other linears than the family's literal names."""
+    inside = f"{model.arch.blocks}."
+    found = {
+        f"{name}.weight"
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear | Conv1D) and name.startswith(inside)
+    }
+    named = set(model.linears)
+    for word, names in (("no", named - found), ("also", found - named)):
+        if names and model.arch.refuses is None:
+            raise UnsupportedError(
+                f"{model.folder / NAME}: describes a {model.config.model_type} with {word} {min(names)}; "
+                "only the published layout of the family is known"
+            )
 
 
 def _missing(model: Model, missing: list[str], needed: Mapping[str, object]) -> str:

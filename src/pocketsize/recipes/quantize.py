@@ -255,6 +255,8 @@ def _check(step: Rtn | Gptq) -> None:
 
 
 def _resolve(step: S, model: Model, exports: tuple[str, ...]) -> S:
+    if model.arch.refuses is not None:
+        raise UnsupportedError(f"{model.folder}: nothing in it can be quantized: {model.arch.refuses}")
     bits, gguf = bits_of(step.scheme), "gguf" in exports
     widths = {model.matrix_shape(name)[1] for name in model.linears}
     legal = set(GROUPS).intersection(*(EXPORTERS[e].groups for e in exports))
