@@ -16,6 +16,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     MobileBertConfig,
     MPNetConfig,
     OPTConfig,
@@ -23,6 +24,7 @@ from transformers import (
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     RobertaConfig,
     SqueezeBertConfig,
 )
@@ -85,6 +87,12 @@ GENERATORS: Mapping[str, Make] = MappingProxyType(
         "gemma3_text": lambda tie: Gemma3TextConfig(**_SLIDING, **_WIDE, **_BPE, **tie),
         "gemma2": lambda tie: Gemma2Config(**_SLIDING, **_WIDE, **_BPE, **tie),
         "phi3": lambda tie: Phi3Config(**_GROUPED, **_BPE, **tie),
+        "qwen3_moe": lambda tie: Qwen3MoeConfig(
+            num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, **_WIDE, **_BPE, **tie
+        ),
+        "mixtral": lambda tie: MixtralConfig(
+            num_local_experts=4, num_experts_per_tok=2, **_GROUPED, **_BPE, **tie
+        ),
         "gpt2": lambda tie: GPT2Config(**_GPT2, **_BPE, **tie),
         "opt": lambda tie: OPTConfig(**_OPT, **_BPE, **tie),
         "gpt_neox": lambda tie: GPTNeoXConfig(**_SHAPE, **_BPE, **tie),
@@ -102,7 +110,9 @@ ENCODERS: Mapping[str, Make] = MappingProxyType(
 )
 FAMILIES = (*GENERATORS, *ENCODERS)
 # Known, but nothing in them can be compressed.
-REFUSED: Mapping[str, Make] = MappingProxyType({"squeezebert": lambda _: SqueezeBertConfig(embedding_size=HIDDEN, **_SHAPE)})
+REFUSED: Mapping[str, Make] = MappingProxyType(
+    {"squeezebert": lambda _: SqueezeBertConfig(embedding_size=HIDDEN, **_SHAPE)}
+)
 
 
 def tiny_config(family: str, *, tied: bool) -> PretrainedConfig:

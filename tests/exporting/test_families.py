@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
+from pocketsize.errors import UnsupportedError
 from pocketsize.exporting.behaviour import loaded
 from pocketsize.exporting.compressed_tensors import predict_bytes, stored_value, write
 from pocketsize.exporting.read_back import read_folder
@@ -21,6 +23,7 @@ from pocketsize.quantization.grid import QWeight
 from pocketsize.recipes.quantize import Gptq, Rtn, block_scheme
 from pocketsize.recipes.record import LayerReport
 from pocketsize.recipes.step import Context
+from pocketsize.search.ladder import ladder
 from tiny import FAMILIES, GENERATORS, VOCAB, write_tiny, write_weights
 
 STEPS = {
@@ -109,6 +112,34 @@ def test_names_in_the_file_are_kept(tmp_path: Path) -> None:
     ours = loaded(model, lambda name: stored_value(model, name))(ids)[0]
     assert torch.allclose(stock(tmp_path / "out", "bert")(ids)[0], ours, atol=1e-4, rtol=1e-4)
     _require_read_back(tmp_path / "out", model)
+
+
+@torch.no_grad()
+def test_experts_without_tokens_are_counted(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "in", "mixtral")
+    raw = json.loads((folder / "config.json").read_text()) | {"num_experts_per_tok": 1}
+    (folder / "config.json").write_text(json.dumps(raw))
+    tensors = load_file(folder / "model.safetensors")
+    router = tensors["model.layers.1.block_sparse_moe.gate.weight"]
+    router[1], router[2:] = -router[0], 0  # one of the first two is always above the others
+    write_weights(folder, tensors)
+    original = load(folder)
+    model, context = quantized(original, STEPS["gptq-symmetric"].resolve(original, ("folder",)))
+    counted = {finding.code: finding for finding in context.findings}
+    assert counted["experts-without-tokens"].message.startswith("6 of 24 matrices saw no calibration token")
+    starved = [layer for layer in context.reports[0].layers if not layer.tokens]
+    assert {layer.name.split(".w")[0] for layer in starved} == {
+        f"model.layers.1.mlp.experts.{i}" for i in (2, 3)
+    }
+    assert all(layer.error <= 1.0001 * layer.rtn_error for layer in starved)
+    assert set(model.quantized) == set(model.linears)
+
+
+def test_experts_with_zeros_are_refused_before_work_starts(tmp_path: Path) -> None:
+    original = load(write_tiny(tmp_path, "qwen3_moe"))
+    with pytest.raises(UnsupportedError, match=r"packed experts without zeros alone; use symmetric: true"):
+        Gptq(symmetric=False).resolve(original, ("folder",))
+    assert all(rung.symmetric for rung in ladder(original, ("folder",)))
 
 
 def _require_read_back(out: Path, model: Model) -> None:

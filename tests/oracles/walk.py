@@ -19,6 +19,13 @@ def matrix_of(model: Model, name: str) -> Tensor:
 @torch.no_grad()
 def gram_of(model: Model, replaced: dict[str, Tensor], name: str, input_ids: Tensor, mask: Tensor) -> Tensor:
     """E[x x^T] of what the linear `name` reads, with the weights in `replaced` in place."""
+    rows = rows_of(model, replaced, name, input_ids, mask).double()
+    return (rows.T @ rows / len(rows)).float()
+
+
+@torch.no_grad()
+def rows_of(model: Model, replaced: dict[str, Tensor], name: str, input_ids: Tensor, mask: Tensor) -> Tensor:
+    """Every row that the linear `name` reads, one text at a time, without padding."""
     module = materialise(model)
     for other, new in replaced.items():
         owner = module.get_submodule(other.removesuffix(".weight"))
@@ -30,5 +37,4 @@ def gram_of(model: Model, replaced: dict[str, Tensor], name: str, input_ids: Ten
         length = int(real.sum())
         module(input_ids=ids[None, :length])
     handle.remove()
-    rows = torch.cat([x.flatten(0, -2) for x in seen]).double()
-    return (rows.T @ rows / len(rows)).float()
+    return torch.cat([x.flatten(0, -2) for x in seen])

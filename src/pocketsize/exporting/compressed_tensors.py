@@ -88,7 +88,7 @@ def quantization_config(model: Model, schemes: Mapping[str, Scheme]) -> dict[str
     schemes name their layers. The modules that stock classes add (poolers) are always left alone.
     """
     modules = {name.removesuffix(".weight"): scheme for name, scheme in schemes.items()}
-    flip = model.arch.transposed
+    flip, dense = model.arch.transposed, model.arch.dense_on_load
     tallest = max(model.matrix_shape(name)[1] for name in schemes)
     linears = [name for name, module in skeleton(model).named_modules() if isinstance(module, nn.Linear)]
     kinds = list(dict.fromkeys(modules.values()))
@@ -115,9 +115,9 @@ def quantization_config(model: Model, schemes: Mapping[str, Scheme]) -> dict[str
             "output_activations": None,
             "format": "pack-quantized",
         }
-    if len(kinds) > 1 and (flip or not all(kind.symmetric for kind in kinds)):
-        way = "use one scheme" if flip else "use one scheme, or symmetric: true"
-        what = "weights are stored inputs first" if flip else "codes have zeros"
+    if len(kinds) > 1 and (dense or not all(kind.symmetric for kind in kinds)):
+        way = "use one scheme" if dense else "use one scheme, or symmetric: true"
+        what = "it unpacks a family as it loads" if dense else "codes have zeros"
         raise UnsupportedError(f"transformers loads one scheme alone when {what}; {way}")
     parts = [f"re:.*{part.removesuffix('.')}\\..*" for part in model.arch.optional if part.endswith(".")]
     return {
@@ -128,8 +128,8 @@ def quantization_config(model: Model, schemes: Mapping[str, Scheme]) -> dict[str
         "ignore": [name for name in linears if name not in modules] + parts,
         "kv_cache_scheme": None,
         # Loading packed zeros as they are fails in transformers 5.23: it expects them unpacked.
-        # Conv1D has no packed form there at all.
-        **({"dequantize": True} if flip or not all(kind.symmetric for kind in kinds) else {}),
+        # Conv1D and fused experts have no packed form there at all.
+        **({"dequantize": True} if dense or not all(kind.symmetric for kind in kinds) else {}),
     }
 
 
@@ -225,7 +225,7 @@ def _scale_dtype(scheme: Scheme, arch: Arch) -> torch.dtype:
     A symmetric matrix is unpacked in the type that the model is loaded in. One that has to be unpacked
     while it is loaded (see `quantization_config`) is unpacked in the type of its scales.
     """
-    if scheme.symmetric and not arch.transposed:
+    if scheme.symmetric and not arch.dense_on_load:
         return torch.bfloat16
     return torch.float16 if scheme.scale_digits + scheme.bits <= _DIGITS_OF_FP16 else torch.float32
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from pocketsize.errors import UnsupportedError, did_you_mean
@@ -33,6 +33,7 @@ class Arch:
     `gguf` is the architecture's name in llama.cpp, None where no GGUF can be written.
 
     `transposed` says that the linears of the blocks are stored inputs first, as Conv1D has them.
+    `experts` is where a block has its experts; in `groups`, `*` stands for the number of one.
     `refuses` says why nothing in it can be compressed.
     `offset` counts the rows at the start of the position table that no token ever takes.
 
@@ -52,11 +53,28 @@ class Arch:
     offset: int = 0
     transposed: bool = False
     refuses: str | None = None
+    experts: str | None = None
 
     @property
     def linears(self) -> tuple[str, ...]:
         """All linears of a block that are compressed, in running order."""
         return tuple(name for group in self.groups for name in group.names)
+
+    @property
+    def dense_on_load(self) -> bool:
+        """Whether stock transformers has no packed form for these weights: it unpacks them as it loads."""
+        return self.transposed or self.experts is not None
+
+    def groups_with(self, experts: int) -> tuple[Linears, ...]:
+        """The groups of a block with so many experts: one expert after the other."""
+        plain = tuple(group for group in self.groups if "*" not in group.names[0])
+        routed = [group for group in self.groups if "*" in group.names[0]]
+        numbered = (
+            replace(group, names=tuple(name.replace("*", str(i)) for name in group.names))
+            for i in range(experts)
+            for group in routed
+        )
+        return (*plain, *numbered)
 
     def is_optional(self, name: str) -> bool:
         """Whether a checkpoint may hold this tensor or lack it."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from pocketsize.io.checkpoint import Checkpoint
-from pocketsize.models.arch import Arch
+from pocketsize.models.arch import Arch, Linears
 from pocketsize.quantization.grid import QWeight
 
 
@@ -57,9 +57,19 @@ class Model:
         return [f"{self.arch.blocks}.{i}" for i in range(self.config.num_hidden_layers)]
 
     @property
+    def groups(self) -> tuple[Linears, ...]:
+        """The linears of a block that read the same tensor, in running order, expert by expert."""
+        return self.arch.groups_with(getattr(self.config, "num_experts", 0) if self.arch.experts else 0)
+
+    def linears_of(self, block: str) -> list[str]:
+        """Parameter names of the weights of a block that steps may compress, in running order."""
+        return [f"{block}.{name}.weight" for group in self.groups for name in group.names]
+
+    @property
     def linears(self) -> list[str]:
         """Parameter names of all weights that steps may compress, in running order."""
-        return [f"{block}.{name}.weight" for block in self.blocks for name in self.arch.linears]
+        names = self.linears_of("")
+        return [f"{block}{name}" for block in self.blocks for name in names]
 
     @property
     def positions(self) -> int:

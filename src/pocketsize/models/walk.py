@@ -108,20 +108,21 @@ def _either(new: Mapping[str, Tensor], model: Model, name: str) -> Tensor:
 
 def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call]) -> Iterator[Site]:
     """The sites of a block in running order; afterwards the calls hold the block's outputs."""
-    groups = model.arch.groups
+    groups = model.groups
     firsts = [block.get_submodule(group.names[0]) for group in groups]
     driver = getcurrent()
 
     def wait(linear: nn.Module, args: tuple[Tensor, ...]) -> None:
-        driver.switch((linear, args[0]))
+        driver.switch((linear, args))
 
     runs = [_start(block, call) for call in calls]
     with _hooked(firsts, wait):
         for number, (group, first) in enumerate(zip(groups, firsts, strict=True)):
             gram = Gram.zeros(model.matrix_shape(f"{path}.{group.names[0]}.weight")[1])
             for run, call in zip(runs, calls, strict=True):
-                X = _reached(_go_on(run), first, path, group.names)
-                gram.update(X.reshape(*call.mask.shape, -1), call.mask)  # OPT joins batch and sequence
+                X, *rows = _reached(_go_on(run), first, path, group.names)
+                mask = call.mask.flatten()[rows[0]] if rows else call.mask  # an expert reads some tokens
+                gram.update(X.reshape(*mask.shape, X.shape[-1]), mask)  # OPT joins batch and sequence
             names = tuple(f"{path}.{name}.weight" for name in group.names)
             weights = tuple(model.as_stored(name, model.weight(name)) for name in names)
             site = Site(path, names, weights, gram, last=number == len(groups) - 1)
@@ -144,7 +145,7 @@ def _go_on(run: greenlet) -> Any:
         return run.switch()
 
 
-def _reached(stop: object, first: nn.Module, path: str, names: tuple[str, ...]) -> Tensor:
+def _reached(stop: object, first: nn.Module, path: str, names: tuple[str, ...]) -> tuple[Tensor, ...]:
     """What the linears read that a batch waits at, provided they are the ones expected."""
     if not isinstance(stop, tuple) or stop[0] is not first:
         raise UnsupportedError(
