@@ -1,4 +1,4 @@
-"""Mistral blocks: Llama's, with sliding attention in the first release."""
+"""Mistral blocks: those of Llama, with sliding attention in the first release."""
 
 from pocketsize.models.arch import Arch, Linears
 
@@ -13,4 +13,5 @@ ARCH = Arch(
     ),
     embedding="model.embed_tokens.weight",
     head="lm_head.weight",
+    gguf="llama",
 )
