@@ -33,6 +33,12 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str) -
     assert facts["origin"]["parameters"] == sum(total["parameters"] for total in facts["totals"])
 
 
+def test_experts_are_one_line_for_each_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(write_tiny(tmp_path, "qwen3_moe"))]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if ".experts." in line]
+    assert len(lines) == 3 and all("*.mlp.experts.*." in line and " 8 " in line for line in lines)
+
+
 def test_a_family_that_cannot_be_compressed_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -124,6 +124,18 @@ def test_tokenizer_round_trip(tmp_path: Path, family: str) -> None:
     assert len(tokenizer("word " * 400)["input_ids"]) > 256
 
 
+def test_a_special_token_without_a_row_must_have_no_role(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path, "gemma3_text"))
+    tokenizer = tokenizer_of(model)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
+    tokenizer.save_pretrained(tmp_path)
+    assert len(tokenizer_of(model)) == 321
+    tokenizer.pad_token = "<image_soft_token>"
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="token ids up to 320, the embedding has 320 rows"):
+        tokenizer_of(model)
+
+
 def test_loading_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = load(write_tiny(tmp_path, "llama"))
     tokenizer_of(model)

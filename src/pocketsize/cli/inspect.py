@@ -63,12 +63,12 @@ def _show(model: Model, found: Ledger, vocabulary: int) -> None:
 
 
 def _table(model: Model, found: Ledger) -> Table:
-    """One line per kind of tensor below its role; `*` stands for the path of each block."""
+    """One line per kind of tensor below its role; `*` stands for each block, and for each expert of one."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    blocks = re.compile(re.escape(model.arch.blocks) + r"\.\d+\.")
+    numbers = re.compile(re.escape(model.arch.blocks) + r"\.\d+\.|(?<=experts\.)\d+\.")
     table = Table(
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -86,7 +86,7 @@ def _table(model: Model, found: Ledger) -> Table:
         kinds: dict[tuple[str, tuple[int, ...], str], list[Row]] = {}
         for row in found.rows:
             if row.role == total.role:
-                kinds.setdefault((blocks.sub("*.", row.name), row.shape, row.dtype), []).append(row)
+                kinds.setdefault((numbers.sub("*.", row.name), row.shape, row.dtype), []).append(row)
         for (name, shape, dtype), same in kinds.items():
             size = Text(_megabytes(sum(row.bytes for row in same)))
             table.add_row(Text("  " + name), "x".join(map(str, shape)), dtype, str(len(same)), size)

@@ -125,9 +125,7 @@ def _module(model: Model, dtype: torch.dtype, shared: Callable[[str], Tensor | N
     Under autocast that gives the same numbers as float32 matrices, in half the memory.
     """
     module = skeleton(model)
-    blocks = f"{model.arch.blocks}."
-    linears = [n for n, m in module.named_modules() if isinstance(m, nn.Linear) and n.startswith(blocks)]
-    matrices = {f"{name}.weight" for name in linears}
+    matrices = set(model.linears)
 
     def read(name: str) -> Tensor:
         held = shared(name)

@@ -24,6 +24,7 @@ from pocketsize.models.quiet import quiet
 from pocketsize.models.skeleton import skeleton, stored, tied_names
 
 _FLOATS = ("F32", "F16", "BF16")
+_ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 
 
@@ -62,7 +63,10 @@ def tokenizer_of(model: Model) -> PreTrainedTokenizerBase:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{folder / present[-1]}: the tokenizer does not load: {reason}") from error
     vocabulary = tokenizer.get_vocab()
-    highest = max(vocabulary.values(), default=-1)
+    # Gemma 3 has a token for images that its text models cannot embed; no text gives it.
+    roles = {getattr(tokenizer, f"{role}_token_id") for role in _ROLES}
+    idle = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} - roles
+    highest = max((i for i in vocabulary.values() if i not in idle), default=-1)
     if highest >= model.config.vocab_size or not vocabulary:
         rows = model.config.vocab_size
         raise DataError(f"{folder / present[-1]}: token ids up to {highest}, the embedding has {rows} rows")
