@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import BertConfig, LlamaConfig, MPNetConfig, PretrainedConfig
+from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
+from transformers.core_model_loading import revert_weight_conversion
 
 from pocketsize.io.checkpoint import TensorSpec, write_safetensors
+from tiny_configs import ENCODERS, FAMILIES, FFN, GENERATORS, HIDDEN, LAYERS, VOCAB, tiny_config
 
-FAMILIES = ("llama", "bert", "mpnet")
-HIDDEN, FFN, LAYERS, VOCAB = 64, 128, 2, 320
+__all__ = ["ENCODERS", "FAMILIES", "FFN", "GENERATORS", "HIDDEN", "TEXT", "VOCAB", "write_tiny"]
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -38,16 +39,19 @@ def write_tiny(
     tied: bool = True,
     seed: int = 0,
 ) -> Path:
-    """The folder, now holding a tiny model of a family. `tied` matters to llama alone."""
+    """The folder, now holding a tiny model of a family. `tied` matters to generators."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = _config(family, tied)
+    config = tiny_config(family, tied=tied)
     config.save_pretrained(folder)
-    _mark_architecture(folder, family, dtype)
+    _mark_architecture(folder, config, dtype)
     tensors = weights(config, dtype, seed)
+    if family == "mobilebert":
+        # It reads its neighbours' embeddings, so a token before padding is another one than the last.
+        tensors["embeddings.word_embeddings.weight"][0] = 0
     if family == "llama" and tied:
         del tensors["lm_head.weight"]
     write_weights(folder, tensors, shards)
-    if family == "llama":
+    if family in GENERATORS:
         _write_bpe(folder)
         ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
         (folder / "generation_config.json").write_text(json.dumps({"_from_model_config": True} | ids))
@@ -65,7 +69,7 @@ def weights(config: PretrainedConfig, dtype: torch.dtype, seed: int) -> dict[str
     generator = torch.Generator().manual_seed(seed)
     made = {}
     for name, shape in sorted(_shapes(config).items()):
-        if "norm" in name.lower():
+        if "norm" in name.lower() or ".ln_" in name:
             noise = 0.1 * torch.randn(shape, generator=generator)
             made[name] = noise if name.endswith("bias") else 1 + noise
         elif len(shape) == 1:
@@ -73,11 +77,10 @@ def weights(config: PretrainedConfig, dtype: torch.dtype, seed: int) -> dict[str
         elif "embed" in name:
             made[name] = 0.5 * torch.randn(shape, generator=generator)
         else:
-            low = torch.randn(shape[0], 8, generator=generator) @ torch.randn(
-                8, shape[1], generator=generator
-            )
-            full = torch.randn(shape, generator=generator)
-            made[name] = (0.7 * full + 0.7 * low / math.sqrt(8)) / math.sqrt(shape[1])
+            rows, columns = shape[0], math.prod(shape[1:])
+            low = torch.randn(rows, 8, generator=generator) @ torch.randn(8, columns, generator=generator)
+            full = torch.randn(rows, columns, generator=generator)
+            made[name] = ((0.7 * full + 0.7 * low / math.sqrt(8)) / math.sqrt(columns)).view(shape)
     return {name: tensor.to(dtype) for name, tensor in made.items()}
 
 
@@ -103,40 +106,31 @@ def _write_file(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     write_safetensors(path, specs, {"format": "pt"})
 
 
-def _config(family: str, tied: bool) -> PretrainedConfig:
-    shape: dict[str, Any] = {
-        "vocab_size": VOCAB,
-        "hidden_size": HIDDEN,
-        "intermediate_size": FFN,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 256,
-    }
-    match family:
-        case "llama":
-            special: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-            return LlamaConfig(num_key_value_heads=2, tie_word_embeddings=tied, **shape, **special)
-        case "bert":
-            return BertConfig(pad_token_id=0, **shape)
-        case "mpnet":
-            special = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
-            return MPNetConfig(relative_attention_num_buckets=32, **shape, **special)
-        case _:
-            raise ValueError(f"no tiny {family}")
-
-
-def _mark_architecture(folder: Path, family: str, dtype: torch.dtype) -> None:
+def _mark_architecture(folder: Path, config: PretrainedConfig, dtype: torch.dtype) -> None:
     """What save_pretrained of a whole model would have added to the config."""
-    names = {"llama": "LlamaForCausalLM", "bert": "BertModel", "mpnet": "MPNetModel"}
     path = folder / "config.json"
-    raw = json.loads(path.read_text()) | {"architectures": [names[family]]}
+    raw = json.loads(path.read_text()) | {"architectures": [type(_module(config)).__name__]}
     raw["dtype"] = str(dtype).removeprefix("torch.")
     path.write_text(json.dumps(raw, indent=2))
 
 
+def _module(config: PretrainedConfig) -> torch.nn.Module:
+    """The stock module of a config, without numbers."""
+    auto = AutoModelForCausalLM if config.model_type in GENERATORS else AutoModel
+    with torch.device("meta"):
+        return auto.from_config(config)
+
+
 def _shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors of a family, head included, written out by hand."""
+    """Names and shapes of all tensors of a family as stock transformers saves them.
+
+    Three families are written out by hand, head included: what is found must be what was meant.
+    """
     h, f, v = HIDDEN, FFN, VOCAB
+    if config.model_type not in ("llama", "bert", "mpnet"):
+        module = _module(config)
+        state = {n: t for n, t in module.state_dict().items() if n not in module.all_tied_weights_keys}
+        return {name: tuple(t.shape) for name, t in revert_weight_conversion(module, state).items()}
     if config.model_type == "llama":
         shapes = {"model.embed_tokens.weight": (v, h), "lm_head.weight": (v, h), "model.norm.weight": (h,)}
         for i in range(LAYERS):
@@ -215,8 +209,8 @@ def _write_bpe(folder: Path) -> None:
 
 
 def _write_wordpiece(folder: Path, family: str) -> None:
-    """A WordPiece tokenizer; MPNet's special tokens stand at other ids and have other names."""
-    if family == "bert":
+    """A WordPiece tokenizer; special tokens of MPNet and RoBERTa stand at other ids and have other names."""
+    if family not in ("mpnet", "roberta"):
         special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
         pad, unk, cls, sep, mask = special
     else:

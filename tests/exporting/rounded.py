@@ -17,7 +17,7 @@ SCHEMES = {
 
 def quantized(model: Model, scheme: Scheme, embeddings: Scheme | None = None) -> Model:
     """The model with all linears, and the two ends if asked, rounded to nearest."""
-    weights = {name: rtn(model.original(name), scheme) for name in model.linears}
+    weights = {name: rtn(model.matrix(name), scheme) for name in model.linears}
     for name in (model.arch.embedding, model.arch.head):
         if embeddings and name in model.checkpoint.entries:
             weights[name] = rtn(model.original(name), embeddings)

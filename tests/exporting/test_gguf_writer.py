@@ -14,7 +14,15 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from exporting.rounded import SCHEMES, quantized
 from pocketsize.errors import IntegrityError, NumericalError, UnsupportedError, UsageError
 from pocketsize.exporting.gguf.names import gguf_name, row_order
-from pocketsize.exporting.gguf.writer import plan, predict_bytes, refuses, rope_factors, stored_value, write
+from pocketsize.exporting.gguf.writer import (
+    metadata,
+    plan,
+    predict_bytes,
+    refuses,
+    rope_factors,
+    stored_value,
+    write,
+)
 from pocketsize.exporting.read_back import read_gguf
 from pocketsize.exporting.verify import verify_gguf
 from pocketsize.models.load import load
@@ -41,6 +49,21 @@ def test_every_tensor_is_ours_and_llamacpp_agrees(tmp_path, tiny_llama, kind, ti
     assert ("output.weight" in file.kinds) != tied
     for name in original.checkpoint.entries:
         assert torch.equal(file.tensor(model, name), model.weight(name)), name
+
+
+def test_mistral_is_llama_to_llamacpp(tmp_path):
+    model = quantized(load(write_tiny(tmp_path / "in", "mistral")), SCHEMES["Q4_0"], SCHEMES["Q8_0"])
+    write(model, tmp_path / "m.gguf")
+    assert "llama.cpp picks" in verify_gguf(model, tmp_path / "m.gguf")[-1]
+    assert read_gguf(tmp_path / "m.gguf").fields["llama.attention.key_length"] == 32
+
+
+def test_a_sliding_window_bounds_the_context(tmp_path):
+    source = write_tiny(tmp_path / "in", "mistral")
+    long = with_config(tmp_path / "long", source, sliding_window=1024, max_position_embeddings=4096)
+    assert metadata(long, "F32")["llama.context_length"] == 1024
+    short = refuses(with_config(tmp_path / "short", source, sliding_window=128))
+    assert short is not None and "sliding_window 128" in short
 
 
 @pytest.mark.parametrize("floats", ["F32", "F16"])

@@ -18,7 +18,7 @@ from pocketsize.models.model import Model
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import Scheme
-from tiny import write_tiny
+from tiny import GENERATORS, write_tiny
 
 TEXT = "The quick brown fox jumps over the lazy dog; a model is small when it fits in a pocket. " * 12
 
@@ -79,7 +79,9 @@ def test_a_whole_comparison_equals_plain_forwards_and_the_oracle(model, held_out
     assert np.bincount(got.window).tolist() == [23] * 7
 
 
-def test_perplexity_is_that_of_transformers_own_loss(model, held_out):
+@pytest.mark.parametrize("family", GENERATORS)
+def test_perplexity_is_that_of_transformers_own_loss(family, tmp_path, held_out):
+    model = load(write_tiny(tmp_path, family))
     got = compare(model, model, held_out, torch.float32)
     reference = AutoModelForCausalLM.from_pretrained(model.folder).eval()
     with torch.no_grad():

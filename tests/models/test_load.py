@@ -9,9 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pocketsize.errors import DataError
 from pocketsize.models.ledger import ledger
 from pocketsize.models.load import load, tokenizer_of
-from tiny import FAMILIES, FFN, HIDDEN, TEXT, weights, write_tiny, write_weights
+from pocketsize.models.skeleton import skeleton
+from tiny import ENCODERS, FAMILIES, GENERATORS, TEXT, weights, write_tiny, write_weights
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -19,10 +21,11 @@ from tiny import FAMILIES, FFN, HIDDEN, TEXT, weights, write_tiny, write_weights
 def test_every_family_and_dtype(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
     model = load(write_tiny(tmp_path, family, dtype=dtype))
     truth = load_file(tmp_path / "model.safetensors")
-    assert set(model.checkpoint.entries) == set(truth)
-    for name, tensor in truth.items():
+    assert {entry.name for entry in model.checkpoint.entries.values()} == set(truth)
+    for name, entry in model.checkpoint.entries.items():
+        tensor = truth[entry.name]
         assert torch.equal(model.weight(name), tensor.float()) and model.weight(name).dtype == torch.float32
-    assert set(model.linears) <= set(truth)
+    assert len(model.linears) > 0 and set(model.linears) <= set(model.checkpoint.entries)
     assert model.origin.parameters == sum(t.numel() for t in truth.values())
     assert model.origin.bf16_bytes == 2 * model.origin.parameters
     assert model.origin.source_bytes == (tmp_path / "model.safetensors").stat().st_size
@@ -52,14 +55,35 @@ def test_ledger(tmp_path: Path, family: str) -> None:
     assert [row.name for row in found.rows] == list(model.checkpoint.entries)
     assert {row.name for row in found.rows if row.role == "compressible"} == set(model.linears)
     assert sum(t.parameters for t in found.totals) == model.origin.parameters
-    assert found.groups == (64, 32) and (HIDDEN, FFN) == (64, 128)
+    widths = {model.checkpoint.entries[name].shape[1] for name in model.linears}
+    assert found.groups == tuple(g for g in (128, 96, 64, 32) if not any(w % g for w in widths))
     roles = {row.name: row.role for row in found.rows}
     assert roles[model.arch.embedding] == "embedding"
-    assert {t.role for t in found.totals} == (
-        {"compressible", "embedding", "norm"}
-        if family == "llama"
-        else {"compressible", "embedding", "norm", "bias", "other"}
-    )
+    assert roles.get(model.arch.head or "", "head") == "head"
+    matrices = [row for row in found.rows if len(row.shape) > 1]
+    assert {row.role for row in found.rows if row not in matrices} <= {"norm", "bias"}
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_an_encoder_saved_with_a_head(tmp_path: Path, family: str) -> None:
+    plain = load(write_tiny(tmp_path / "plain", family))
+    write_tiny(tmp_path / "prefixed", family)
+    prefix = f"{skeleton(plain).base_model_prefix}."
+    tensors = load_file(tmp_path / "plain" / "model.safetensors")
+    tables = {f"{prefix}embeddings.position_ids": torch.arange(256)[None]}
+    write_weights(tmp_path / "prefixed", {prefix + name: t for name, t in tensors.items()} | tables)
+    model = load(tmp_path / "prefixed")
+    assert model.checkpoint.entries.keys() == plain.checkpoint.entries.keys()
+    assert all(torch.equal(model.weight(name), plain.weight(name)) for name in plain.linears)
+
+
+def test_two_names_for_one_tensor(tmp_path: Path) -> None:
+    write_tiny(tmp_path, "bert")
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "encoder.layer.0.output.dense.weight"
+    write_weights(tmp_path, tensors | {f"bert.{name}": tensors[name]})
+    with pytest.raises(DataError, match=rf"bert\.{name} .*are both {name}"):
+        load(tmp_path)
 
 
 def test_origin_file_is_read(tmp_path: Path) -> None:
@@ -91,13 +115,25 @@ def test_tokenizer_round_trip(tmp_path: Path, family: str) -> None:
     tokenizer = tokenizer_of(load(write_tiny(tmp_path, family)))
     ids = tokenizer(TEXT[0], verbose=True)["input_ids"]
     assert len(ids) > 5 and max(ids) < 320
-    if family == "llama":
+    if family in GENERATORS:
         assert tokenizer.decode(ids) == TEXT[0]
         chat = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
         assert chat == "<|im_start|>user\nHi<|im_end|>\n"
     else:
         assert ids[0] == tokenizer.cls_token_id and ids[-1] == tokenizer.sep_token_id
     assert len(tokenizer("word " * 400)["input_ids"]) > 256
+
+
+def test_a_special_token_without_a_row_must_have_no_role(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path, "gemma3_text"))
+    tokenizer = tokenizer_of(model)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
+    tokenizer.save_pretrained(tmp_path)
+    assert len(tokenizer_of(model)) == 321
+    tokenizer.pad_token = "<image_soft_token>"
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="token ids up to 320, the embedding has 320 rows"):
+        tokenizer_of(model)
 
 
 def test_loading_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -111,3 +147,15 @@ def test_tiny_models_differ_by_seed_alone(tmp_path: Path) -> None:
     a, b = (load(write_tiny(tmp_path / str(i), "llama", seed=0)) for i in range(2))
     c = load(write_tiny(tmp_path / "c", "llama", seed=1))
     assert a.origin.sha256 == b.origin.sha256 != c.origin.sha256
+
+
+def test_gpt2_as_it_was_first_published(tmp_path: Path) -> None:
+    plain = load(write_tiny(tmp_path / "plain", "gpt2"))
+    write_tiny(tmp_path / "bare", "gpt2")
+    tensors = load_file(tmp_path / "plain" / "model.safetensors")
+    masks = {f"h.{i}.attn.bias": torch.ones(1, 1, 8, 8) for i in range(2)}
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    write_weights(tmp_path / "bare", bare | masks)
+    model = load(tmp_path / "bare")
+    assert model.checkpoint.entries.keys() == plain.checkpoint.entries.keys()
+    assert model.origin.parameters == plain.origin.parameters

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from oracles.walk import gram_of
+from oracles.walk import gram_of, matrix_of, rows_of
 from pocketsize.errors import NumericalError
 from pocketsize.models import walk as walking
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.models.walk import walk
-from tiny import FAMILIES, VOCAB, write_tiny
+from tiny import FAMILIES, VOCAB, write_tiny, write_weights
 
 
 @pytest.fixture(autouse=True)
@@ -42,21 +44,37 @@ def test_every_site_is_calibrated_on_the_model_as_changed_so_far(
     seen: list[str] = []
     attending: list[str] = []
     for site in walk(model, ids, mask):
-        assert site.gram.tokens == int(mask.sum())
-        assert torch.allclose(
-            site.gram.mean(), gram_of(model, replaced, site.names[0], ids, mask), atol=2e-4, rtol=1e-3
-        )
+        rows = rows_of(model, replaced, site.names[0], ids, mask)
+        assert site.gram.tokens == len(rows)
+        assert ".experts." in site.names[0] or len(rows) == int(mask.sum())
+        assert torch.allclose(site.gram.mean(), rows.T @ rows / len(rows), atol=2e-4, rtol=1e-3)
         if site.first is not None:
-            exact = gram_of(model, replaced, site.names[0], ids, mask, first=True)
-            assert site.first.tokens == len(ids)
-            assert torch.allclose(site.first.mean(), exact, atol=2e-4, rtol=1e-3)
-            attending += site.names
+            firsts = rows_of(model, replaced, site.names[0], ids, mask, first=True)
+            assert site.first.tokens == len(firsts) == len(ids)
+            assert torch.allclose(site.first.mean(), firsts.T @ firsts / len(ids), atol=2e-4, rtol=1e-3)
+            attending.append(site.block)
         for name, weight in zip(site.names, site.weights, strict=True):
-            assert torch.equal(weight, model.original(name))
+            assert torch.equal(weight, matrix_of(model, name))
             site.replaced[name] = replaced[name] = weight * 0.7
         seen += site.names
     assert seen == model.linears
-    assert len(attending) == 3 * len(model.blocks)  # queries, keys and values
+    assert len(attending) == len(model.blocks)
+
+
+def test_blocks_that_return_tuples_may_be_many(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "m", "mpnet")
+    raw = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 6}
+    (folder / "config.json").write_text(json.dumps(raw))
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if ".layer.1." in name]:
+        tensors |= {name.replace(".1.", f".{i}."): tensors[name] for i in range(2, 6)}
+    write_weights(folder, tensors)
+    model = load(folder)
+    ids, mask = tokens(model, padded=True)
+    last = list(walk(model, ids, mask))[-1]
+    exact = gram_of(model, {}, "encoder.layer.5.output.dense.weight", ids, mask)
+    assert last.names == ("encoder.layer.5.output.dense.weight",)
+    assert torch.allclose(last.gram.mean(), exact, atol=2e-4, rtol=1e-3)
 
 
 def test_finished_blocks_are_replayed_not_visited(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def command(model: str, json_: bool) -> None:
     found = ledger(loaded)
     if json_:
         facts = {"origin": asdict(loaded.origin), "family": loaded.config.model_type}
-        facts |= {"task": loaded.arch.task, "vocabulary": vocabulary} | asdict(found)
+        facts |= {"task": loaded.arch.task, "vocabulary": vocabulary, "refuses": loaded.arch.refuses}
+        facts |= asdict(found)
         click.echo(json.dumps(facts))
         return
     _show(loaded, found, vocabulary)
@@ -48,25 +49,26 @@ def _show(model: Model, found: Ledger, vocabulary: int) -> None:
     release = f", dequantized from {origin.dequantized_from}" if origin.dequantized_from else ""
     tied = "; the head is the embedding" if found.tied else ""
     groups = ", ".join(str(group) for group in found.groups) or "none; use one scale per row"
+    fit = f"groups that divide every width: {groups}"
     console = Console(highlight=False, markup=False, soft_wrap=True)
     for line in (
         f"{_printable(origin.name)}: {model.config.model_type}, to {model.arch.task}{release}",
         f"{origin.parameters:,} parameters, {vocabulary:,} tokens{tied}",
         f"{_megabytes(origin.source_bytes)} as downloaded, {_megabytes(origin.bf16_bytes)} in bf16",
         f"licence {_printable(origin.licence)}",
-        f"groups that divide every width: {groups}",
+        f"nothing in it can be compressed: {model.arch.refuses}" if model.arch.refuses else fit,
     ):
         console.print(line)
     console.print(_table(model, found))
 
 
 def _table(model: Model, found: Ledger) -> Table:
-    """One line per kind of tensor below its role; `*` stands for the path of each block."""
+    """One line per kind of tensor below its role; `*` stands for each block, and for each expert of one."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    blocks = re.compile(re.escape(model.arch.blocks) + r"\.\d+\.")
+    numbers = re.compile(re.escape(model.arch.blocks) + r"\.\d+\.|(?<=experts\.)\d+\.")
     table = Table(
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -84,7 +86,7 @@ def _table(model: Model, found: Ledger) -> Table:
         kinds: dict[tuple[str, tuple[int, ...], str], list[Row]] = {}
         for row in found.rows:
             if row.role == total.role:
-                kinds.setdefault((blocks.sub("*.", row.name), row.shape, row.dtype), []).append(row)
+                kinds.setdefault((numbers.sub("*.", row.name), row.shape, row.dtype), []).append(row)
         for (name, shape, dtype), same in kinds.items():
             size = Text(_megabytes(sum(row.bytes for row in same)))
             table.add_row(Text("  " + name), "x".join(map(str, shape)), dtype, str(len(same)), size)

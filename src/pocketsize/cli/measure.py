@@ -98,7 +98,7 @@ def _quality(original: Model, small: Model, data: Sequence[str], tokens: int) ->
     if not alone:
         _same_tokens(original, small)
     corpus = read_corpus(data, Path.cwd()) if data else default_corpora()[1]
-    length = min(LENGTH, int(original.config.max_position_embeddings))
+    length = min(LENGTH, original.positions)
     windows = evaluation_windows(corpus, tokenizer, tokens=tokens, length=length, special=True)
     found = quality_of(original, small, windows, corpus, seed=0)
     if not alone:

@@ -21,6 +21,7 @@ from pocketsize.exporting.companions import copy_companions
 from pocketsize.io.checkpoint import DTYPES, INDEX, SINGLE, TensorSpec, file_bytes, write_safetensors
 from pocketsize.io.publish import publish_bytes
 from pocketsize.io.strictjson import read_json_object
+from pocketsize.models.arch import Arch
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import skeleton
 from pocketsize.quantization.scheme import Scheme
@@ -76,7 +77,7 @@ def tensor_bytes(model: Model) -> dict[str, int]:
 def stored_value(model: Model, name: str) -> Tensor:
     """The parameter as the folder gives it back, float32."""
     if _is_packed(model, name):
-        return model.quantized[name].dequantize()
+        return model.weight(name)
     return _kept(model, name).to(torch.float32)
 
 
@@ -87,19 +88,26 @@ def quantization_config(model: Model, schemes: Mapping[str, Scheme]) -> dict[str
     schemes name their layers. The modules that stock classes add (poolers) are always left alone.
     """
     modules = {name.removesuffix(".weight"): scheme for name, scheme in schemes.items()}
+    flip, dense = model.arch.transposed, model.arch.dense_on_load
+    tallest = max(model.matrix_shape(name)[1] for name in schemes)
     linears = [name for name, module in skeleton(model).named_modules() if isinstance(module, nn.Linear)]
     kinds = list(dict.fromkeys(modules.values()))
     groups: dict[str, object] = {}
     for i, kind in enumerate(kinds):
-        targets = ["Linear"] if len(kinds) == 1 else [name for name, s in modules.items() if s == kind]
+        targets = [name for name, s in modules.items() if s == kind]
+        if len(kinds) == 1:
+            targets = ["Conv1D" if flip else "Linear"]
         groups[f"group_{i}"] = {
             "targets": targets,
             "weights": {
                 "num_bits": kind.bits,
                 "type": "int",
                 "symmetric": kind.symmetric,
-                "strategy": "channel" if kind.group is None else "group",
-                "group_size": kind.group,
+                **(
+                    {"strategy": "block", "block_structure": [kind.group or tallest, 1]}
+                    if flip
+                    else _along(kind)
+                ),
                 "dynamic": False,
                 "actorder": None,
             },
@@ -107,10 +115,10 @@ def quantization_config(model: Model, schemes: Mapping[str, Scheme]) -> dict[str
             "output_activations": None,
             "format": "pack-quantized",
         }
-    if len(kinds) > 1 and not all(kind.symmetric for kind in kinds):
-        raise UnsupportedError(
-            "transformers loads one scheme alone when codes have zeros; use one scheme, or symmetric: true"
-        )
+    if len(kinds) > 1 and (dense or not all(kind.symmetric for kind in kinds)):
+        way = "use one scheme" if dense else "use one scheme, or symmetric: true"
+        what = "it unpacks a family as it loads" if dense else "codes have zeros"
+        raise UnsupportedError(f"transformers loads one scheme alone when {what}; {way}")
     parts = [f"re:.*{part.removesuffix('.')}\\..*" for part in model.arch.optional if part.endswith(".")]
     return {
         "quant_method": "compressed-tensors",
@@ -120,8 +128,14 @@ def quantization_config(model: Model, schemes: Mapping[str, Scheme]) -> dict[str
         "ignore": [name for name in linears if name not in modules] + parts,
         "kv_cache_scheme": None,
         # Loading packed zeros as they are fails in transformers 5.23: it expects them unpacked.
-        **({} if all(kind.symmetric for kind in kinds) else {"dequantize": True}),
+        # Conv1D and fused experts have no packed form there at all.
+        **({"dequantize": True} if dense or not all(kind.symmetric for kind in kinds) else {}),
     }
+
+
+def _along(kind: Scheme) -> dict[str, object]:
+    """How scales are spread over a matrix with a row for each output."""
+    return {"strategy": "channel" if kind.group is None else "group", "group_size": kind.group}
 
 
 def pack_rows(codes: UInt8[Tensor, "rows columns"], bits: int) -> Int32[Tensor, "rows words"]:
@@ -158,18 +172,27 @@ def _specs(model: Model, name: str, scheme: Scheme | None = None) -> list[Tensor
     if scheme is None and _is_packed(model, name):
         scheme = model.quantized[name].scheme
     if scheme is None or name in (model.arch.embedding, model.arch.head):
-        return [TensorSpec(name, _kept_dtype(entry.dtype), entry.shape, lambda: _kept(model, name))]
-    rows, columns = entry.shape
+        return [TensorSpec(entry.name, _kept_dtype(entry.dtype), entry.shape, lambda: _kept(model, name))]
+    rows, columns = model.matrix_shape(name)
     groups = columns // scheme.width(columns)
-    words = (-(-columns * scheme.bits // 32), -(-rows * scheme.bits // 32))
+    flip, kind = model.arch.is_transposed(name), _scale_dtype(scheme, model.arch)
+    lines, across = entry.shape
+    scales = (groups, rows) if flip else (rows, groups)
+    words = (-(-across * scheme.bits // 32), -(-rows * scheme.bits // 32))
     specs = [
-        TensorSpec(f"{name}_packed", torch.int32, (rows, words[0]), lambda: _codes(model, name)),
-        TensorSpec(f"{name}_scale", _scale_dtype(scheme), (rows, groups), lambda: _scale(model, name)),
-        TensorSpec(f"{name}_shape", torch.int64, (2,), lambda: torch.tensor([rows, columns])),
+        TensorSpec(f"{entry.name}_packed", torch.int32, (lines, words[0]), lambda: _codes(model, name)),
+        TensorSpec(f"{entry.name}_scale", kind, scales, lambda: _scale(model, name)),
+        TensorSpec(f"{entry.name}_shape", torch.int64, (2,), lambda: torch.tensor([lines, across])),
     ]
-    if not scheme.symmetric:
+    if not scheme.symmetric and flip:
         specs.append(
-            TensorSpec(f"{name}_zero_point", torch.int32, (words[1], groups), lambda: _zeros(model, name))
+            TensorSpec(f"{entry.name}_zero_point", torch.int8, scales, lambda: _flipped_zeros(model, name))
+        )
+    elif not scheme.symmetric:
+        specs.append(
+            TensorSpec(
+                f"{entry.name}_zero_point", torch.int32, (words[1], groups), lambda: _zeros(model, name)
+            )
         )
     return specs
 
@@ -185,24 +208,24 @@ def _kept(model: Model, name: str) -> Tensor:
 
 def _codes(model: Model, name: str) -> Tensor:
     weight = model.quantized[name]
-    return pack_rows(weight.codes, weight.scheme.bits)
+    return pack_rows(model.as_stored(name, weight.codes), weight.scheme.bits)
 
 
 def _scale(model: Model, name: str) -> Tensor:
     weight = model.quantized[name]
-    stored = weight.scale.to(_scale_dtype(weight.scheme))
+    stored = weight.scale.to(_scale_dtype(weight.scheme, model.arch))
     if not torch.equal(stored.to(torch.float32), weight.scale):
         raise UnsupportedError(f"{name}: a scale is not exact in {stored.dtype}; use fewer scale_digits")
-    return stored
+    return model.as_stored(name, stored)
 
 
-def _scale_dtype(scheme: Scheme) -> torch.dtype:
+def _scale_dtype(scheme: Scheme, arch: Arch) -> torch.dtype:
     """The smallest type in which transformers computes scale * (code - zero) without rounding.
 
-    A symmetric matrix is unpacked in the type that the model is loaded in. One with zeros has to
-    be unpacked while it is loaded (see `quantization_config`), and then in the type of its scales.
+    A symmetric matrix is unpacked in the type that the model is loaded in. One that has to be unpacked
+    while it is loaded (see `quantization_config`) is unpacked in the type of its scales.
     """
-    if scheme.symmetric:
+    if scheme.symmetric and not arch.dense_on_load:
         return torch.bfloat16
     return torch.float16 if scheme.scale_digits + scheme.bits <= _DIGITS_OF_FP16 else torch.float32
 
@@ -210,6 +233,12 @@ def _scale_dtype(scheme: Scheme) -> torch.dtype:
 def _zeros(model: Model, name: str) -> Tensor:
     weight = model.quantized[name]
     return pack_rows(weight.zero.to(torch.uint8).T.contiguous(), weight.scheme.bits).T.contiguous()
+
+
+def _flipped_zeros(model: Model, name: str) -> Tensor:
+    """Zeros of blocks are not packed, but signed as the codes are."""
+    weight = model.quantized[name]
+    return (weight.zero - weight.scheme.middle).to(torch.int8).T.contiguous()
 
 
 def _shards(specs: list[TensorSpec]) -> list[list[TensorSpec]]:

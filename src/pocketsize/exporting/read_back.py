@@ -21,7 +21,8 @@ from pocketsize.exporting.gguf.scan import scan
 from pocketsize.exporting.gguf.writer import main_kind
 from pocketsize.io.checkpoint import Checkpoint, Entry, open_checkpoint
 from pocketsize.io.strictjson import read_json_object
-from pocketsize.models.arch import arch_of
+from pocketsize.models.arch import Arch, arch_of
+from pocketsize.models.load import as_module_names
 from pocketsize.models.model import Model, Origin
 from pocketsize.models.quiet import quiet
 from pocketsize.quantization.grid import QWeight
@@ -43,9 +44,9 @@ def read_folder(folder: Path) -> Model:
         schemes = _schemes(quantization)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: quantization_config: {error}") from error
-    stored = open_checkpoint(folder)
+    stored = as_module_names(open_checkpoint(folder), arch)
     packed = [name.removesuffix(_PACKED) for name in stored.entries if name.endswith(".weight" + _PACKED)]
-    weights = _Packed(stored, {name: _scheme_of(path, schemes, name) for name in packed})
+    weights = _Packed(stored, {name: _scheme_of(path, schemes, name) for name in packed}, arch)
     entries = {n: e for n, e in stored.entries.items() if not _is_part(n)} | {
         n: weights.entry(n) for n in packed
     }
@@ -71,8 +72,8 @@ def model_in(gguf: Gguf, config: Mapping[str, Any], names: Iterable[str]) -> Mod
 class _Packed(Mapping[str, QWeight]):
     """Quantized weights of a folder, unpacked when they are asked for."""
 
-    def __init__(self, stored: Checkpoint, schemes: Mapping[str, Scheme]) -> None:
-        self._stored, self._schemes = stored, schemes
+    def __init__(self, stored: Checkpoint, schemes: Mapping[str, Scheme], arch: Arch) -> None:
+        self._stored, self._schemes, self._arch = stored, schemes, arch
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._schemes)
@@ -82,6 +83,8 @@ class _Packed(Mapping[str, QWeight]):
 
     def __getitem__(self, name: str) -> QWeight:
         scheme, (rows, columns) = self._schemes[name], self.entry(name).shape
+        if self._arch.is_transposed(name):
+            return self._flipped(name, scheme, rows, columns)
         groups = columns // scheme.width(columns)
         words = -(-columns * scheme.bits // 32), -(-rows * scheme.bits // 32)
         codes = unpack_rows(self._part(name, _PACKED, (rows, words[0])), scheme.bits, columns)
@@ -92,6 +95,18 @@ class _Packed(Mapping[str, QWeight]):
             packed = self._part(name, "_zero_point", (words[1], groups))
             zero = unpack_rows(packed.T.contiguous(), scheme.bits, rows).T.to(torch.float32).contiguous()
         return QWeight(codes, scale, zero, scheme)
+
+    def _flipped(self, name: str, scheme: Scheme, lines: int, across: int) -> QWeight:
+        """A matrix that is stored inputs first: a block of inputs has a scale for each output."""
+        height = min(scheme.group or lines, lines)
+        scheme = replace(scheme, group=None if height == lines else height)
+        words = -(-across * scheme.bits // 32)
+        codes = unpack_rows(self._part(name, _PACKED, (lines, words)), scheme.bits, across)
+        scale = self._part(name, "_scale", (lines // height, across)).to(torch.float32).T.contiguous()
+        zero = torch.full_like(scale, float(scheme.middle))
+        if not scheme.symmetric:
+            zero += self._part(name, "_zero_point", (lines // height, across)).T
+        return QWeight(codes.T.contiguous(), scale, zero, scheme)
 
     def entry(self, name: str) -> Entry:
         """Where the packed codes are, with the shape of the matrix they stand for."""
@@ -170,13 +185,14 @@ def _schemes(quantization: Mapping[str, Any]) -> list[tuple[list[str], Scheme]]:
     found: list[tuple[list[str], Scheme]] = []
     for group in quantization.get("config_groups", {}).values():
         w = group["weights"]
-        found.append((group["targets"], Scheme(w["num_bits"], w["group_size"], symmetric=w["symmetric"])))
+        height = w["block_structure"][0] if w["strategy"] == "block" else w["group_size"]
+        found.append((group["targets"], Scheme(w["num_bits"], height, symmetric=w["symmetric"])))
     return found
 
 
 def _scheme_of(path: Path, schemes: list[tuple[list[str], Scheme]], name: str) -> Scheme:
     module = name.removesuffix(".weight")
     for targets, scheme in schemes:
-        if module in targets or targets == ["Linear"]:
+        if module in targets or targets in (["Linear"], ["Conv1D"]):
             return scheme
     raise DataError(f"{path}: tensor {name}{_PACKED} is in no group of quantization_config")

@@ -81,23 +81,23 @@ def _write_gguf(model: Model, folder: Path) -> Artifact:
 
 
 def _folder_parts(model: Model) -> dict[str, int]:
-    parts = dict.fromkeys(PARTS, 0)
+    parts, linears = dict.fromkeys(PARTS, 0), set(model.linears)
     for name, size in compressed_tensors.tensor_bytes(model).items():
-        parts[_part_of(model, name)] += size
+        parts[_part_of(model, name, linears)] += size
     return parts
 
 
 def _gguf_parts(model: Model) -> dict[str, int]:
-    parts = dict.fromkeys(PARTS, 0)
+    parts, linears = dict.fromkeys(PARTS, 0), set(model.linears)
     for stored in gguf.plan(model, _schemes(model), "F32"):
-        parts[_part_of(model, stored.source)] += stored.bytes
+        parts[_part_of(model, stored.source, linears)] += stored.bytes
     return parts
 
 
-def _part_of(model: Model, name: str) -> str:
+def _part_of(model: Model, name: str, linears: set[str]) -> str:
     if name in (model.arch.embedding, model.arch.head):
         return "embeddings"
-    return "linears" if name in set(model.linears) else "rest"
+    return "linears" if name in linears else "rest"
 
 
 def _schemes(model: Model) -> SchemeOf:

@@ -76,7 +76,7 @@ def _embed(
     model: Model, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> Float64[ndarray, "n hidden"]:
     module = materialise(model)
-    length = min(512, int(model.config.max_position_embeddings) - 2)
+    length = min(512, model.positions)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     rows = np.empty((len(texts), int(model.config.hidden_size)))
     for a in range(0, len(order), BATCH):

@@ -32,7 +32,7 @@ def latency(original: Model, gguf: Sequence[Path], *, threads: int | None = None
     The prompt is 256 tokens, or half of what the model can read if that is less.
     """
     threads = threads or torch.get_num_threads()
-    prompt = min(PROMPT, int(getattr(original.config, "max_position_embeddings", 2 * PROMPT)) // 2)
+    prompt = min(PROMPT, original.positions // 2)
     rows = torch_latency(original, "original", threads=threads, prompt=prompt)
     for path in gguf:
         rows += llamacpp_latency(path, path.name, threads=threads, prompt=prompt)

@@ -125,9 +125,7 @@ def _module(model: Model, dtype: torch.dtype, shared: Callable[[str], Tensor | N
     Under autocast that gives the same numbers as float32 matrices, in half the memory.
     """
     module = skeleton(model)
-    blocks = f"{model.arch.blocks}."
-    linears = [n for n, m in module.named_modules() if isinstance(m, nn.Linear) and n.startswith(blocks)]
-    matrices = {f"{name}.weight" for name in linears}
+    matrices = set(model.linears)
 
     def read(name: str) -> Tensor:
         held = shared(name)
@@ -161,10 +159,12 @@ def _score(
     for a in range(0, len(targets), room.shape[1]):
         b = min(a + room.shape[1], len(targets))
         p, q, work = room[:, : b - a]
-        for logits, head, state in zip((p, q), heads, states, strict=False):
+        for logits, module, head, state in zip((p, q), modules, heads, states, strict=False):
             torch.mm(state[a:b], head.weight.T, out=logits)
             if isinstance(head.bias, Tensor):
                 logits += head.bias
+            if cap := getattr(module.config, "final_logit_softcapping", None):
+                logits.div_(cap).tanh_().mul_(cap)  # Gemma 2 bends its logits
         if len(heads) == 1:
             q.copy_(p)
         part = slice(start + a, start + b)

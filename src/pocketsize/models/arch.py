@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 from pocketsize.errors import UnsupportedError, did_you_mean
 from pocketsize.models import archs
@@ -33,7 +35,15 @@ class Arch:
     path of the list of blocks below the loaded module. `groups` are in running order. `embedding`
     and `head` name the parameters at the two ends (`head` None: the model has none).
     `gguf` is the architecture's name in llama.cpp, None where no GGUF can be written.
-    `optional` lists prefixes of tensors that a checkpoint may hold or lack without harm.
+
+    `transposed` says that the linears of the blocks are stored inputs first, as Conv1D has them.
+    `experts` is where a block has its experts; in `groups`, `*` stands for the number of one.
+    `refuses` says why nothing in it can be compressed.
+    `offset` counts the rows at the start of the position table that no token ever takes.
+
+    `optional` lists beginnings of names that a checkpoint may hold or lack without harm, `*` standing
+    for a number: parts, which end in a dot and are kept, and tables that loaders compute themselves.
+    `renames` are patterns of names in checkpoints, each with what the module says instead.
     """
 
     task: str
@@ -43,11 +53,51 @@ class Arch:
     head: str | None = None
     gguf: str | None = None
     optional: tuple[str, ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()
+    offset: int = 0
+    transposed: bool = False
+    refuses: str | None = None
+    experts: str | None = None
 
     @property
     def linears(self) -> tuple[str, ...]:
         """All linears of a block that are compressed, in running order."""
         return tuple(name for group in self.groups for name in group.names)
+
+    @property
+    def dense_on_load(self) -> bool:
+        """Whether stock transformers has no packed form for these weights: it unpacks them as it loads."""
+        return self.transposed or self.experts is not None
+
+    def groups_with(self, experts: int) -> tuple[Linears, ...]:
+        """The groups of a block with so many experts: one expert after the other."""
+        plain = tuple(group for group in self.groups if "*" not in group.names[0])
+        routed = [group for group in self.groups if "*" in group.names[0]]
+        numbered = (
+            replace(group, names=tuple(name.replace("*", str(i)) for name in group.names))
+            for i in range(experts)
+            for group in routed
+        )
+        return (*plain, *numbered)
+
+    def is_optional(self, name: str) -> bool:
+        """Whether a checkpoint may hold this tensor or lack it."""
+        return any(fnmatchcase(name, f"{part}*") for part in self.optional)
+
+    def is_table(self, name: str) -> bool:
+        """Whether this is a table that loaders compute themselves, whatever a checkpoint says."""
+        return any(fnmatchcase(name, part) for part in self.optional if not part.endswith("."))
+
+    def is_transposed(self, name: str) -> bool:
+        """Whether this parameter is a matrix that is stored inputs first."""
+        inside = name.startswith(f"{self.blocks}.") and name.endswith(".weight")
+        return self.transposed and inside and name.removesuffix(".weight").endswith(self.linears)
+
+    def module_name(self, stored: str) -> str:
+        """What the module calls a tensor that a checkpoint calls `stored`."""
+        for pattern, replacement in self.renames:
+            stored = re.sub(pattern, replacement, stored)
+        return stored
 
 
 def families() -> list[str]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from pocketsize.errors import DataError, RefusedError, UnsupportedError
 from pocketsize.io.strictjson import read_json_object
@@ -14,8 +14,8 @@ from pocketsize.models.arch import arch_of
 from pocketsize.models.quiet import quiet
 
 NAME = "config.json"
-_COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
-_OPTIONAL_COUNTS = ("num_key_value_heads", "head_dim", "max_position_embeddings")
+_COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+_OPTIONAL_COUNTS = ("intermediate_size", "num_key_value_heads", "head_dim", "max_position_embeddings")
 _POSITIVE = ("rms_norm_eps", "layer_norm_eps", "rope_theta")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Keys that make a loader import code, from the folder or from elsewhere.
@@ -75,9 +75,10 @@ def _require_plain_weights(raw: Mapping[str, object], path: Path) -> None:
 
 
 def _check_numbers(raw: Mapping[str, object], path: Path) -> None:
-    for key in (*_COUNTS, *_OPTIONAL_COUNTS):
+    for word in (*_COUNTS, *_OPTIONAL_COUNTS):
+        key = _key(raw, word)
         value = raw.get(key)
-        if value is None and key not in _COUNTS:
+        if value is None and word not in _COUNTS:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
             raise DataError(f"{path}: {key} is {value!r}; a whole number above 0 is needed")
@@ -95,11 +96,17 @@ def _check_numbers(raw: Mapping[str, object], path: Path) -> None:
                 raise DataError(f"{path}: {key} is {token!r}, outside the vocabulary of {raw['vocab_size']}")
 
 
+def _key(raw: Mapping[str, object], word: str) -> str:
+    """What this family's config calls a number: GPT-2 says n_embd for hidden_size."""
+    return CONFIG_MAPPING[str(raw["model_type"])].attribute_map.get(word, word)
+
+
 def _check_heads(raw: Mapping[str, object], path: Path) -> None:
     """Heads must divide the width, unless their own width is stated, and groups of them the heads."""
-    heads, hidden = int(str(raw["num_attention_heads"])), int(str(raw["hidden_size"]))
+    heads, hidden = (int(str(raw[_key(raw, word)])) for word in ("num_attention_heads", "hidden_size"))
     shared = int(str(raw.get("num_key_value_heads") or heads))
     if raw.get("head_dim") is None and hidden % heads:
-        raise DataError(f"{path}: num_attention_heads {heads} does not divide hidden_size {hidden}")
+        words = _key(raw, "num_attention_heads"), _key(raw, "hidden_size")
+        raise DataError(f"{path}: {words[0]} {heads} does not divide {words[1]} {hidden}")
     if heads % shared:
         raise DataError(f"{path}: num_key_value_heads {shared} does not divide num_attention_heads {heads}")

@@ -56,11 +56,11 @@ def ledger(model: Model) -> Ledger:
     """The ledger of a model as it is on disk."""
     targets = set(model.linears)
     rows = tuple(
-        Row(e.name, e.shape, e.dtype, e.file, e.end - e.begin, _role(model, e.name, e.shape, targets))
-        for e in model.checkpoint.entries.values()
+        Row(name, e.shape, e.dtype, e.file, e.end - e.begin, _role(model, name, e.shape, targets))
+        for name, e in model.checkpoint.entries.items()
     )
-    widths = {row.shape[1] for row in rows if row.role == "compressible"}
-    groups = tuple(g for g in GROUPS if all(width % g == 0 for width in widths))
+    widths = {model.matrix_shape(row.name)[1] for row in rows if row.role == "compressible"}
+    groups = tuple(g for g in GROUPS if widths and all(width % g == 0 for width in widths))
     totals = tuple(_total(role, rows) for role in ROLES if any(row.role == role for row in rows))
     return Ledger(rows, totals, groups, model.tied)
 
@@ -77,7 +77,7 @@ def _role(model: Model, name: str, shape: tuple[int, ...], targets: set[str]) ->
         return "embedding"
     if name == model.arch.head:
         return "head"
-    if "norm" in name.lower():
+    if "norm" in name.lower() or ".ln_" in name:
         return "norm"
     if name.endswith(".bias") and len(shape) == 1:
         return "bias"

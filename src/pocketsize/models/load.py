@@ -9,10 +9,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
-from pocketsize.errors import DataError, NumericalError, did_you_mean
+from pocketsize.errors import DataError, NumericalError, UnsupportedError, did_you_mean
 from pocketsize.io.checkpoint import Checkpoint, Entry, open_checkpoint
 from pocketsize.io.source import ORIGIN, resolve
 from pocketsize.io.strictjson import read_json_object
@@ -23,6 +24,7 @@ from pocketsize.models.quiet import quiet
 from pocketsize.models.skeleton import skeleton, stored, tied_names
 
 _FLOATS = ("F32", "F16", "BF16")
+_ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 
 
@@ -35,12 +37,12 @@ def load(source: str | Path) -> Model:
     folder = resolve(str(source))
     config = read_config(folder)
     arch = arch_of(config.model_type)
-    checkpoint = open_checkpoint(folder)
+    checkpoint = as_module_names(open_checkpoint(folder), arch)
     checkpoint = _without_copy_of_embedding(checkpoint, config, arch)
     model = Model(folder, config, arch, _no_origin(folder), checkpoint)
     _account(model)
-    for entry in checkpoint.entries.values():
-        _require_finite(checkpoint, entry)
+    for name in checkpoint.entries:
+        _require_finite(checkpoint, name)
     return replace(model, origin=_origin(folder, checkpoint))
 
 
@@ -61,7 +63,10 @@ def tokenizer_of(model: Model) -> PreTrainedTokenizerBase:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{folder / present[-1]}: the tokenizer does not load: {reason}") from error
     vocabulary = tokenizer.get_vocab()
-    highest = max(vocabulary.values(), default=-1)
+    # Gemma 3 has a token for images that its text models cannot embed; no text gives it.
+    roles = {getattr(tokenizer, f"{role}_token_id") for role in _ROLES}
+    idle = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} - roles
+    highest = max((i for i in vocabulary.values() if i not in idle), default=-1)
     if highest >= model.config.vocab_size or not vocabulary:
         rows = model.config.vocab_size
         raise DataError(f"{folder / present[-1]}: token ids up to {highest}, the embedding has {rows} rows")
@@ -70,6 +75,23 @@ def tokenizer_of(model: Model) -> PreTrainedTokenizerBase:
     # Long documents are cut into windows by us; the length warning would be noise.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
+
+
+def as_module_names(checkpoint: Checkpoint, arch: Arch) -> Checkpoint:
+    """The checkpoint with its tensors under the module's names, less tables that loaders compute.
+
+    An entry's own name stays that of the file: what is written later keeps it.
+    """
+    entries: dict[str, Entry] = {}
+    for entry in checkpoint.entries.values():
+        name = arch.module_name(entry.name)
+        if arch.is_table(name):
+            continue
+        if name in entries:
+            both = f"{entries[name].name} and {entry.name}"
+            raise DataError(f"{checkpoint.folder / entry.file}: tensors {both} are both {name}; remove one")
+        entries[name] = entry
+    return Checkpoint(checkpoint.folder, MappingProxyType(entries))
 
 
 def _without_copy_of_embedding(checkpoint: Checkpoint, config: PretrainedConfig, arch: Arch) -> Checkpoint:
@@ -94,13 +116,14 @@ def _account(model: Model) -> None:
     module = skeleton(model)
     tied = tied_names(module)
     needed = {name: tuple(t.shape) for name, t in stored(module) if name not in tied}
+    _require_layout(model, module)
     entries = model.checkpoint.entries
     if missing := [name for name in needed if name not in entries]:
         raise DataError(_missing(model, missing, needed))
     for name, entry in entries.items():
         path = model.folder / entry.file
         if name not in needed:
-            if name.startswith(model.arch.optional):
+            if model.arch.is_optional(name):
                 continue
             raise DataError(f"{path}: unexpected tensor {name}{_left_over(model, name, needed)}")
         if entry.shape != needed[name]:
@@ -110,6 +133,23 @@ def _account(model: Model) -> None:
             )
         if entry.dtype not in _FLOATS:
             raise DataError(f"{path}: tensor {name} is stored as {entry.dtype}; needed: {', '.join(_FLOATS)}")
+
+
+def _require_layout(model: Model, module: nn.Module) -> None:
+    """Refuses configs that give the blocks other linears than the family's literal names."""
+    inside = f"{model.arch.blocks}."
+    found = {
+        f"{name}.weight"
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear | Conv1D) and name.startswith(inside)
+    }
+    named = set(model.linears)
+    for word, names in (("no", named - found), ("also", found - named)):
+        if names and model.arch.refuses is None:
+            raise UnsupportedError(
+                f"{model.folder / NAME}: describes a {model.config.model_type} with {word} {min(names)}; "
+                "only the published layout of the family is known"
+            )
 
 
 def _missing(model: Model, missing: list[str], needed: Mapping[str, object]) -> str:
@@ -140,10 +180,11 @@ def _left_over(model: Model, name: str, needed: Mapping[str, object]) -> str:
     return hint if "did you mean" in hint else f"; no {model.config.model_type} model has it"
 
 
-def _require_finite(checkpoint: Checkpoint, entry: Entry) -> None:
+def _require_finite(checkpoint: Checkpoint, name: str) -> None:
+    entry = checkpoint.entries[name]
     if entry.dtype not in _FLOATS:
         return
-    tensor = checkpoint.read(entry.name)
+    tensor = checkpoint.read(name)
     # A sum is not finite when any of its terms is not: one cheap pass, exact check on suspicion.
     if bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all()):
         return

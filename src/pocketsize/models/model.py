@@ -8,11 +8,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PretrainedConfig
 
 from pocketsize.io.checkpoint import Checkpoint
-from pocketsize.models.arch import Arch
+from pocketsize.models.arch import Arch, Linears
 from pocketsize.quantization.grid import QWeight
 
 
@@ -56,9 +57,24 @@ class Model:
         return [f"{self.arch.blocks}.{i}" for i in range(self.config.num_hidden_layers)]
 
     @property
+    def groups(self) -> tuple[Linears, ...]:
+        """The linears of a block that read the same tensor, in running order, expert by expert."""
+        return self.arch.groups_with(getattr(self.config, "num_experts", 0) if self.arch.experts else 0)
+
+    def linears_of(self, block: str) -> list[str]:
+        """Parameter names of the weights of a block that steps may compress, in running order."""
+        return [f"{block}.{name}.weight" for group in self.groups for name in group.names]
+
+    @property
     def linears(self) -> list[str]:
         """Parameter names of all weights that steps may compress, in running order."""
-        return [f"{block}.{name}.weight" for block in self.blocks for name in self.arch.linears]
+        names = self.linears_of("")
+        return [f"{block}{name}" for block in self.blocks for name in names]
+
+    @property
+    def positions(self) -> int:
+        """How many tokens the model can read at once."""
+        return int(self.config.max_position_embeddings) - self.arch.offset
 
     @property
     def tied(self) -> bool:
@@ -71,7 +87,22 @@ class Model:
 
     def weight(self, name: str) -> Tensor:
         """The tensor as this model has it, float32: dequantized where it is quantized."""
-        return self.quantized[name].dequantize() if name in self.quantized else self.original(name)
+        if name not in self.quantized:
+            return self.original(name)
+        return self.as_stored(name, self.quantized[name].dequantize())
+
+    def matrix(self, name: str) -> Float[Tensor, "out in"]:
+        """The original tensor with a row for each output, however the family stores it."""
+        return self.as_stored(name, self.original(name))
+
+    def matrix_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of `matrix`."""
+        shape = self.checkpoint.entries[name].shape
+        return shape[::-1] if self.arch.is_transposed(name) else shape
+
+    def as_stored(self, name: str, W: Tensor) -> Tensor:
+        """A matrix with a row for each output as the family stores it, and the other way round."""
+        return W.T.contiguous() if self.arch.is_transposed(name) else W
 
     def with_quantized(self, quantized: Mapping[str, QWeight]) -> Model:
         """This model with these quantized weights instead of its own."""

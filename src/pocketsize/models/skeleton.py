@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from pocketsize.errors import DataError, UnsupportedError
 from pocketsize.models.config import NAME
+from pocketsize.models.experts import unfuse
 from pocketsize.models.model import Model
 from pocketsize.models.quiet import quiet
 
@@ -35,6 +36,7 @@ def skeleton(model: Model) -> nn.Module:
         name = part.removesuffix(".")
         if hasattr(module, name) and not any(entry.startswith(part) for entry in model.checkpoint.entries):
             setattr(module, name, None)
+    unfuse(module, model.arch)
     _compute_tables(module)
     module.requires_grad_(False)
     return module.eval()

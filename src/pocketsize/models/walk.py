@@ -41,18 +41,27 @@ class Site:
     replaced: dict[str, Float[Tensor, "out in"]] = field(default_factory=dict)
 
 
+Arguments = tuple[tuple[object, ...], dict[str, object]]
+
+
 @dataclass(slots=True)
 class _Call:
-    """What one batch brings to a block: hidden states, the other arguments, the mask of real tokens."""
+    """What one batch brings: hidden states, the other arguments of each block, the mask of real tokens.
+
+    Arguments differ by block where windows of attention do, or rotary tables.
+    """
 
     hidden: Float[Tensor, "batch seq hidden"]
-    args: tuple[object, ...]
-    kwargs: dict[str, object]
+    arguments: dict[nn.Module, Arguments]
     mask: Bool[Tensor, "batch seq"]
 
 
 class _Captured(Exception):
     """Ends a forward pass once its purpose is served."""
+
+
+class _Indexed(Exception):
+    """Ends a forward pass that reads the output of a block as a tuple."""
 
 
 @torch.no_grad()
@@ -96,41 +105,43 @@ def walk(
 
 
 def _either(new: Mapping[str, Tensor], model: Model, name: str) -> Tensor:
-    return new[name] if name in new else model.weight(name)
+    return model.as_stored(name, new[name]) if name in new else model.weight(name)
 
 
 def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call]) -> Iterator[Site]:
     """The sites of a block in running order; afterwards the calls hold the block's outputs."""
-    groups = model.arch.groups
-    firsts = [_linear(block, group.names[0]) for group in groups]
+    groups = model.groups
+    firsts = [block.get_submodule(group.names[0]) for group in groups]
     driver = getcurrent()
 
     def wait(linear: nn.Module, args: tuple[Tensor, ...]) -> None:
-        driver.switch((linear, args[0]))
+        driver.switch((linear, args))
 
     runs = [_start(block, call) for call in calls]
     with _hooked(firsts, wait):
         for number, (group, first) in enumerate(zip(groups, firsts, strict=True)):
             stops = (_reached(_go_on(run), first, path, group.names) for run in runs)
-            gram, sinks = _statistics(stops, calls, first.weight.shape[1], attends=group.attends)
             names = tuple(f"{path}.{name}.weight" for name in group.names)
-            weights = tuple(model.weight(name) for name in names)
+            gram, sinks = _statistics(stops, calls, model.matrix_shape(names[0])[1], attends=group.attends)
+            weights = tuple(model.as_stored(name, model.weight(name)) for name in names)
             site = Site(path, names, weights, gram, last=number == len(groups) - 1, first=sinks)
             yield site
             for name, new in site.replaced.items():
-                _replace(block, name.removeprefix(f"{path}."), new)
+                _replace(block, name.removeprefix(f"{path}."), model.as_stored(name, new))
             del site, weights, gram, sinks
         for run, call in zip(runs, calls, strict=True):
             call.hidden = _go_on(run)
 
 
 def _statistics(
-    stops: Iterable[Tensor], calls: Sequence[_Call], columns: int, *, attends: bool
+    stops: Iterable[tuple[Tensor, ...]], calls: Sequence[_Call], columns: int, *, attends: bool
 ) -> tuple[Gram, Gram | None]:
     """Gram matrix of what all batches bring to a site, and, where it feeds attention, of first positions."""
     gram, sinks = Gram.zeros(columns), Gram.zeros(columns) if attends else None
-    for X, call in zip(stops, calls, strict=True):
-        gram.update(X, call.mask)
+    for (X, *rows), call in zip(stops, calls, strict=True):
+        mask = call.mask.flatten()[rows[0]] if rows else call.mask  # an expert reads some tokens
+        X = X.reshape(*mask.shape, X.shape[-1])  # OPT joins batch and sequence
+        gram.update(X, mask)
         if sinks is not None:
             sinks.update(X[:, 0])
     return gram, sinks
@@ -147,7 +158,7 @@ def _go_on(run: greenlet) -> Any:
         return run.switch()
 
 
-def _reached(stop: object, first: nn.Module, path: str, names: tuple[str, ...]) -> Tensor:
+def _reached(stop: object, first: nn.Module, path: str, names: tuple[str, ...]) -> tuple[Tensor, ...]:
     """What the linears read that a batch waits at, provided they are the ones expected."""
     if not isinstance(stop, tuple) or stop[0] is not first:
         raise UnsupportedError(
@@ -156,69 +167,102 @@ def _reached(stop: object, first: nn.Module, path: str, names: tuple[str, ...]) 
     return stop[1]
 
 
-def _linear(block: nn.Module, name: str) -> nn.Linear:
-    found = block.get_submodule(name)
-    assert isinstance(found, nn.Linear), name
-    return found
-
-
-def _replace(block: nn.Module, name: str, new: Float[Tensor, "out in"]) -> None:
+def _replace(block: nn.Module, name: str, new: Tensor) -> None:
     """Give one linear of a block its new weight, in the dtype it runs in."""
     assign(block, name, new.to(forward_dtype()))
 
 
 def _capture(module: nn.Module, model: Model, input_ids: Tensor, mask: Tensor) -> list[_Call]:
-    """Run everything before the first block; keep the real arguments that block is called with."""
+    """Run everything around the blocks; keep the real arguments that each block is called with."""
     outside = [name for name, _ in stored(module) if not name.startswith(f"{model.arch.blocks}.")]
     for name in outside:
         if name != model.arch.head:
             fill(module, name, lambda full: model.original(full).to(forward_dtype()))
+    blocks = [module.get_submodule(path) for path in model.blocks]
     calls: list[_Call] = []
-
-    def keep(block: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        hidden, *rest = args or (kwargs.pop("hidden_states"),)
-        assert isinstance(hidden, Tensor)
-        calls.append(_Call(hidden, tuple(rest), kwargs, batch_mask))
-        if len(calls) > 1:
-            _share(calls[0], calls[-1])
-        raise _Captured
-
-    first = module.get_submodule(model.blocks[0])
-    hook = first.register_forward_pre_hook(keep, with_kwargs=True)
     size = max(1, BATCH_TOKENS // input_ids.shape[1])
     extra = {"use_cache": False} if model.arch.task == "generate" else {}
-    try:
-        for ids, batch_mask in zip(input_ids.split(size), mask.split(size), strict=True):
-            attend = None if bool(batch_mask.all()) else batch_mask.long()
-            try:
-                module(input_ids=ids, attention_mask=attend, **extra)
-            except _Captured:
-                continue
-    finally:
-        hook.remove()
+    for ids, batch_mask in zip(input_ids.split(size), mask.split(size), strict=True):
+        attend = None if bool(batch_mask.all()) else batch_mask.long()
+        call = _arguments(module, blocks, {"input_ids": ids, "attention_mask": attend} | extra)
+        call.mask = batch_mask
+        if calls:
+            _share(calls[0], call)
+        calls.append(call)
     for end in (model.arch.embedding, model.arch.head):
         if end is not None:
             module.get_submodule(end.rpartition(".")[0]).to("meta")
     return calls
 
 
+def _arguments(module: nn.Module, blocks: Sequence[nn.Module], inputs: Mapping[str, object]) -> _Call:
+    """What each block is called with: the module is run with blocks that hand on what they are given.
+
+    The last one ends the run. Some families read a block's output as a tuple, of which the first is the
+    hidden states: hidden states that have lost a dimension tell.
+    """
+    call = _Call(torch.empty(0), {}, torch.empty(0))
+
+    def standing_in(block: nn.Module, tuples: bool) -> Callable[..., object]:
+        def forward(*args: object, **kwargs: object) -> object:
+            hidden, *rest = args or (kwargs.pop("hidden_states"),)
+            assert isinstance(hidden, Tensor)
+            if block is blocks[0]:
+                call.hidden = hidden
+            elif hidden.ndim < call.hidden.ndim:
+                raise _Indexed
+            call.arguments[block] = (tuple(rest), kwargs)
+            if block is blocks[-1]:
+                raise _Captured
+            return (hidden,) if tuples else hidden
+
+        return forward
+
+    for tuples in (False, True):
+        try:
+            for block in blocks:
+                block.forward = standing_in(block, tuples)
+            module(**inputs)
+        except _Captured:
+            return call
+        except _Indexed:
+            continue
+        finally:
+            for block in blocks:
+                del block.forward
+    raise UnsupportedError(
+        f"{type(module).__name__}: its blocks do not hand hidden states from one to the next"
+    )
+
+
 def _share(first: _Call, later: _Call) -> None:
     """Position tables are the same for every batch: hold one copy of them."""
+    known: dict[tuple[int, int], object] = {}  # blocks of a batch share their tables already: compare once
 
     def shared(ours: object, theirs: object) -> object:
         if isinstance(ours, tuple) and isinstance(theirs, tuple):
             return tuple(shared(a, b) for a, b in zip(ours, theirs, strict=True))
-        if isinstance(ours, Tensor) and isinstance(theirs, Tensor) and ours.shape == theirs.shape:
-            return ours if torch.equal(ours, theirs) else theirs
-        return theirs
+        if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor) or ours.shape != theirs.shape:
+            return theirs
+        pair = (id(ours), id(theirs))
+        if pair not in known:
+            known[pair] = ours if torch.equal(ours, theirs) else theirs
+        return known[pair]
 
-    later.args = tuple(shared(a, b) for a, b in zip(first.args, later.args, strict=True))
-    later.kwargs = {key: shared(first.kwargs.get(key), value) for key, value in later.kwargs.items()}
+    taken: dict[nn.Module, Arguments] = {}
+    for block, (args, kwargs) in later.arguments.items():
+        before, named = first.arguments[block]
+        taken[block] = (
+            tuple(shared(a, b) for a, b in zip(before, args, strict=True)),
+            {key: shared(named.get(key), value) for key, value in kwargs.items()},
+        )
+    later.arguments = taken
 
 
 def _run(block: nn.Module, call: _Call) -> Float[Tensor, "batch seq hidden"]:
     """The block's output hidden states."""
-    out = block(call.hidden, *call.args, **call.kwargs)
+    args, kwargs = call.arguments[block]
+    out = block(call.hidden, *args, **kwargs)
     return out[0] if isinstance(out, tuple) else out
 
 

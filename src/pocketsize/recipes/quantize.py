@@ -60,9 +60,9 @@ class Rtn:
         reports: list[LayerReport] = []
         for done, path in enumerate(model.blocks):
             if (kept := ctx.store.finished(path)) is None:
-                names = [f"{path}.{name}.weight" for name in model.arch.linears]
-                weights = {name: rtn(model.original(name), scheme) for name in names}
-                kept = tuple(_report(model.original(name), q, None) for name, q in weights.items())
+                names = model.linears_of(path)
+                weights = {name: rtn(model.matrix(name), scheme) for name in names}
+                kept = tuple(_report(model.matrix(name), q, None) for name, q in weights.items())
                 kept = tuple(replace(r, name=n) for r, n in zip(kept, names, strict=True))
                 ctx.store.keep(path, weights, kept)
             reports += kept
@@ -117,7 +117,7 @@ class Gptq:
             if ctx.store.finished(path) is None:
                 return None
             kept = ctx.store.weights()
-            return {n: kept[n].dequantize() for n in (f"{path}.{k}.weight" for k in model.arch.linears)}
+            return {name: kept[name].dequantize() for name in model.linears_of(path)}
 
         head = self.embeddings is not None and model.arch.head is not None
         gram: Gram | None = None
@@ -161,9 +161,10 @@ def quantize_site(site: Site, scheme: Scheme, step: Gptq) -> Iterator[tuple[str,
 
     The site is told, so that the walk goes on with what they became. Nearly every query attends to
     the first position (attention sinks, arXiv:2309.17453), so an error in its value reaches every
-    token: it counts for more than its share of the tokens.
+    token: it counts for more than its share of the tokens. An expert that no token reached is
+    searched unweighted, and its report says so by its tokens.
     """
-    H = site.gram.mean()
+    H = site.gram.mean() if site.gram.tokens else torch.eye(site.weights[0].shape[1])
     objective = H if site.first is None else H + step.sink * site.first.mean()
     stacked = site.weights[0] if len(site.weights) == 1 else torch.cat(site.weights)
     done = gptq(stacked, objective, scheme, damp=step.damp, search=step.search, order=step.order)
@@ -174,7 +175,7 @@ def quantize_site(site: Site, scheme: Scheme, step: Gptq) -> Iterator[tuple[str,
     for name, W, (codes, scale, zero) in zip(site.names, site.weights, parts, strict=True):
         weight = QWeight(codes, scale, zero, scheme)
         site.replaced[name] = weight.dequantize()
-        yield name, weight, replace(_report(W, weight, H, done), name=name)
+        yield name, weight, replace(_report(W, weight, H, done), name=name, tokens=site.gram.tokens)
 
 
 def _report(W: Tensor, q: QWeight, H: Tensor | None, done: GptqResult | None = None) -> LayerReport:
@@ -248,7 +249,21 @@ def _finish(
             ctx.findings.append(
                 Finding("dead-inputs", f"{r.dead} of {r.columns} inputs were always zero", r.name)
             )
+    if step.kind == "gptq" and model.arch.experts is not None:
+        ctx.findings += _starved([r for r in reports if f".{model.arch.experts}." in r.name])
     return model.with_quantized(ctx.store.weights())
+
+
+def _starved(experts: list[LayerReport]) -> Iterator[Finding]:
+    """Which matrices of experts were calibrated on no token, or on fewer than they have inputs."""
+    none = [r.name for r in experts if not r.tokens]
+    few = [r.name for r in experts if 0 < r.tokens < r.columns]
+    if none:
+        said = "saw no calibration token and were rounded without; give more calibration text"
+        yield Finding("experts-without-tokens", f"{len(none)} of {len(experts)} matrices {said}", none[0])
+    if few:
+        said = "saw fewer calibration tokens than they have inputs"
+        yield Finding("experts-with-few-tokens", f"{len(few)} of {len(experts)} matrices {said}", few[0])
 
 
 def _check(step: Rtn | Gptq) -> None:
@@ -264,8 +279,10 @@ def _check(step: Rtn | Gptq) -> None:
 
 
 def _resolve(step: S, model: Model, exports: tuple[str, ...]) -> S:
+    if model.arch.refuses is not None:
+        raise UnsupportedError(f"{model.folder}: nothing in it can be quantized: {model.arch.refuses}")
     bits, gguf = bits_of(step.scheme), "gguf" in exports
-    widths = {model.checkpoint.entries[name].shape[1] for name in model.linears}
+    widths = {model.matrix_shape(name)[1] for name in model.linears}
     legal = set(GROUPS).intersection(*(EXPORTERS[e].groups for e in exports))
     group = default_group(widths, legal) if step.group == "auto" else step.group
     for width in widths:
@@ -280,7 +297,12 @@ def _resolve(step: S, model: Model, exports: tuple[str, ...]) -> S:
             raise UnsupportedError(f"{step.kind}: {name} cannot store {bits}-bit weights; it has {known}")
         if not EXPORTERS[name].takes_group(group):
             raise UnsupportedError(f"{step.kind}: {name} cannot store group {group}; use group: auto")
-    symmetric = (gguf or bits == 8) if step.symmetric == "auto" else step.symmetric
+    packed_only = model.arch.experts is not None and "folder" in exports
+    symmetric = (gguf or packed_only or bits == 8) if step.symmetric == "auto" else step.symmetric
+    if packed_only and not symmetric:
+        raise UnsupportedError(
+            f"{step.kind}: transformers loads packed experts without zeros alone; use symmetric: true"
+        )
     embeddings = (8 if gguf else None) if step.embeddings == "auto" else step.embeddings
     if gguf and bits == 8 and not symmetric:
         raise UnsupportedError(f"{step.kind}: gguf has no 8-bit type with zeros; use symmetric: true")

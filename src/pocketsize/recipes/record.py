@@ -33,7 +33,8 @@ class LayerReport:
     `error` and `rtn_error` are tr(E H E^T) / tr(W H W^T) of this method and of round-to-nearest
     on the same grid, over at most 64 evenly spaced rows, with H the mean outer product of the
     layer's calibration inputs (the identity where no inputs were used). `dead` counts inputs that
-    were always zero, `escalations` how often the damping had to be raised.
+    were always zero, `escalations` how often the damping had to be raised, `tokens` the calibration
+    tokens that reached the layer.
     """
 
     name: str
@@ -46,6 +47,7 @@ class LayerReport:
     damp: float = 0.0
     escalations: int = 0
     dead: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

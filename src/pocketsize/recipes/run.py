@@ -152,7 +152,7 @@ def read_texts(recipe: Recipe, model: Model) -> Texts:
     calibrate = read_corpus(data.calibrate, recipe.base) if data.calibrate else standard[0]
     evaluate = read_corpus(data.evaluate, recipe.base) if data.evaluate else standard[1]
     tokenizer = tokenizer_of(model)
-    length = min(data.length, getattr(model.config, "max_position_embeddings", data.length))
+    length = min(data.length, model.positions)
     findings: list[Finding] = []
     if length < data.length:
         message = f"windows of {length} tokens instead of {data.length}: the model reads no more"

@@ -54,4 +54,5 @@ FOLDER = (Rung(8, True), Rung(5, False), Rung(4, False), Rung(4, True), Rung(3, 
 
 def ladder(model: Model, exports: tuple[str, ...]) -> tuple[Rung, ...]:
     """The rungs that every one of the exports can hold."""
-    return GGUF if "gguf" in exports else FOLDER
+    rungs = GGUF if "gguf" in exports else FOLDER
+    return tuple(rung for rung in rungs if rung.symmetric or model.arch.experts is None)

@@ -27,6 +27,8 @@ from pocketsize.quantization.scheme import Scheme
 
 FLOATS = {"F32": np.float32, "F16": np.float16}
 _ALIGNMENT = 32
+# What a file is read back on.
+SHORTEST_WINDOW = 512
 
 SchemeOf = Callable[[str], Scheme | None]
 
@@ -122,7 +124,7 @@ def _add_metadata(writer: GGUFWriter, model: Model, kind: str) -> None:
     heads = config.num_attention_heads
     head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
     writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_position_embeddings)
+    writer.add_context_length(context_length(model))
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
@@ -134,6 +136,16 @@ def _add_metadata(writer: GGUFWriter, model: Model, kind: str) -> None:
     writer.add_rope_dimension_count(head_width)
     _add_rope(writer, model)
     add_vocabulary(writer, model)
+
+
+def context_length(model: Model) -> int:
+    """How many tokens the file may be run on: within one sliding window full attention is the same."""
+    window = getattr(model.config, "sliding_window", None) or model.positions
+    if window < min(SHORTEST_WINDOW, model.positions):
+        raise UnsupportedError(
+            f"sliding_window {window}: llama.cpp's {model.arch.gguf} model has no windows; export folder"
+        )
+    return min(window, model.positions)
 
 
 def rope_factors(model: Model) -> Tensor | None:
@@ -192,7 +204,6 @@ def _parameters(model: Model) -> list[str]:
             f"hidden_act {model.config.hidden_act!r}: llama.cpp's llama model has silu; export folder"
         )
     blocks = {f"{path}.": i for i, path in enumerate(model.blocks)}
-    skipped = model.arch.optional
 
     def place(name: str) -> tuple[int, str]:
         if name == model.arch.embedding:
@@ -203,7 +214,7 @@ def _parameters(model: Model) -> list[str]:
         )
         return block, name
 
-    names = [n for n in model.checkpoint.entries if not (skipped and n.startswith(skipped))]
+    names = [n for n in model.checkpoint.entries if not model.arch.is_optional(n)]
     return sorted(names, key=place)
 
 

@@ -12,5 +12,10 @@ ARCH = Arch(
         Linears(("output.dense",)),
     ),
     embedding="embeddings.word_embeddings.weight",
-    optional=("embeddings.position_ids", "pooler."),
+    optional=("embeddings.position_ids", "pooler.", "cls.", "classifier.", "qa_outputs."),
+    renames=(
+        (r"^bert\.", ""),
+        (r"LayerNorm\.gamma$", "LayerNorm.weight"),
+        (r"LayerNorm\.beta$", "LayerNorm.bias"),
+    ),
 )

@@ -12,5 +12,7 @@ ARCH = Arch(
         Linears(("output.dense",)),
     ),
     embedding="embeddings.word_embeddings.weight",
-    optional=("embeddings.position_ids", "pooler."),
+    optional=("embeddings.position_ids", "pooler.", "lm_head."),
+    renames=((r"^mpnet\.", ""),),
+    offset=2,
 )

@@ -1,0 +1,25 @@
+"""DistilBERT encoders: half of BERT's blocks, no token types, no pooler."""
+
+from pocketsize.models.arch import Arch, Linears
+
+ARCH = Arch(
+    task="embed",
+    blocks="transformer.layer",
+    groups=(
+        Linears(("attention.q_lin", "attention.k_lin", "attention.v_lin"), attends=True),
+        Linears(("attention.out_lin",)),
+        Linears(("ffn.lin1",)),
+        Linears(("ffn.lin2",)),
+    ),
+    embedding="embeddings.word_embeddings.weight",
+    optional=(
+        "embeddings.position_ids",
+        "vocab_transform.",
+        "vocab_layer_norm.",
+        "vocab_projector.",
+        "pre_classifier.",
+        "classifier.",
+        "qa_outputs.",
+    ),
+    renames=((r"^distilbert\.", ""),),
+)

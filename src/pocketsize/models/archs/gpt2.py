@@ -1,0 +1,19 @@
+"""GPT-2 blocks: matrices are stored inputs first, the head is the embedding."""
+
+from pocketsize.models.arch import Arch, Linears
+
+ARCH = Arch(
+    task="generate",
+    blocks="transformer.h",
+    groups=(
+        Linears(("attn.c_attn",), attends=True),
+        Linears(("attn.c_proj",)),
+        Linears(("mlp.c_fc",)),
+        Linears(("mlp.c_proj",)),
+    ),
+    embedding="transformer.wte.weight",
+    head="lm_head.weight",
+    optional=("transformer.h.*.attn.bias", "transformer.h.*.attn.masked_bias"),
+    renames=((r"^(?=(wte|wpe|h|ln_f)\.)", "transformer."),),
+    transposed=True,
+)

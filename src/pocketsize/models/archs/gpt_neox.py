@@ -1,0 +1,22 @@
+"""GPT-NeoX blocks, Pythia's: attention and MLP side by side, both reading the block's input."""
+
+from pocketsize.models.arch import Arch, Linears
+
+ARCH = Arch(
+    task="generate",
+    blocks="gpt_neox.layers",
+    groups=(
+        Linears(("attention.query_key_value",), attends=True),
+        Linears(("attention.dense",)),
+        Linears(("mlp.dense_h_to_4h",)),
+        Linears(("mlp.dense_4h_to_h",)),
+    ),
+    embedding="gpt_neox.embed_in.weight",
+    head="lm_head.weight",
+    optional=(
+        "gpt_neox.layers.*.attention.bias",
+        "gpt_neox.layers.*.attention.masked_bias",
+        "gpt_neox.layers.*.attention.rotary_emb.inv_freq",
+    ),
+    renames=((r"^embed_out\.", "lm_head."),),
+)

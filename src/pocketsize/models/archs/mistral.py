@@ -1,0 +1,17 @@
+"""Mistral blocks: those of Llama, with sliding attention in the first release."""
+
+from pocketsize.models.arch import Arch, Linears
+
+ARCH = Arch(
+    task="generate",
+    blocks="model.layers",
+    groups=(
+        Linears(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), attends=True),
+        Linears(("self_attn.o_proj",)),
+        Linears(("mlp.gate_proj", "mlp.up_proj")),
+        Linears(("mlp.down_proj",)),
+    ),
+    embedding="model.embed_tokens.weight",
+    head="lm_head.weight",
+    gguf="llama",
+)

@@ -1,0 +1,18 @@
+"""Mixtral: Mistral blocks with a mixture of experts for the MLP."""
+
+from pocketsize.models.arch import Arch, Linears
+
+ARCH = Arch(
+    task="generate",
+    blocks="model.layers",
+    groups=(
+        Linears(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), attends=True),
+        Linears(("self_attn.o_proj",)),
+        Linears(("mlp.experts.*.w1", "mlp.experts.*.w3")),
+        Linears(("mlp.experts.*.w2",)),
+    ),
+    embedding="model.embed_tokens.weight",
+    head="lm_head.weight",
+    experts="mlp.experts",
+    renames=((r"\.block_sparse_moe\.", ".mlp."),),
+)

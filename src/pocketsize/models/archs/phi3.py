@@ -1,0 +1,16 @@
+"""Phi-3 and Phi-3.5 mini, Phi-4: queries, keys and values are one matrix, gate and up another."""
+
+from pocketsize.models.arch import Arch, Linears
+
+ARCH = Arch(
+    task="generate",
+    blocks="model.layers",
+    groups=(
+        Linears(("self_attn.qkv_proj",), attends=True),
+        Linears(("self_attn.o_proj",)),
+        Linears(("mlp.gate_up_proj",)),
+        Linears(("mlp.down_proj",)),
+    ),
+    embedding="model.embed_tokens.weight",
+    head="lm_head.weight",
+)

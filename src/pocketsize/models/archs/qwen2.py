@@ -1,0 +1,16 @@
+"""Qwen2 and Qwen2.5: Llama blocks with biases on queries, keys and values."""
+
+from pocketsize.models.arch import Arch, Linears
+
+ARCH = Arch(
+    task="generate",
+    blocks="model.layers",
+    groups=(
+        Linears(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), attends=True),
+        Linears(("self_attn.o_proj",)),
+        Linears(("mlp.gate_proj", "mlp.up_proj")),
+        Linears(("mlp.down_proj",)),
+    ),
+    embedding="model.embed_tokens.weight",
+    head="lm_head.weight",
+)

@@ -1,0 +1,17 @@
+"""Qwen3, the mixtures of experts."""
+
+from pocketsize.models.arch import Arch, Linears
+
+ARCH = Arch(
+    task="generate",
+    blocks="model.layers",
+    groups=(
+        Linears(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), attends=True),
+        Linears(("self_attn.o_proj",)),
+        Linears(("mlp.experts.*.gate_proj", "mlp.experts.*.up_proj")),
+        Linears(("mlp.experts.*.down_proj",)),
+    ),
+    embedding="model.embed_tokens.weight",
+    head="lm_head.weight",
+    experts="mlp.experts",
+)

@@ -1,0 +1,18 @@
+"""RoBERTa encoders: BERT blocks; positions are counted from the padding token's number on."""
+
+from pocketsize.models.arch import Arch, Linears
+
+ARCH = Arch(
+    task="embed",
+    blocks="encoder.layer",
+    groups=(
+        Linears(("attention.self.query", "attention.self.key", "attention.self.value"), attends=True),
+        Linears(("attention.output.dense",)),
+        Linears(("intermediate.dense",)),
+        Linears(("output.dense",)),
+    ),
+    embedding="embeddings.word_embeddings.weight",
+    optional=("embeddings.position_ids", "pooler.", "lm_head.", "classifier.", "qa_outputs."),
+    renames=((r"^roberta\.", ""),),
+    offset=2,
+)
