@@ -40,6 +40,7 @@ OPTIONS = {
     "verify": {"--json", "--llamacpp", "--no-llamacpp"},
     "report": {"--output", "--json"},
     "chat": {"--prompt", "--tokens", "--threads"},
+    "doctor": {"--output", "--json"},
     "fetch": {"--json"},
 }
 
