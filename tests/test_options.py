@@ -8,12 +8,14 @@ from dataclasses import fields
 import click
 
 from pocketsize.cli.main import WORDS
+from pocketsize.data.sources import Source
 from pocketsize.recipes.recipe import Data
 from pocketsize.recipes.table import STEPS
 
 QUANTIZE = ["scheme", "group", "symmetric", "embeddings", "embeddings_symmetric", "scale_digits"]
 KEYS = {
     "data": ["calibrate", "evaluate", "sequences", "length", "tokens", "seed"],
+    "source": ["files", "share", "column", "rows"],
     "rtn": QUANTIZE,
     "gptq": [*QUANTIZE, "damp", "order", "search"],
 }
@@ -47,8 +49,9 @@ OPTIONS = {
 
 def test_recipe_keys() -> None:
     assert [f.name for f in fields(Data)] == KEYS["data"]
+    assert [f.name for f in fields(Source)] == KEYS["source"]
     assert {kind: [f.name for f in fields(step)] for kind, step in STEPS.items()} == {  # type: ignore[arg-type]
-        kind: keys for kind, keys in KEYS.items() if kind != "data"
+        kind: keys for kind, keys in KEYS.items() if kind not in ("data", "source")
     }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pocketsize.data.sources import Source
 from pocketsize.exporting.verify import Check, verify_folder
 from pocketsize.io.console import Terminal
 from pocketsize.io.publish import publish_bytes
@@ -28,7 +29,20 @@ from pocketsize.reporting.page import report_html
 from pocketsize.search.goal import Goal, parse_bytes, parse_ratio, parse_share
 from pocketsize.search.goal import shrink as search_goal
 
-__all__ = ["Data", "Gptq", "Model", "Recipe", "Result", "Rtn", "load", "quantize", "run", "shrink", "verify"]
+__all__ = [
+    "Data",
+    "Gptq",
+    "Model",
+    "Recipe",
+    "Result",
+    "Rtn",
+    "Source",
+    "load",
+    "quantize",
+    "run",
+    "shrink",
+    "verify",
+]
 
 PAGES = MappingProxyType({"report.html": report_html, "README.md": model_card})
 

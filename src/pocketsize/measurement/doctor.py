@@ -63,6 +63,7 @@ EXTRAS: Mapping[str, Extra] = MappingProxyType(
             "folders load in stock transformers, and are checked there",
             {"compressed-tensors": "compressed_tensors"},
         ),
+        "data": Extra("text in parquet files and in folders of `datasets`", {"pyarrow": "pyarrow"}),
         "dev": Extra(
             "the tests and checks of Pocketsize itself",
             {"pytest": "pytest", "pytest-randomly": "pytest_randomly", "beartype": "beartype"},

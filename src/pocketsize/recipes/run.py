@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pocketsize
-from pocketsize.data.calibration import Windows, evaluation_windows, windows
-from pocketsize.data.text import Corpus, default_corpora, overlap, read_corpus
 from pocketsize.errors import UsageError
 from pocketsize.exporting.artifact import Artifact
 from pocketsize.exporting.manifest import write_manifest
@@ -23,15 +21,13 @@ from pocketsize.measurement.machine import cpu_seconds, machine, peak_rss_bytes,
 from pocketsize.measurement.measurement import Measurement
 from pocketsize.measurement.size import sizes
 from pocketsize.measurement.suite import latency, quality_of
-from pocketsize.models.load import load, tokenizer_of
+from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.recipes.journal import Journal, open_journal
 from pocketsize.recipes.recipe import Recipe
-from pocketsize.recipes.record import SCHEMA, Finding, RunRecord, SizePart, TextRecord, Timing
+from pocketsize.recipes.record import SCHEMA, RunRecord, SizePart, Timing
 from pocketsize.recipes.step import Context
-
-# Above this share of evaluation text seen in calibration, the report says so.
-OVERLAP = 0.01
+from pocketsize.recipes.texts import Texts, read_texts
 
 
 class Console(Protocol):
@@ -44,21 +40,6 @@ class Console(Protocol):
     def progress(self, done: int, total: int, what: str) -> None:
         """`done` of `total` units of this phase are finished, `what` the last."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """The calibration and evaluation text of a run, as tokens."""
-
-    calibrate: Windows
-    evaluate: Windows
-    corpus: Corpus
-    findings: tuple[Finding, ...]
-
-    @property
-    def records(self) -> tuple[TextRecord, TextRecord]:
-        """Both texts as the record names them."""
-        return _text_record("calibrate", self.calibrate), _text_record("evaluate", self.evaluate)
 
 
 @dataclass(slots=True)
@@ -131,33 +112,7 @@ def prepare(recipe: Recipe) -> tuple[Model, Recipe, Texts]:
     """The model, the recipe with every choice made, and the texts: all that can fail early."""
     original = load(_model_path(recipe))
     recipe = recipe.resolved(original)
-    return original, recipe, read_texts(recipe, original)
-
-
-def read_texts(recipe: Recipe, model: Model) -> Texts:
-    """Calibration and evaluation windows of a recipe, and what there is to say about them."""
-    data = recipe.data
-    standard = default_corpora()
-    calibrate = read_corpus(data.calibrate, recipe.base) if data.calibrate else standard[0]
-    evaluate = read_corpus(data.evaluate, recipe.base) if data.evaluate else standard[1]
-    tokenizer = tokenizer_of(model)
-    length = min(data.length, getattr(model.config, "max_position_embeddings", data.length))
-    findings: list[Finding] = []
-    if length < data.length:
-        message = f"windows of {length} tokens instead of {data.length}: the model reads no more"
-        findings.append(Finding("shorter-windows", message))
-    if (share := overlap(calibrate, evaluate)) > OVERLAP:
-        message = (
-            f"{share:.1%} of the evaluation text also stands in the calibration text: quality is overstated"
-        )
-        findings.append(Finding("overlap", message))
-    first = windows(calibrate, tokenizer, count=data.sequences, length=length, seed=data.seed, special=True)
-    if len(first.input_ids) < data.sequences:
-        got = len(first.input_ids)
-        message = f"the calibration text gives {got} windows of {length} tokens, {data.sequences} were asked"
-        findings.append(Finding("little-text", message))
-    second = evaluation_windows(evaluate, tokenizer, tokens=data.tokens, length=length, special=True)
-    return Texts(first, second, evaluate, tuple(findings))
+    return original, recipe, read_texts(recipe.data, recipe.base, original)
 
 
 def fingerprint(model: Model, recipe: Recipe, texts: Texts) -> dict[str, str]:
@@ -260,11 +215,6 @@ def breakdown(model: Model, artifacts: tuple[Artifact, ...]) -> tuple[SizePart, 
         rest = artifact.bytes - sum(shares.values())
         parts.append(SizePart(artifact.path, "metadata", rest))
     return tuple(parts)
-
-
-def _text_record(role: str, w: Windows) -> TextRecord:
-    n, length = w.input_ids.shape
-    return TextRecord(role, w.name, w.sha256, w.documents, n, length, int(w.mask.sum()))
 
 
 def _model_path(recipe: Recipe) -> str:
