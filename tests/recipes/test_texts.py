@@ -91,10 +91,26 @@ def test_the_evaluation_follows_shares_too(model: Model, base: Path) -> None:
 
 
 def test_a_source_with_too_little_text_is_a_finding(model: Model, base: Path) -> None:
-    (base / "de" / "a.txt").write_text("d 1\n" * 40)
+    (base / "de" / "a.txt").write_text("".join(f"d {i}\n" for i in range(30)))
     (finding,) = read_texts(data(DE, EN), base, model).findings
     assert (finding.code, finding.where) == ("little-text", "de/*.txt")
     assert "6 were asked: its share is 0." in finding.message and "instead of 0.3" in finding.message
+
+
+def test_text_that_repeats_is_a_finding_with_the_tokens_that_count(model: Model, base: Path) -> None:
+    (base / "same.txt").write_text("abcdefg " * 20_000)
+    texts = read_texts(data("same.txt"), base, model)
+    (finding,) = texts.findings
+    distinct = len({tuple(row) for row in texts.calibrate.input_ids.tolist()})
+    assert finding.code == "repeated-text" and distinct < 18
+    assert finding.message.startswith(
+        f"only {distinct} of 20 calibration windows differ: {distinct * 32} tokens"
+    )
+
+
+def test_evaluation_text_in_the_calibration_text_is_a_finding(model: Model, base: Path) -> None:
+    (finding,) = read_texts(data("x.txt"), base, model).findings
+    assert finding.code == "overlap" and finding.message.startswith("100.0%")
 
 
 def test_chats_are_rendered_with_the_template_of_the_model(model: Model, base: Path) -> None:

@@ -101,7 +101,8 @@ def entry() -> None:
 
 
 def _fail(word: str, message: str, code: int, words: list[str]) -> int:
-    line = " ".join(message.split())
+    # Names come from files: what a terminal would take for a command, or hide, is shown escaped.
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
     if "--json" in words:
         facts: dict[str, Any] = {"error": word, "message": line, "exit_code": code}
         click.echo(json.dumps(facts))

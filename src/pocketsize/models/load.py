@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from pocketsize.errors import DataError, NumericalError, did_you_mean
+from pocketsize.errors import DataError, NumericalError, RefusedError, did_you_mean
 from pocketsize.io.checkpoint import Checkpoint, Entry, open_checkpoint
 from pocketsize.io.source import ORIGIN, resolve
 from pocketsize.io.strictjson import read_json_object
 from pocketsize.models.arch import Arch, arch_of
 from pocketsize.models.config import NAME, read_config, refuse_code
 from pocketsize.models.model import Model, Origin
+from pocketsize.models.probe import probe_tokenizer
 from pocketsize.models.quiet import quiet
 from pocketsize.models.skeleton import skeleton, stored, tied_names
 
@@ -35,6 +36,9 @@ def load(source: str | Path) -> Model:
     folder = resolve(str(source))
     config = read_config(folder)
     arch = arch_of(config.model_type)
+    if (folder / _TOKENIZER_FILES[1]).is_file():
+        _read_tokenizer_file(folder / _TOKENIZER_FILES[1])
+        probe_tokenizer(folder / _TOKENIZER_FILES[1])
     checkpoint = open_checkpoint(folder)
     checkpoint = _without_copy_of_embedding(checkpoint, config, arch)
     model = Model(folder, config, arch, _no_origin(folder), checkpoint)
@@ -51,7 +55,7 @@ def tokenizer_of(model: Model) -> PreTrainedTokenizerBase:
     if not present:
         raise DataError(f"{folder}: no {' or '.join(_TOKENIZER_FILES)}; copy the tokenizer's files there")
     for name in present:
-        refuse_code(read_json_object(folder / name, limit_bytes=256 << 20), folder / name)
+        _read_tokenizer_file(folder / name)
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -70,6 +74,17 @@ def tokenizer_of(model: Model) -> PreTrainedTokenizerBase:
     # Long documents are cut into windows by us; the length warning would be noise.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
+
+
+def _read_tokenizer_file(path: Path) -> None:
+    """Refuses a tokenizer's file that names code, or a chat template by a path."""
+    raw = read_json_object(path, limit_bytes=256 << 20)
+    refuse_code(raw, path)
+    templates = raw.get("chat_template")
+    for template in templates if isinstance(templates, list) else []:
+        name = template.get("name") if isinstance(template, dict) else template
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*", name):
+            raise RefusedError(f"{path}: chat_template {name!r} is not a plain name")
 
 
 def _without_copy_of_embedding(checkpoint: Checkpoint, config: PretrainedConfig, arch: Arch) -> Checkpoint:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from pocketsize.errors import UnsupportedError, UsageError
+from pocketsize.errors import NumericalError, UnsupportedError, UsageError
 from pocketsize.exporting.table import EXPORTERS
 from pocketsize.linalg import Gram
 from pocketsize.models.model import Model
@@ -156,6 +156,11 @@ def quantize_site(site: Site, scheme: Scheme, step: Gptq) -> Iterator[tuple[str,
     The site is told, so that the walk goes on with what they became.
     """
     H = site.gram.mean()
+    if not bool(H.diagonal().any()):
+        raise NumericalError(
+            f"{site.names[0]}: all its {len(H)} inputs were zero for every calibration token, so nothing "
+            "can be learned about it; look at the layer before it with `pocketsize inspect`, or use step rtn"
+        )
     stacked = site.weights[0] if len(site.weights) == 1 else torch.cat(site.weights)
     done = gptq(stacked, H, scheme, damp=step.damp, search=step.search, order=step.order)
     rows = [w.shape[0] for w in site.weights]
@@ -239,6 +244,15 @@ def _finish(
             ctx.findings.append(
                 Finding("dead-inputs", f"{r.dead} of {r.columns} inputs were always zero", r.name)
             )
+    if tokens and (widest := max(reports, key=lambda r: r.columns)).columns > tokens:
+        ctx.findings.append(
+            Finding(
+                "few-tokens",
+                f"{tokens} calibration tokens show at most {tokens} of {widest.columns} directions of its "
+                "inputs; the rest is left to the damping: give more text",
+                widest.name,
+            )
+        )
     return model.with_quantized(ctx.store.weights())
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pocketsize.data.calibration import Windows, evaluation_windows, joined_windows, windows
@@ -20,6 +22,8 @@ from pocketsize.recipes.record import Finding, TextRecord
 
 # Above this share of evaluation text seen in calibration, the report says so.
 OVERLAP = 0.01
+# So does it where no more than this share of the calibration windows differ.
+REPEATS = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ def read_texts(data: Data, base: Path, model: Model) -> Texts:
     corpora = [joined([p.corpus for p in parts]) for parts in (first, second)]
     findings = [*_about_length(data, length), *_about_overlap(*corpora)]
     findings += _about_counts("calibration", first, calibrate)
+    findings += _about_repeats(torch.cat([w.input_ids for w in calibrate]))
     findings += _about_counts("evaluation", second, evaluate) if len(second) > 1 else []
     records = [
         _record(role, p.share, w)
@@ -131,6 +136,15 @@ def _about_counts(what: str, parts: Sequence[_Part], cut: Sequence[Windows]) -> 
             message = f"the {what} text gives {got} windows of {length} tokens, {part.count} were asked"
             share = f": its share is {got / total:.3g} instead of {part.share:g}" if len(parts) > 1 else ""
             yield Finding("little-text", message + share, part.corpus.name if len(parts) > 1 else "")
+
+
+def _about_repeats(ids: Tensor) -> Iterator[Finding]:
+    """Windows that say the same count once: what they add is weight, not knowledge."""
+    distinct, total = len(torch.unique(ids, dim=0)), len(ids)
+    if distinct <= REPEATS * total and total > 1:
+        tokens = distinct * ids.shape[1]
+        message = f"only {distinct} of {total} calibration windows differ: {tokens} tokens that tell anything"
+        yield Finding("repeated-text", message)
 
 
 def _record(role: str, share: float, w: Windows) -> TextRecord:
