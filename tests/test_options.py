@@ -9,6 +9,7 @@ import click
 
 from pocketsize.cli.main import WORDS
 from pocketsize.data.sources import Source
+from pocketsize.recipes.recipe import KEYS as RECIPE
 from pocketsize.recipes.recipe import Data
 from pocketsize.recipes.table import STEPS
 
@@ -20,9 +21,10 @@ KEYS = {
     "gptq": [*QUANTIZE, "damp", "order", "search"],
 }
 TEXTS = {"--calibrate", "--evaluate", "--sequences", "--length", "--tokens", "--seed"}
+WRITES = {"--output", "--overwrite"}
 OPTIONS = {
-    "shrink": {"--keep", "--fit", "--ratio", "--target", "--output", "--threads", "--json", *TEXTS},
-    "run": {"--output", "--threads", "--json"},
+    "shrink": {"--keep", "--fit", "--ratio", "--target", *WRITES, "--dtype", "--threads", "--json", *TEXTS},
+    "run": {*WRITES, "--threads", "--json"},
     "quantize": {
         "--method",
         "--scheme",
@@ -32,7 +34,8 @@ OPTIONS = {
         "--embeddings",
         "--damp",
         "--target",
-        "--output",
+        *WRITES,
+        "--dtype",
         "--threads",
         "--json",
         *TEXTS,
@@ -48,6 +51,7 @@ OPTIONS = {
 
 
 def test_recipe_keys() -> None:
+    assert RECIPE == ("model", "data", "steps", "export", "dtype")
     assert [f.name for f in fields(Data)] == KEYS["data"]
     assert [f.name for f in fields(Source)] == KEYS["source"]
     assert {kind: [f.name for f in fields(step)] for kind, step in STEPS.items()} == {  # type: ignore[arg-type]

@@ -75,6 +75,8 @@ def test_sources_survive_their_own_file(tmp_path: Path) -> None:
         ),
         ({"data": {"calibrate": ["a", {"files": "b"}]}}, "not a mixture of both"),
         ({"data": {"evaluate": [{"files": "a", "share": -1}]}}, "evaluate: share must lie between 0 and 1"),
+        ({"dtype": "f16"}, "dtype: unknown type 'f16'; did you mean 'fp16'?"),
+        ({"dtype": "fp16", "export": ["gguf"]}, "dtype fp16: is that of the export folder; gguf has its own"),
         ({"export": ["ggfu"]}, "unknown format 'ggfu'; did you mean 'gguf'?"),
         ({"export": []}, "name at least one"),
         ({"model": None}, "name a folder or a sample"),

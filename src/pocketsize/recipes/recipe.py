@@ -14,11 +14,12 @@ import yaml
 from pocketsize.data.sources import Source, share_gap
 from pocketsize.errors import DataError, UnsupportedError, UsageError, did_you_mean
 from pocketsize.exporting.table import EXPORTERS
+from pocketsize.models.dtype import NAMES
 from pocketsize.models.model import Model
 from pocketsize.recipes.step import Step
 from pocketsize.recipes.table import STEPS
 
-KEYS = ("model", "data", "steps", "export")
+KEYS = ("model", "data", "steps", "export", "dtype")
 TEXTS = ("calibrate", "evaluate")
 
 
@@ -51,13 +52,17 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What is to be done. Two recipes with one `sha256` do the same."""
+    """What is to be done. Two recipes with one `sha256` do the same.
+
+    `dtype` (bf16, fp16 or fp32) is what the export `folder` stores unquantized tensors in.
+    """
 
     model: str
     steps: tuple[Step, ...]
     export: tuple[str, ...] = ("folder",)
     data: Data = field(default_factory=Data)
     base: Path = Path()
+    dtype: str = "bf16"
 
     def __post_init__(self) -> None:
         if not self.steps:
@@ -67,6 +72,12 @@ class Recipe:
                 raise UsageError(f"export: unknown format {name!r}{did_you_mean(name, EXPORTERS)}")
         if not self.export:
             raise UsageError(f"export: name at least one of {', '.join(EXPORTERS)}")
+        if self.dtype not in NAMES:
+            raise UsageError(f"dtype: unknown type {self.dtype!r}{did_you_mean(str(self.dtype), NAMES)}")
+        if self.dtype != "bf16" and "folder" not in self.export:
+            raise UsageError(
+                f"dtype {self.dtype}: is that of the export folder; {self.export[0]} has its own"
+            )
 
     def resolved(self, model: Model) -> Recipe:
         """The recipe with every automatic choice made; refuses what this model cannot have."""
@@ -81,7 +92,8 @@ class Recipe:
         for key in TEXTS:
             data[key] = [_plain(source) for source in getattr(self.data, key)]
         steps = [{step.kind: asdict(step)} for step in self.steps]  # type: ignore[call-overload]
-        return {"model": self.model, "data": data, "steps": steps, "export": list(self.export)}
+        facts = {"model": self.model, "data": data, "steps": steps, "export": list(self.export)}
+        return facts | {"dtype": self.dtype}
 
     def to_yaml(self) -> str:
         """The recipe file that runs it again."""
@@ -130,6 +142,7 @@ def parse_recipe(raw: object, *, base: Path) -> Recipe:
         export=tuple([export] if isinstance(export, str) else export),
         data=_filled(Data, "data", data),
         base=base,
+        dtype=raw.get("dtype", "bf16"),
     )
 
 

@@ -14,13 +14,18 @@ from typing import Any, Protocol
 import pocketsize
 from pocketsize.errors import UsageError
 from pocketsize.exporting.artifact import Artifact
-from pocketsize.exporting.manifest import write_manifest
+from pocketsize.exporting.compressed_tensors import require_storable
+from pocketsize.exporting.manifest import NAME as MANIFEST
+from pocketsize.exporting.manifest import added_files, write_manifest
 from pocketsize.exporting.table import EXPORTERS, behaviours
-from pocketsize.io.publish import publish_bytes, staging
+from pocketsize.exporting.verify import require_sound, verify_folder
+from pocketsize.io.publish import clear_leftovers, publish_bytes, staging
+from pocketsize.io.source import resolve
 from pocketsize.measurement.machine import cpu_seconds, machine, peak_rss_bytes, versions
 from pocketsize.measurement.measurement import Measurement
 from pocketsize.measurement.size import sizes
 from pocketsize.measurement.suite import latency, quality_of
+from pocketsize.models.dtype import NAMES
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.recipes.journal import Journal, open_journal
@@ -74,15 +79,22 @@ Page = Callable[[RunRecord], str]
 
 
 def run(
-    recipe: Recipe, out: Path, *, console: Console, pages: Mapping[str, Page], work: Path | None = None
+    recipe: Recipe,
+    out: Path,
+    *,
+    console: Console,
+    pages: Mapping[str, Page],
+    work: Path | None = None,
+    overwrite: bool = False,
 ) -> RunRecord:
     """Run a recipe into the folder `out`, or go on with an unfinished run of it.
 
-    `out` must be absent or empty; it appears complete or not at all. Until then the work is kept
-    in `work`, by default a hidden folder beside it. `pages` are files made from the record
-    (report, model card).
+    `out` must be absent or empty, or with `overwrite` an output that is finished; that stays until the
+    new one is verified, and takes its place at once. The output appears complete or not at all; until
+    then the work is kept in `work`, by default a hidden folder beside it. `pages` are files made from
+    the record (report, model card).
     """
-    check_output(out)
+    check_output(out, recipe, overwrite=overwrite)
     clock = Clock(console)
     with clock.phase("load"):
         original, recipe, texts = prepare(recipe)
@@ -90,17 +102,40 @@ def run(
     finished = False
     try:
         done = apply_steps(original, recipe, texts, journal, clock)
-        record = publish(done, out, journal, clock, pages)
+        record = publish(done, out, journal, clock, pages, overwrite=overwrite)
         finished = True
         return record
     finally:
         journal.close(remove=finished)
 
 
-def check_output(out: Path) -> None:
-    """Refuse an output that holds something already."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out}: exists and is not an empty folder; choose another output with -o")
+def check_output(out: Path, recipe: Recipe, *, overwrite: bool) -> None:
+    """Refuse an output that holds something already; with `overwrite`, all but a finished one.
+
+    What a killed process left beside it is cleared away, before any work needs the room.
+    """
+    clear_leftovers(out)
+    if not out.is_symlink() and (not out.exists() or (out.is_dir() and not any(out.iterdir()))):
+        return
+    if not overwrite:
+        raise UsageError(
+            f"{out}: exists and is not an empty folder; choose another output with -o, or replace a finished "
+            "one with --overwrite"
+        )
+    _require_finished(out)
+    source = resolve(_model_path(recipe)).resolve()
+    if source.is_relative_to(out.resolve()):
+        raise UsageError(f"{out}: holds the model itself; choose another output with -o")
+
+
+def _require_finished(out: Path) -> None:
+    """Refuse to replace what is not an output of ours, or holds anything that no run wrote."""
+    if out.is_symlink() or not (out / MANIFEST).is_file() or not (out / "record.json").is_file():
+        raise UsageError(f"{out}: is not a finished output (no {MANIFEST} and record.json); it is left alone")
+    if added := added_files(out):
+        raise UsageError(
+            f"{out}: holds {added[0]}, which no run wrote; move it away, or choose another output"
+        )
 
 
 def work_folder(out: Path) -> Path:
@@ -110,8 +145,10 @@ def work_folder(out: Path) -> Path:
 
 def prepare(recipe: Recipe) -> tuple[Model, Recipe, Texts]:
     """The model, the recipe with every choice made, and the texts: all that can fail early."""
-    original = load(_model_path(recipe))
+    original = replace(load(_model_path(recipe)), dtype=NAMES[recipe.dtype])
     recipe = recipe.resolved(original)
+    if "folder" in recipe.export:
+        require_storable(original)
     return original, recipe, read_texts(recipe.data, recipe.base, original)
 
 
@@ -142,13 +179,15 @@ def apply_steps(original: Model, recipe: Recipe, texts: Texts, journal: Journal,
     return Done(original, model, recipe, texts, context)
 
 
-def publish(done: Done, out: Path, journal: Journal, clock: Clock, pages: Mapping[str, Page]) -> RunRecord:
+def publish(
+    done: Done, out: Path, journal: Journal, clock: Clock, pages: Mapping[str, Page], *, overwrite: bool
+) -> RunRecord:
     """Measure, export and read back, then let the finished folder appear under its name."""
     with clock.phase("measure"):
         quality = quality_of(
             done.original, done.model, done.texts.evaluate, done.texts.corpus, seed=done.recipe.data.seed
         )
-    with staging(out) as folder:
+    with staging(out, replace=overwrite) as folder:
         with clock.phase("export"):
             artifacts = tuple(EXPORTERS[name].write(done.model, folder) for name in done.recipe.export)
             behaviour = behaviours(done.model, artifacts)
@@ -164,6 +203,10 @@ def publish(done: Done, out: Path, journal: Journal, clock: Clock, pages: Mappin
         for name, page in pages.items():
             publish_bytes(folder / name, page(record).encode())
         write_manifest(folder)
+        if overwrite and out.exists() and any(out.iterdir()):
+            with clock.phase("verify"):
+                require_sound(verify_folder(folder))
+            _require_finished(out)  # again: hours may have passed
     return record
 
 
