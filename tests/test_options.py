@@ -18,7 +18,7 @@ KEYS = {
     "data": ["calibrate", "evaluate", "sequences", "length", "tokens", "seed"],
     "source": ["files", "share", "column", "rows"],
     "rtn": QUANTIZE,
-    "gptq": [*QUANTIZE, "damp", "order", "search"],
+    "gptq": [*QUANTIZE, "damp", "order", "search", "sink"],
 }
 TEXTS = {"--calibrate", "--evaluate", "--sequences", "--length", "--tokens", "--seed"}
 WRITES = {"--output", "--overwrite"}

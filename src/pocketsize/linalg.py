@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,13 @@ from pocketsize.errors import NumericalError
 
 ESCALATIONS = 5
 # A Gram matrix this wide is summed in panels; below that one product is quicker.
-WIDE, PANELS = 256, 4
+WIDE, PANELS = 256, 6
+
+
+def _panels(n: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows; of a symmetric product only what lies from each range's diagonal on is computed."""
+    count = PANELS if n >= WIDE else 1
+    return itertools.pairwise(n * i // count for i in range(count + 1))
 
 
 @dataclass(slots=True)
@@ -21,8 +28,8 @@ class Gram:
     """Running X^T X of a layer's inputs, summed in float32. Sums across ranks by addition.
 
     A product of one batch is taken in the inputs' own dtype (bfloat16 products accumulate in
-    float32 inside the kernel and are rounded once); only the running sum is kept in float32. Only
-    the upper triangle of `total` is sound; `mean` mirrors it.
+    float32 inside the kernel and are rounded once); only the running sum is kept in float32. Below
+    its diagonal panels `total` is not filled; `mean` mirrors it.
     """
 
     total: Float[Tensor, "in in"]
@@ -38,10 +45,7 @@ class Gram:
         rows = X.detach().flatten(0, -2)
         if mask is not None and not bool(mask.all()):
             rows = rows[mask.flatten()]
-        # The lower half of a symmetric product is not worth computing: blocks of rows, from the diagonal on.
-        n = rows.shape[1]
-        edges = [n * i // PANELS for i in range(PANELS + 1)] if n >= WIDE else [0, n]
-        for a, b in itertools.pairwise(edges):
+        for a, b in _panels(rows.shape[1]):
             self.total[a:b, a:] += rows[:, a:b].T @ rows[:, a:]
         self.tokens += rows.shape[0]
 
@@ -49,58 +53,45 @@ class Gram:
         """E[x x^T]."""
         if not self.tokens:
             raise NumericalError("no calibration token reached this layer; give more calibration text")
-        mean = self.total.triu() / self.tokens
-        return mean + mean.triu(1).T
+        mean = self.total / self.tokens
+        for a, b in _panels(mean.shape[0]):
+            mean[b:, a:b] = mean[a:b, b:].T
+        return mean
 
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """Upper Cholesky factor of a damped inverse, and how much damping it took."""
+    """A damped Gram matrix as M diag(d) M^T, M unit upper triangular, and how much damping it took."""
 
-    U: Float[Tensor, "in in"]
+    M: Float[Tensor, "in in"]
+    d: Float[Tensor, "in"]
     damp: float
     escalations: int
 
 
-def inverse_cholesky(H: Float[Tensor, "in in"], damp: float) -> Factor:
-    """U upper with (H + damp * mean(diag H) * I)^-1 = U^T U.
+def feedback_factor(H: Float[Tensor, "in in"], damp: float) -> Factor:
+    """H + damp * mean(diag H) * I = M diag(d) M^T.
 
-    With J the reversal of order and J H J = L L^T, U = J L^-1 J: one factorisation and one
-    triangular inverse, and the inverse of H is never formed.
+    A row of errors e then costs sum_k d_k (e_k + sum_{j<k} e_j M_jk)^2: what is lost at column k,
+    once the columns before it are settled. Rounding w_k + sum_{j<k} e_j M_jk is GPTQ's update
+    without the inverse of H (LDLQ: arXiv:2307.13304, theorem 6); with U the paper's Cholesky factor
+    of the inverse, d_k = 1 / U_kk^2. It comes from one Cholesky factorisation, J H J = L L^T with J
+    the reversal of order: J L J = M diag(d)^(1/2).
 
     Where the factorisation fails the damping is tripled, at most five times; the count is part
     of the answer, so that nobody is left with a matrix that was quietly regularised away.
     """
-    H = H.to(torch.float32)
     mean = H.diagonal().mean()
     used = damp
     for escalation in range(ESCALATIONS + 1):
         used = damp * 3.0**escalation
-        damped = H.flip(0, 1)
+        damped = H.to(torch.float32).flip(0, 1)
         damped.diagonal().add_(used * mean)
         L, info = torch.linalg.cholesky_ex(damped)
-        if int(info) == 0:
-            U = inverse_lower(L).flip(0, 1).contiguous()
-            if bool(torch.isfinite(U).all()):
-                return Factor(U, used, escalation)
+        root = L.diagonal().flip(0)
+        if int(info) == 0 and bool(torch.isfinite(root).all()):
+            return Factor(L.flip(0, 1).div_(root), root**2, used, escalation)
     raise NumericalError(
         f"Gram matrix of {H.shape[0]} inputs is not positive definite even with damping {used:g}; "
         "use more calibration tokens or a larger damp"
     )
-
-
-def inverse_lower(L: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """The inverse of a lower triangular matrix, by halves: a third of a general solve's work.
-
-    [A 0; B C]^-1 = [A^-1 0; -C^-1 B A^-1 C^-1]
-    """
-    n = L.shape[0]
-    if n <= WIDE:
-        return torch.linalg.solve_triangular(L, torch.eye(n, dtype=L.dtype), upper=False)
-    half = n // 2
-    A, C = inverse_lower(L[:half, :half]), inverse_lower(L[half:, half:])
-    out = torch.zeros_like(L)
-    out[:half, :half] = A
-    out[half:, half:] = C
-    out[half:, :half] = -(C @ L[half:, :half]) @ A
-    return out

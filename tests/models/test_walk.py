@@ -40,16 +40,23 @@ def test_every_site_is_calibrated_on_the_model_as_changed_so_far(
     ids, mask = tokens(model, padded=padded)
     replaced: dict[str, torch.Tensor] = {}
     seen: list[str] = []
+    attending: list[str] = []
     for site in walk(model, ids, mask):
         assert site.gram.tokens == int(mask.sum())
         assert torch.allclose(
             site.gram.mean(), gram_of(model, replaced, site.names[0], ids, mask), atol=2e-4, rtol=1e-3
         )
+        if site.first is not None:
+            exact = gram_of(model, replaced, site.names[0], ids, mask, first=True)
+            assert site.first.tokens == len(ids)
+            assert torch.allclose(site.first.mean(), exact, atol=2e-4, rtol=1e-3)
+            attending += site.names
         for name, weight in zip(site.names, site.weights, strict=True):
             assert torch.equal(weight, model.original(name))
             site.replaced[name] = replaced[name] = weight * 0.7
         seen += site.names
     assert seen == model.linears
+    assert len(attending) == 3 * len(model.blocks)  # queries, keys and values
 
 
 def test_finished_blocks_are_replayed_not_visited(tmp_path: Path) -> None:

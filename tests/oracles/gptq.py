@@ -1,11 +1,10 @@
-"""GPTQ with no blocks and nothing compiled: one column, then every column to its right."""
+"""GPTQ as the paper writes it, from the inverse: one column, then every column to its right."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from pocketsize.linalg import inverse_cholesky
 from pocketsize.quantization.gptq import group_order
 from pocketsize.quantization.grid import fit_grid
 from pocketsize.quantization.scheme import Scheme
@@ -17,11 +16,12 @@ def gptq_slow(
     """Codes and dequantized matrix."""
     n = W.shape[1]
     width = scheme.width(n)
-    H = H.clone()
+    H = H.double()
     dead = H.diagonal() == 0
     H.diagonal()[dead] = 1
     perm = group_order(H.diagonal(), width) if order else torch.arange(n)
-    U = inverse_cholesky(H[perm][:, perm], damp).U
+    damped = H[perm][:, perm] + damp * H.diagonal().mean() * torch.eye(n)
+    U = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True).float()
     weight = 1 / U.diagonal() ** 2
     W = W[:, perm].clone()
     W[:, dead[perm]] = 0

@@ -10,8 +10,19 @@ from pocketsize.models.skeleton import materialise
 
 
 @torch.no_grad()
-def gram_of(model: Model, replaced: dict[str, Tensor], name: str, input_ids: Tensor, mask: Tensor) -> Tensor:
-    """E[x x^T] of what the linear `name` reads, with the weights in `replaced` in place."""
+def gram_of(
+    model: Model,
+    replaced: dict[str, Tensor],
+    name: str,
+    input_ids: Tensor,
+    mask: Tensor,
+    *,
+    first: bool = False,
+) -> Tensor:
+    """E[x x^T] of what the linear `name` reads, with the weights in `replaced` in place.
+
+    With `first`, of the first position of each text alone.
+    """
     module = materialise(model)
     for other, new in replaced.items():
         owner, _, attribute = other.rpartition(".")
@@ -23,5 +34,5 @@ def gram_of(model: Model, replaced: dict[str, Tensor], name: str, input_ids: Ten
         length = int(real.sum())
         module(input_ids=ids[None, :length])
     handle.remove()
-    rows = torch.cat([x.flatten(0, -2) for x in seen]).double()
+    rows = torch.cat([(x[:, :1] if first else x).flatten(0, -2) for x in seen]).double()
     return (rows.T @ rows / len(rows)).float()

@@ -5,7 +5,7 @@ import torch
 
 from oracles.gptq import gptq_slow
 from pocketsize.errors import NumericalError
-from pocketsize.linalg import Gram, inverse_cholesky
+from pocketsize.linalg import Gram, feedback_factor
 from pocketsize.quantization.gptq import gptq, group_order
 from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import Scheme
@@ -118,21 +118,29 @@ def test_group_order_keeps_groups_whole() -> None:
     assert all(len(set((perm[i : i + 64] // 64).tolist())) == 1 for i in range(0, 256, 64))
 
 
-def test_inverse_cholesky_is_what_it_says() -> None:
+def test_the_factor_is_what_it_says() -> None:
     _, H = layer(columns=64)
-    factor = inverse_cholesky(H, 0.01)
+    factor = feedback_factor(H, 0.01)
     damped = H + 0.01 * H.diagonal().mean() * torch.eye(64)
-    assert torch.allclose(factor.U.T @ factor.U @ damped, torch.eye(64), atol=1e-3)
-    assert factor.escalations == 0 and torch.equal(factor.U, factor.U.triu())
+    assert torch.allclose(factor.M * factor.d @ factor.M.T, damped, rtol=1e-4, atol=1e-4)
+    assert torch.equal(factor.M, factor.M.triu()) and torch.allclose(factor.M.diagonal(), torch.ones(64))
+    assert factor.escalations == 0
+
+
+def test_what_a_column_costs_is_what_the_paper_says() -> None:
+    _, H = layer(columns=64)
+    damped = H.double() + 0.01 * H.diagonal().mean() * torch.eye(64)
+    U = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    assert torch.allclose(feedback_factor(H, 0.01).d.double(), 1 / U.diagonal() ** 2, rtol=1e-4)
 
 
 def test_damping_escalates_and_is_counted() -> None:
     H = torch.eye(32)
     H[0, 0] = -0.05  # not positive definite until the damping exceeds 5 %
-    factor = inverse_cholesky(H, 0.01)
+    factor = feedback_factor(H, 0.01)
     assert factor.escalations == 2 and factor.damp == pytest.approx(0.09)
     with pytest.raises(NumericalError, match="not positive definite"):
-        inverse_cholesky(-torch.eye(8), 0.01)
+        feedback_factor(-torch.eye(8), 0.01)
 
 
 def test_gram_adds_up_and_skips_padding() -> None:
@@ -146,9 +154,8 @@ def test_gram_adds_up_and_skips_padding() -> None:
     rows = X[mask]
     assert whole.tokens == parts.tokens == 29
     assert torch.allclose(whole.mean(), rows.T @ rows / 29, atol=1e-5)
-    assert torch.allclose(whole.total, parts.total, atol=1e-4)
-    wide = torch.randn(64, 520, generator=torch.Generator().manual_seed(1))
-    panels = Gram.zeros(520)
+    wide = torch.randn(64, 521, generator=torch.Generator().manual_seed(1))
+    panels = Gram.zeros(521)
     panels.update(wide)
     assert torch.allclose(panels.mean(), wide.T @ wide / 64, atol=1e-5)
     with pytest.raises(NumericalError, match="no calibration token"):

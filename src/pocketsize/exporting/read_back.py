@@ -18,7 +18,7 @@ from pocketsize.errors import DataError, UnsupportedError
 from pocketsize.exporting.compressed_tensors import unpack_rows
 from pocketsize.exporting.gguf.names import gguf_name, row_order
 from pocketsize.exporting.gguf.scan import scan
-from pocketsize.exporting.gguf.writer import FLOATS, main_kind
+from pocketsize.exporting.gguf.writer import main_kind
 from pocketsize.io.checkpoint import Checkpoint, Entry, open_checkpoint
 from pocketsize.io.strictjson import read_json_object
 from pocketsize.models.arch import arch_of
@@ -121,11 +121,6 @@ class Gguf:
     def main_kind(self) -> str:
         """The type that holds most weights."""
         return main_kind((t.tensor_type.name, tuple(int(n) for n in t.shape)) for t in self.reader.tensors)
-
-    @property
-    def rounds(self) -> bool:
-        """Whether llama.cpp rounds activations to 8 bits to multiply with some of its matrices."""
-        return not set(self.kinds.values()) <= set(FLOATS)
 
     def tensor(self, model: Model, name: str) -> Tensor:
         """A parameter of `model`, dequantized, float32, rows in the model's own order."""

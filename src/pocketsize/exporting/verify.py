@@ -172,7 +172,7 @@ def _require_rope_factors(model: Model, file: Gguf) -> None:
 
 def _open(file: Gguf) -> LlamaCpp:
     threads = min(os.cpu_count() or 1, torch.get_num_threads())
-    return LlamaCpp(file.path, threads=threads, context=512, exact=not file.rounds)
+    return LlamaCpp(file.path, threads=threads, context=512, exact=True)
 
 
 def _agreement(model: Model, file: Gguf, runtime: LlamaCpp, ids: list[list[int]], *, tokens: int) -> str:

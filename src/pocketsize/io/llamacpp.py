@@ -54,8 +54,8 @@ def installed() -> str | None:
 class LlamaCpp:
     """A GGUF file loaded in llama.cpp on the CPU.
 
-    `exact` keeps keys and values in float32 and computes attention plainly, so that a float32
-    file can be compared with a float32 forward; the default is llama.cpp's own (float16 keys
+    `exact` keeps keys and values in float32 and computes attention plainly, so that what a file
+    holds can be compared with a float32 forward; the default is llama.cpp's own (float16 keys
     and values). `package` forces one of `PACKAGES`.
     """
 

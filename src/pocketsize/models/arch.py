@@ -12,9 +12,13 @@ from pocketsize.models import archs
 
 @dataclass(frozen=True, slots=True)
 class Linears:
-    """Linear layers of a block that read the same tensor; names are relative to the block."""
+    """Linear layers of a block that read the same tensor; names are relative to the block.
+
+    `attends`: what they give meets in attention (queries, keys, values).
+    """
 
     names: tuple[str, ...]
+    attends: bool = False
 
     def __post_init__(self) -> None:
         if not self.names:

@@ -57,7 +57,7 @@ def fill(module: nn.Module, prefix: str, read: Callable[[str], Tensor]) -> None:
         new = read(name)
         if new.shape != old.shape:
             raise DataError(f"{name}: shape {tuple(new.shape)}, the model needs {tuple(old.shape)}")
-        _assign(module, name, new, parameter=isinstance(old, nn.Parameter))
+        assign(module, name, new, parameter=isinstance(old, nn.Parameter))
     if not found:
         raise ValueError(f"no tensor is named {prefix}, or is below it")
     for name, source in tied.items():
@@ -85,7 +85,8 @@ def tied_names(module: nn.Module) -> dict[str, str]:
     return dict(getattr(module, "all_tied_weights_keys", {}))
 
 
-def _assign(module: nn.Module, name: str, tensor: Tensor, *, parameter: bool) -> None:
+def assign(module: nn.Module, name: str, tensor: Tensor, *, parameter: bool = True) -> None:
+    """Put a tensor where `name` is below the module."""
     owner, _, attribute = name.rpartition(".")
     value = nn.Parameter(tensor, requires_grad=False) if parameter else tensor
     setattr(module.get_submodule(owner), attribute, value)
@@ -106,7 +107,7 @@ def _compute_tables(module: nn.Module) -> None:
     """Give buffers that no checkpoint stores the values that the family's own code gives them."""
     tables = [name for name, buffer, persistent in _buffers(module) if not persistent and buffer.is_meta]
     for name in tables:
-        _assign(module, name, _unset(module.get_buffer(name)), parameter=False)
+        assign(module, name, _unset(module.get_buffer(name)), parameter=False)
     for path in dict.fromkeys(name.rpartition(".")[0] for name in tables):
         module._init_weights(module.get_submodule(path))  # type: ignore[operator]
     for name in tables:

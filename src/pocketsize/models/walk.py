@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ from pocketsize.linalg import Gram
 from pocketsize.models.attention import CausalPanels
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
-from pocketsize.models.skeleton import fill, skeleton, stored
+from pocketsize.models.skeleton import assign, fill, skeleton, stored
 
 BATCH_TOKENS = 2048
 
@@ -26,9 +26,10 @@ BATCH_TOKENS = 2048
 class Site:
     """Linears of a block that read the same tensor.
 
-    Their parameter names, their weights (float32) and the Gram matrix of what they read. What is
-    put into `replaced` is what the rest of the walk sees. `last` says that the block is done after
-    this site; `block` is the block's path, or `head`.
+    Their parameter names, their weights (float32) and the Gram matrix of what they read; where
+    they feed attention also that of each window's first position alone. What is put into `replaced`
+    is what the rest of the walk sees. `last` says that the block is done after this site; `block`
+    is the block's path, or `head`.
     """
 
     block: str
@@ -36,6 +37,7 @@ class Site:
     weights: tuple[Float[Tensor, "out in"], ...]
     gram: Gram
     last: bool
+    first: Gram | None = None
     replaced: dict[str, Float[Tensor, "out in"]] = field(default_factory=dict)
 
 
@@ -109,18 +111,29 @@ def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call]) -> Ite
     runs = [_start(block, call) for call in calls]
     with _hooked(firsts, wait):
         for number, (group, first) in enumerate(zip(groups, firsts, strict=True)):
-            gram = Gram.zeros(first.weight.shape[1])
-            for run, call in zip(runs, calls, strict=True):
-                gram.update(_reached(_go_on(run), first, path, group.names), call.mask)
+            stops = (_reached(_go_on(run), first, path, group.names) for run in runs)
+            gram, sinks = _statistics(stops, calls, first.weight.shape[1], attends=group.attends)
             names = tuple(f"{path}.{name}.weight" for name in group.names)
             weights = tuple(model.weight(name) for name in names)
-            site = Site(path, names, weights, gram, last=number == len(groups) - 1)
+            site = Site(path, names, weights, gram, last=number == len(groups) - 1, first=sinks)
             yield site
             for name, new in site.replaced.items():
                 _replace(block, name.removeprefix(f"{path}."), new)
-            del site, weights, gram
+            del site, weights, gram, sinks
         for run, call in zip(runs, calls, strict=True):
             call.hidden = _go_on(run)
+
+
+def _statistics(
+    stops: Iterable[Tensor], calls: Sequence[_Call], columns: int, *, attends: bool
+) -> tuple[Gram, Gram | None]:
+    """Gram matrix of what all batches bring to a site, and, where it feeds attention, of first positions."""
+    gram, sinks = Gram.zeros(columns), Gram.zeros(columns) if attends else None
+    for X, call in zip(stops, calls, strict=True):
+        gram.update(X, call.mask)
+        if sinks is not None:
+            sinks.update(X[:, 0])
+    return gram, sinks
 
 
 def _start(block: nn.Module, call: _Call) -> greenlet:
@@ -151,7 +164,7 @@ def _linear(block: nn.Module, name: str) -> nn.Linear:
 
 def _replace(block: nn.Module, name: str, new: Float[Tensor, "out in"]) -> None:
     """Give one linear of a block its new weight, in the dtype it runs in."""
-    fill(block, name, lambda _: new.to(forward_dtype()))
+    assign(block, name, new.to(forward_dtype()))
 
 
 def _capture(module: nn.Module, model: Model, input_ids: Tensor, mask: Tensor) -> list[_Call]:
@@ -222,7 +235,8 @@ def _hooked(modules: Sequence[nn.Module], hook: Callable[..., None]) -> Iterator
 
 def _finite(hidden: Tensor, path: str, batch: int) -> None:
     """NaN and infinity are found where they arise, not at the end."""
-    if not bool(torch.isfinite(hidden).all()):
+    # A sum is finite only if all its terms are; in float32 it cannot overflow where bfloat16 states do not.
+    if not bool(torch.isfinite(hidden.sum(dtype=torch.float32))):
         raise NumericalError(
             f"{path}: NaN or infinity in the hidden states of calibration batch {batch}; "
             "look at this block's weights with `pocketsize inspect`"

@@ -31,7 +31,7 @@ def fit_rows(W, d, width, top, symmetric, digits, steps, scale, zero):  # pragma
 @numba.njit(cache=True, nogil=True)
 def fit_group(w, d, top, symmetric, digits, steps):  # pragma: no cover - compiled
     """Scale and zero of one group."""
-    lo, hi = _range(w)
+    lo, hi, wd, total = _sums(w, d)
     middle = np.float32((top + 1) // 2)
     edge = lo if -lo >= hi else hi
     best = np.float32(np.inf)
@@ -48,7 +48,7 @@ def fit_group(w, d, top, symmetric, digits, steps):  # pragma: no cover - compil
                 s = _stored(f * (abs(edge) / (middle - np.float32(1)) if sign else -edge / middle), digits)
                 z = middle
             for turn in range(ROUNDS + 1 if steps else 1):
-                error, qd, qqd, qwd, wd, total = _moments(w, d, s, z, np.float32(top))
+                error, qd, qqd, qwd = _moments(w, d, s, z, np.float32(top))
                 if error < best:
                     best, s_best, z_best = error, s, z
                 if turn == ROUNDS or steps == 0:
@@ -79,14 +79,12 @@ def _resolve(qd, qqd, qwd, wd, total, s, z, symmetric, top, digits):  # pragma: 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "contract", "nnan", "ninf"})
 def _moments(w, d, s, z, top):  # pragma: no cover - compiled
-    """Weighted error of a grid on one group, and the moments its least-squares update needs."""
+    """Weighted error of a grid on one group, and those moments its least-squares update needs that vary."""
     inverse = np.float32(1) / s
     error = np.float32(0)
     qd = np.float32(0)
     qqd = np.float32(0)
     qwd = np.float32(0)
-    wd = np.float32(0)
-    total = np.float32(0)
     for i in range(w.shape[0]):
         q = min(max(np.rint(w[i] * inverse + z), np.float32(0)), top)
         e = s * (q - z) - w[i]
@@ -94,20 +92,22 @@ def _moments(w, d, s, z, top):  # pragma: no cover - compiled
         qd += q * d[i]
         qqd += q * q * d[i]
         qwd += q * w[i] * d[i]
-        wd += w[i] * d[i]
-        total += d[i]
-    return error, qd, qqd, qwd, wd, total
+    return error, qd, qqd, qwd
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "nnan", "ninf"})
-def _range(w):  # pragma: no cover - compiled
-    """Least and greatest weight of a group, zero included."""
+def _sums(w, d):  # pragma: no cover - compiled
+    """Of one group the least and greatest weight, zero included; its weighted sum; the sum of weights `d`."""
     lo = np.float32(0)
     hi = np.float32(0)
+    wd = np.float32(0)
+    total = np.float32(0)
     for i in range(w.shape[0]):
         lo = min(lo, w[i])
         hi = max(hi, w[i])
-    return lo, hi
+        wd += w[i] * d[i]
+        total += d[i]
+    return lo, hi, wd, total
 
 
 @numba.njit(cache=True, nogil=True)
@@ -122,30 +122,32 @@ def _stored(s, digits):  # pragma: no cover - compiled
 
 @numba.njit(cache=True, nogil=True)
 def sweep_block(  # pragma: no cover - compiled
-    W, U, d, a, b, width, top, symmetric, digits, steps, codes, scale, zero, E
+    N, d, width, top, symmetric, digits, steps, W, V, codes, scale, zero, E
 ):
-    """Quantize columns a .. b of every row; E receives their errors over U_ii."""
+    """Quantize a block of columns of every row.
+
+    W holds the weights, V the same as corrected for all columns before the block; V is used up.
+    E receives W less what the codes stand for.
+    """
     limit = np.float32(top)
     for r in range(W.shape[0]):
         s, z, inverse = np.float32(0), np.float32(0), np.float32(0)
-        for i in range(a, b):
-            k = i // width
+        for i in range(W.shape[1]):
             if i % width == 0:
-                s, z = fit_group(W[r, i : i + width], d[i : i + width], top, symmetric, digits, steps)
+                k = i // width
+                s, z = fit_group(V[r, i : i + width], d[i : i + width], top, symmetric, digits, steps)
                 scale[r, k] = s
                 zero[r, k] = z
-            if i % width == 0 or i == a:
-                s, z = scale[r, k], zero[r, k]
                 inverse = np.float32(1) / s
-            q = min(max(np.rint(W[r, i] * inverse + z), np.float32(0)), limit)
+            q = min(max(np.rint(V[r, i] * inverse + z), np.float32(0)), limit)
             codes[r, i] = np.uint8(q)
-            e = (W[r, i] - s * (q - z)) / U[i, i]
-            E[r, i - a] = e
-            _subtract(W[r, i + 1 : b], U[i, i + 1 : b], e)
+            w = s * (q - z)
+            E[r, i] = W[r, i] - w
+            _subtract(V[r, i + 1 :], N[i, i + 1 :], V[r, i] - w)
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"})
-def _subtract(w, u, e):  # pragma: no cover - compiled
-    """w -= e * u."""
-    for j in range(w.shape[0]):
-        w[j] -= e * u[j]
+def _subtract(v, n, e):  # pragma: no cover - compiled
+    """v -= e * n."""
+    for j in range(v.shape[0]):
+        v[j] -= e * n[j]

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from pocketsize.linalg import inverse_cholesky
+from pocketsize.linalg import Factor, feedback_factor
 from pocketsize.quantization.compiled import STEPS, sweep_block
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.rows import over_rows
 from pocketsize.quantization.scheme import Scheme
 
-BLOCK = 128
+BLOCK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,30 +40,33 @@ def gptq(
 
         minimise over Q:   tr (W - Q) H (W - Q)^T,     H = E[x x^T]
 
-    arXiv:2210.17323: lazy batch updates (step 2), Cholesky form of the inverse (step 3). `order`
-    takes whole groups by their most active input, and the inputs of a group by falling activity:
-    the gain of activation order with groups still contiguous, so nothing has to be gathered at
-    inference. Scale and zero of a group are fitted when the sweep reaches it, on its weights as
-    corrected so far: to its range, or (`search`) by the error the sweep itself sums up, in which
-    the error of column i counts 1 / U_ii^2: the part that later columns cannot absorb. `damp` is a
-    fraction of the mean of diag H. W and H are left untouched.
+    arXiv:2210.17323, in the form that needs no inverse (`feedback_factor`). `order` takes whole
+    groups by their most active input, and the inputs of a group by falling activity: the gain of
+    activation order with groups still contiguous, so nothing has to be gathered at inference.
+    Scale and zero of a group are fitted when the sweep reaches it, on its weights as corrected so
+    far: to its range, or (`search`) by the error the sweep itself sums up, in which the error of
+    column i counts d_i, the part that later columns cannot absorb. `damp` is a fraction of the
+    mean of diag H. W and H are left untouched.
     """
     columns = W.shape[1]
     width = scheme.width(columns)
-    H = H.to(torch.float32).clone()
-    dead = H.diagonal() == 0
-    H.diagonal()[dead] = 1
-    perm = group_order(H.diagonal(), width) if order else torch.arange(columns)
-    factor = inverse_cholesky(H[perm][:, perm], damp)
-    W = W.to(torch.float32)[:, perm]
-    W[:, dead[perm]] = 0
-    codes, scale, zero = sweep(W, factor.U.contiguous(), scheme, search=search)
-    back = torch.argsort(perm)
-    groups = torch.argsort(perm[::width] // width)
-    weight = QWeight(
-        codes[:, back].contiguous(), scale[:, groups].contiguous(), zero[:, groups].contiguous(), scheme
-    )
-    return GptqResult(weight, factor.damp, factor.escalations, int(dead.sum()))
+    activity = H.diagonal().to(torch.float32)
+    perm = group_order(activity, width) if order else torch.arange(columns)
+    dead = torch.nonzero(activity[perm] == 0)[:, 0]
+    ordered = _columns(H.to(torch.float32)[perm], perm)
+    ordered[dead, dead] = 1
+    factor = feedback_factor(ordered, damp)
+    W = _columns(W.to(torch.float32), perm)
+    W[:, dead] = 0
+    codes, scale, zero = sweep(W, factor, scheme, search=search)
+    back, groups = torch.argsort(perm), torch.argsort(perm[::width] // width)
+    weight = QWeight(_columns(codes, back), _columns(scale, groups), _columns(zero, groups), scheme)
+    return GptqResult(weight, factor.damp, factor.escalations, len(dead))
+
+
+def _columns(T: Shaped[Tensor, "out in"], picked: Int64[Tensor, "in"]) -> Shaped[Tensor, "out in"]:
+    """T[:, picked]; numpy gathers columns several times faster than torch on a CPU."""
+    return torch.from_numpy(T.numpy().take(picked.numpy(), axis=1))
 
 
 def group_order(activity: Float[Tensor, "in"], width: int) -> Int64[Tensor, "in"]:
@@ -76,31 +78,45 @@ def group_order(activity: Float[Tensor, "in"], width: int) -> Int64[Tensor, "in"
 
 
 def sweep(
-    W: Float[Tensor, "out in"],
-    U: Float[Tensor, "in in"],
+    W: Float[Tensor, "out in"], factor: Factor, scheme: Scheme, *, search: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, scales and zeros of W, in the order of its columns, block by block."""
+    rows, columns = W.shape
+    block = scheme.width(columns) * max(1, BLOCK // scheme.width(columns))
+    done: list[tuple[Tensor, Tensor, Tensor]] = []
+    E = torch.empty(rows, columns)  # W less what the codes stand for
+    for a in range(0, columns, block):
+        part = slice(a, min(a + block, columns))
+        w, M = W[:, part].contiguous(), factor.M[part, part]
+        # N = M^-1: rows of the paper's U over their diagonal. Where every later column is free to absorb
+        # what the earlier ones left, the best weights here are w + (E M) N.
+        N = torch.linalg.solve_triangular(M, torch.eye(len(M)), upper=True, unitriangular=True).contiguous()
+        v = w + E[:, :a] @ factor.M[:a, part] @ N
+        codes, scale, zero, E[:, part] = _sweep_part(w, v, N, factor.d[part], scheme, search=search)
+        done.append((codes, scale, zero))
+    codes, scale, zero = (torch.cat(parts, dim=1) for parts in zip(*done, strict=True))
+    return codes, scale, zero
+
+
+def _sweep_part(
+    w: Float[Tensor, "out part"],
+    v: Float[Tensor, "out part"],
+    N: Float[Tensor, "part part"],
+    d: Float[Tensor, "part"],
     scheme: Scheme,
     *,
     search: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, scales and zeros of W (which is overwritten), in the order of its columns."""
-    rows, columns = W.shape
-    width = scheme.width(columns)
-    block = BLOCK if width > BLOCK else width * (BLOCK // width)
-    codes = np.empty((rows, columns), np.uint8)
-    scale, zero = (np.empty((rows, columns // width), np.float32) for _ in range(2))
-    w, u = W.numpy(), U.numpy()
-    d = (1 / U.diagonal() ** 2).numpy()
-    steps = STEPS if search else 0
-    for a in range(0, columns, block):
-        b = min(a + block, columns)
-        E = torch.empty(rows, b - a)
-        e = E.numpy()
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Codes, scales, zeros and errors of a block of columns, compiled; v is used up."""
+    e, codes = torch.empty_like(w), torch.empty_like(w, dtype=torch.uint8)
+    width = min(scheme.group or w.shape[1], w.shape[1])
+    scale, zero = torch.empty(2, w.shape[0], w.shape[1] // width)
+    grid = (width, scheme.top, scheme.symmetric, scheme.scale_digits, STEPS if search else 0)
+    n, weight = N.numpy(), d.numpy()
+    W, V, C, S, Z, E = (T.numpy() for T in (w, v, codes, scale, zero, e))
 
-        def run(p: int, q: int, a: int = a, b: int = b, e: np.ndarray = e) -> None:
-            grid = (width, scheme.top, scheme.symmetric, scheme.scale_digits, steps)
-            sweep_block(w[p:q], u, d, a, b, *grid, codes[p:q], scale[p:q], zero[p:q], e[p:q])
+    def run(p: int, q: int) -> None:
+        sweep_block(n, weight, *grid, W[p:q], V[p:q], C[p:q], S[p:q], Z[p:q], E[p:q])
 
-        over_rows(rows, run)
-        if b < columns:
-            W[:, b:].addmm_(E, U[a:b, b:], alpha=-1)  # everything to the right of the block, once
-    return torch.from_numpy(codes), torch.from_numpy(scale), torch.from_numpy(zero)
+    over_rows(w.shape[0], run)
+    return codes, scale, zero, e

@@ -6,7 +6,7 @@ ARCH = Arch(
     task="embed",
     blocks="encoder.layer",
     groups=(
-        Linears(("attention.self.query", "attention.self.key", "attention.self.value")),
+        Linears(("attention.self.query", "attention.self.key", "attention.self.value"), attends=True),
         Linears(("attention.output.dense",)),
         Linears(("intermediate.dense",)),
         Linears(("output.dense",)),

@@ -6,7 +6,7 @@ ARCH = Arch(
     task="generate",
     blocks="model.layers",
     groups=(
-        Linears(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        Linears(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), attends=True),
         Linears(("self_attn.o_proj",)),
         Linears(("mlp.gate_proj", "mlp.up_proj")),
         Linears(("mlp.down_proj",)),

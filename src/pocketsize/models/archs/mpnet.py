@@ -6,7 +6,7 @@ ARCH = Arch(
     task="embed",
     blocks="encoder.layer",
     groups=(
-        Linears(("attention.attn.q", "attention.attn.k", "attention.attn.v")),
+        Linears(("attention.attn.q", "attention.attn.k", "attention.attn.v"), attends=True),
         Linears(("attention.attn.o",)),
         Linears(("intermediate.dense",)),
         Linears(("output.dense",)),
