@@ -9,7 +9,7 @@ DEMO   := demo
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[llamacpp,transformers,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[llamacpp,transformers,data,dev]'
 	touch $@
 
 demo: $(VENV)/ready

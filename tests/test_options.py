@@ -8,19 +8,23 @@ from dataclasses import fields
 import click
 
 from pocketsize.cli.main import WORDS
+from pocketsize.data.sources import Source
+from pocketsize.recipes.recipe import KEYS as RECIPE
 from pocketsize.recipes.recipe import Data
 from pocketsize.recipes.table import STEPS
 
 QUANTIZE = ["scheme", "group", "symmetric", "embeddings", "embeddings_symmetric", "scale_digits"]
 KEYS = {
     "data": ["calibrate", "evaluate", "sequences", "length", "tokens", "seed", "written"],
+    "source": ["files", "share", "column", "rows"],
     "rtn": QUANTIZE,
     "gptq": [*QUANTIZE, "damp", "order", "search", "sink"],
 }
 TEXTS = {"--calibrate", "--evaluate", "--sequences", "--length", "--tokens", "--seed", "--written"}
+WRITES = {"--output", "--overwrite"}
 OPTIONS = {
-    "shrink": {"--keep", "--fit", "--ratio", "--target", "--output", "--threads", "--json", *TEXTS},
-    "run": {"--output", "--threads", "--json"},
+    "shrink": {"--keep", "--fit", "--ratio", "--target", *WRITES, "--dtype", "--threads", "--json", *TEXTS},
+    "run": {*WRITES, "--threads", "--json"},
     "quantize": {
         "--method",
         "--scheme",
@@ -30,7 +34,8 @@ OPTIONS = {
         "--embeddings",
         "--damp",
         "--target",
-        "--output",
+        *WRITES,
+        "--dtype",
         "--threads",
         "--json",
         *TEXTS,
@@ -40,14 +45,17 @@ OPTIONS = {
     "verify": {"--json", "--llamacpp", "--no-llamacpp"},
     "report": {"--output", "--json"},
     "chat": {"--prompt", "--tokens", "--threads"},
+    "doctor": {"--output", "--json"},
     "fetch": {"--json"},
 }
 
 
 def test_recipe_keys() -> None:
+    assert RECIPE == ("model", "data", "steps", "export", "dtype")
     assert [f.name for f in fields(Data)] == KEYS["data"]
+    assert [f.name for f in fields(Source)] == KEYS["source"]
     assert {kind: [f.name for f in fields(step)] for kind, step in STEPS.items()} == {  # type: ignore[arg-type]
-        kind: keys for kind, keys in KEYS.items() if kind != "data"
+        kind: keys for kind, keys in KEYS.items() if kind not in ("data", "source")
     }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pocketsize.data.sources import Source
 from pocketsize.exporting.verify import Check, verify_folder
 from pocketsize.io.console import Terminal
 from pocketsize.io.publish import publish_bytes
@@ -28,7 +29,20 @@ from pocketsize.reporting.page import report_html
 from pocketsize.search.goal import Goal, parse_bytes, parse_ratio, parse_share
 from pocketsize.search.goal import shrink as search_goal
 
-__all__ = ["Data", "Gptq", "Model", "Recipe", "Result", "Rtn", "load", "quantize", "run", "shrink", "verify"]
+__all__ = [
+    "Data",
+    "Gptq",
+    "Model",
+    "Recipe",
+    "Result",
+    "Rtn",
+    "Source",
+    "load",
+    "quantize",
+    "run",
+    "shrink",
+    "verify",
+]
 
 PAGES = MappingProxyType({"report.html": report_html, "README.md": model_card})
 
@@ -67,17 +81,25 @@ def run(
     export: Sequence[str] | None = None,
     data: Data | None = None,
     console: Console | None = None,
+    dtype: str = "bf16",
+    overwrite: bool = False,
 ) -> Result:
-    """Run a recipe (a Recipe, a YAML file, or a model with steps) into the folder `out`."""
+    """Run a recipe (a Recipe, a YAML file, or a model with steps) into the folder `out`.
+
+    `dtype`, `export` and `data` are for a model with steps; a recipe has its own. With `overwrite`
+    a finished `out` is replaced once the new one is verified.
+    """
     if isinstance(model, Recipe):
         recipe = model
     elif not steps and Path(str(model)).suffix in (".yaml", ".yml"):
         recipe = read_recipe(Path(str(model)))
     else:
         source = _source(model)
-        recipe = Recipe(source, tuple(steps), tuple(export or default_export(source)), data or Data())
+        exports = tuple(export or default_export(source))
+        recipe = Recipe(source, tuple(steps), exports, data or Data(), dtype=dtype)
     folder = Path(out)
-    record = running.run(recipe, folder, console=console or Terminal(), pages=PAGES)
+    terminal = console or Terminal()
+    record = running.run(recipe, folder, console=terminal, pages=PAGES, overwrite=overwrite)
     return Result(folder, record)
 
 
@@ -87,13 +109,15 @@ def quantize(
     out: str | Path,
     method: str = "gptq",
     export: Sequence[str] | None = None,
+    dtype: str = "bf16",
+    overwrite: bool = False,
     **options: Any,
 ) -> Result:
     """Quantize with one step: `method` is `gptq` or `rtn`, `options` are its recipe keys."""
     source = _source(model)
     chosen = list(export or default_export(source))
-    recipe = parse_recipe({"model": source, "steps": [{method: options}], "export": chosen}, base=Path())
-    return run(recipe, out=out)
+    raw = {"model": source, "steps": [{method: options}], "export": chosen, "dtype": dtype}
+    return run(parse_recipe(raw, base=Path()), out=out, overwrite=overwrite)
 
 
 def shrink(
@@ -106,6 +130,8 @@ def shrink(
     target: Sequence[str] | None = None,
     data: Data | None = None,
     console: Console | None = None,
+    dtype: str = "bf16",
+    overwrite: bool = False,
 ) -> Result:
     """Meet a goal: at most `fit` bytes, `ratio` times smaller, at least the share `keep` of quality.
 
@@ -119,8 +145,10 @@ def shrink(
         fit_bytes=parse_bytes(fit) if isinstance(fit, str) else fit,
         ratio=parse_ratio(ratio) if isinstance(ratio, str) else ratio,
     )
-    recipe = Recipe(source, (Gptq(),), tuple(target or default_export(source)), data or Data())
-    record = search_goal(recipe, goal, Path(out), console=console or Terminal(), pages=PAGES)
+    exports = tuple(target or default_export(source))
+    recipe = Recipe(source, (Gptq(),), exports, data or Data(), dtype=dtype)
+    terminal = console or Terminal()
+    record = search_goal(recipe, goal, Path(out), console=terminal, pages=PAGES, overwrite=overwrite)
     return Result(Path(out), record)
 
 

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 from exporting.rounded import quantized
-from pocketsize.errors import IntegrityError, RefusedError, UnsupportedError
+from pocketsize.errors import IntegrityError, NumericalError, RefusedError, UnsupportedError
 from pocketsize.exporting import compressed_tensors
 from pocketsize.exporting.behaviour import loaded
 from pocketsize.exporting.companions import copy_companions
-from pocketsize.exporting.compressed_tensors import pack_rows, predict_bytes, stored_value, unpack_rows, write
+from pocketsize.exporting.compressed_tensors import (
+    pack_rows,
+    predict_bytes,
+    require_storable,
+    stored_value,
+    unpack_rows,
+    write,
+)
 from pocketsize.exporting.read_back import read_folder
 from pocketsize.exporting.reload import reload_check
+from pocketsize.io.checkpoint import open_checkpoint
 from pocketsize.models.load import load
 from pocketsize.models.quiet import quiet
 from pocketsize.quantization.grid import QWeight
@@ -70,6 +80,64 @@ def test_stock_transformers_computes_what_we_do(tmp_path, tiny_llama, bits, symm
     for name in model.linears:
         assert torch.equal(module.get_parameter(name), model.weight(name)), name
     assert torch.equal(theirs, ours)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_what_stays_is_stored_in_the_dtype_asked_for(tmp_path, tiny_llama, dtype, symmetric):
+    original = replace(tiny_llama(False), dtype=dtype)
+    scheme = scheme_of(4, 32, symmetric)
+    model = quantized(original, scheme)
+    artifact = write(model, tmp_path)
+    assert artifact.bytes == predict_bytes(original, lambda n: scheme if n in model.quantized else None)
+    stored = open_checkpoint(tmp_path)
+    kept = [n for n in original.checkpoint.entries if n not in model.quantized]
+    assert len(kept) == 7 and "lm_head.weight" in kept
+    for name in kept:
+        assert stored.read(name).dtype == dtype
+        assert torch.equal(stored.read(name), original.original(name).to(dtype)), name
+        assert torch.equal(stored_value(model, name), stored.read(name).float())
+    with quiet():
+        module = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").eval()
+    assert module.get_input_embeddings().weight.dtype == module.dtype == dtype
+    with torch.no_grad():
+        theirs = stock(tmp_path, "generate")(IDS)[0]
+        ours = loaded(model, lambda name: stored_value(model, name))(IDS)[0]
+        assert torch.equal(theirs, ours) and bool(module(IDS)[0].isfinite().all())
+    for name in model.linears:  # in its own dtype too: 8 digits times a code of 4 bits fit into 11
+        if dtype != torch.bfloat16:
+            assert torch.equal(module.get_parameter(name).float(), model.weight(name)), name
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
+def test_originals_of_any_dtype_become_the_one_asked_for(tmp_path, stored):
+    model = load(write_tiny(tmp_path / "in", "bert", dtype=stored))
+    (tmp_path / "out").mkdir()
+    write(model, tmp_path / "out")
+    kinds = {entry.dtype for entry in open_checkpoint(tmp_path / "out").entries.values()}
+    assert kinds == {"BF16"}
+
+
+def test_values_beyond_float16_are_refused_by_name(tmp_path):
+    folder = write_tiny(tmp_path / "in", "llama")
+    held = load_file(folder / "model.safetensors")
+    held["model.norm.weight"][3:5] = 1e5
+    held["model.layers.0.mlp.up_proj.weight"][0, 0] = 1e5  # quantized: its scale is stored, not its value
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    model = load(folder)
+    require_storable(model)
+    halves = replace(model, dtype=torch.float16)
+    with pytest.raises(NumericalError) as caught:
+        require_storable(halves)
+    assert str(folder / "model.safetensors") in str(caught.value)
+    assert (
+        "model.norm.weight: 2 of its 64 values are beyond float16, such as 1e+05; use dtype bf16 or"
+        in str(caught.value)
+    )
+    (tmp_path / "out").mkdir()
+    with pytest.raises(NumericalError, match=r"model\.norm\.weight"):
+        write(quantized(halves, scheme_of(4, 32, False)), tmp_path / "out")
+    assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("family", ["bert", "mpnet"])

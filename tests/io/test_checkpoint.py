@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
 import re
+import socket
 import struct
 import weakref
 import zipfile
@@ -17,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pocketsize.errors import DataError, PocketsizeError, RefusedError, UnsupportedError
+from pocketsize.io import checkpoint as checkpoint_module
 from pocketsize.io.checkpoint import TensorSpec, open_checkpoint, open_file, write_safetensors
 from pocketsize.io.publish import sha256_of
 
@@ -176,6 +179,12 @@ _HEADERS: dict[str, tuple[object, bytes, type[PocketsizeError], str]] = {
         DataError,
         "in tensor a: 12 bytes are missing",
     ),
+    "cut at a page": (
+        {"a": _line(0, 4096), "b": _line(4096, 8192)},
+        bytes(4096 - 8 - 128),
+        DataError,
+        "in tensor a: ",
+    ),
     "trailing": ({"a": _line(0, 8)}, bytes(8) + b"PK\x03\x04", RefusedError, "4 bytes follow tensor a"),
     "pickle header": (pickle.dumps({"a": 1}), b"", RefusedError, "can run code"),
     "path name": ({"../../x": _line(0, 8)}, bytes(8), RefusedError, "tensor name ../../x"),
@@ -197,6 +206,7 @@ _FILES: dict[str, tuple[bytes, type[PocketsizeError], str]] = {
     "empty": (b"", DataError, "0 bytes; a safetensors file has at least 8"),
     "7 bytes": (b"1234567", DataError, "7 bytes"),
     "header 2^63": (struct.pack("<Q", 2**63) + b"{}", DataError, str(2**63)),
+    "header 101 MB": (struct.pack("<Q", 101_000_000) + b"{}" * 6, DataError, "at most 100000000 is sound"),
     "header 99 MB": (struct.pack("<Q", 99_000_000) + b"{}", DataError, "the file has 10"),
     "zeros": (bytes(4096), DataError, "begins with zeros"),
     "pickle": (pickle.dumps({"a": 1}) + bytes(64), RefusedError, "can run code"),
@@ -219,8 +229,8 @@ def test_zip_in_disguise(tmp_path: Path) -> None:
     _refuses(tmp_path, path, RefusedError, "can run code")
 
 
-@pytest.mark.parametrize("kind", ["folder", "fifo", "dangling", "outside", "device"])
-def test_not_a_plain_file(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["folder", "fifo", "socket", "dangling", "outside", "device"])
+def test_not_a_plain_file(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     path = folder / "model.safetensors"
@@ -230,6 +240,10 @@ def test_not_a_plain_file(tmp_path: Path, kind: str) -> None:
             path.mkdir()
         case "fifo":
             os.mkfifo(path)
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as server:
+                monkeypatch.chdir(folder)  # the name of a socket may not be long
+                server.bind(path.name)
         case "dangling":
             path.symlink_to(folder / "absent")
         case "outside":
@@ -241,6 +255,43 @@ def test_not_a_plain_file(tmp_path: Path, kind: str) -> None:
             expected = RefusedError
     with pytest.raises(expected, match=re.escape(str(path))):
         open_checkpoint(folder)
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+
+    def refuse(path: object, *_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "open", refuse)  # root may read everything
+    with pytest.raises(DataError, match=r"model\.safetensors: cannot be read: Permission denied"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_hard_link_is_a_file_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    save_file({"a": torch.ones(2)}, tmp_path / "x.safetensors")
+    os.link(tmp_path / "x.safetensors", tmp_path / "model" / "model.safetensors")
+    assert torch.equal(open_checkpoint(tmp_path / "model").read("a"), torch.ones(2))
+
+
+def test_much_metadata_is_read_and_goes_no_further(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors", metadata={"x": "y" * 20_000_000})
+    checkpoint = open_checkpoint(tmp_path)
+    write_safetensors(tmp_path / "out", _specs({"a": checkpoint.read("a")}), {})
+    assert (tmp_path / "out").stat().st_size < 200
+
+
+def test_more_tensors_than_a_header_holds_are_refused_before_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_module, "_HEADER_LIMIT", 500)
+    specs = _specs({f"t{i}": torch.ones(1) for i in range(20)})
+    for spec in specs:
+        object.__setattr__(spec, "make", pytest.fail)
+    with pytest.raises(UnsupportedError, match=r"20 tensors need a header of .* bytes; use shards"):
+        write_safetensors(tmp_path / "a", specs, {})
+    assert os.listdir(tmp_path) == []
 
 
 def _shards(folder: Path) -> dict[str, str]:
@@ -320,7 +371,7 @@ def test_single_file_and_index_together(tmp_path: Path) -> None:
     ],
 )
 def test_folders_without_safetensors(tmp_path: Path, name: str, kind: type[PocketsizeError]) -> None:
-    (tmp_path / name).write_bytes(b"x")
+    (tmp_path / name).write_bytes(b"{}")
     with pytest.raises(kind):
         open_checkpoint(tmp_path)
 

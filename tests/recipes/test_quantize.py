@@ -1,13 +1,82 @@
+"""What the steps make of a site's statistics, and say where the calibration text tells little or nothing."""
+
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from pocketsize.errors import NumericalError
 from pocketsize.linalg import Gram
+from pocketsize.models.load import load
+from pocketsize.models.model import Model
 from pocketsize.models.walk import Site
 from pocketsize.quantization.gptq import gptq
 from pocketsize.quantization.scheme import Scheme
-from pocketsize.recipes.quantize import Gptq, quantize_site
+from pocketsize.recipes.journal import open_journal
+from pocketsize.recipes.quantize import Gptq, Rtn, quantize_site
+from pocketsize.recipes.step import Context
+from tiny import write_tiny
+
+NORM = "model.layers.1.post_attention_layernorm.weight"
+
+
+@pytest.fixture
+def dead(tmp_path: Path) -> Model:
+    """The linears that read this norm's output read nothing but zeros."""
+    folder = write_tiny(tmp_path / "model", "llama")
+    held = load_file(folder / "model.safetensors")
+    held[NORM] = torch.zeros_like(held[NORM])
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    return load(folder)
+
+
+def context(tmp_path: Path, windows: int) -> Context:
+    ids = torch.randint(3, 320, (windows, 16), generator=torch.Generator().manual_seed(0))
+    journal = open_journal(tmp_path / "work", {"recipe": "test"})
+    return Context(ids, torch.ones_like(ids, dtype=torch.bool), journal, lambda *_: None)
+
+
+def test_a_layer_that_saw_no_data_is_an_error(dead: Model, tmp_path: Path) -> None:
+    step = Gptq().resolve(dead, ("folder",))
+    with pytest.raises(NumericalError, match=r"layers\.1\.mlp\.gate_proj.*: all its 64 inputs were zero"):
+        step.apply(dead, context(tmp_path, 16))
+
+
+def test_rounding_to_nearest_needs_no_data(dead: Model, tmp_path: Path) -> None:
+    done = Rtn().resolve(dead, ("folder",)).apply(dead, context(tmp_path, 16))
+    assert all(bool(torch.isfinite(done.weight(name)).all()) for name in dead.linears)
+
+
+def test_subnormal_and_constant_weights_stay_finite(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "model", "llama")
+    held = load_file(folder / "model.safetensors")
+    names = [name for name in held if "layers.1." in name and "norm" not in name]
+    for name, value in zip(names, (1e-40, -1e-40, 0.0, 1e-30, 3.5, -3.5, 1e4), strict=True):
+        held[name] = torch.full_like(held[name], value)
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    model = load(folder)
+    done = Rtn().resolve(model, ("folder",)).apply(model, context(tmp_path, 1))
+    for name, value in zip(names, (0.0, 0.0, 0.0, 0.0, 3.5, -3.5, 1e4), strict=True):
+        assert torch.allclose(done.weight(name), torch.full_like(held[name], value), rtol=0.01, atol=1e-4), (
+            name
+        )
+
+
+@pytest.mark.parametrize(("windows", "said"), [(7, True), (8, False)])
+def test_fewer_tokens_than_inputs_are_a_finding(windows: int, said: bool, tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "model", "llama"))
+    ctx = context(tmp_path, windows)
+    done = Gptq().resolve(model, ("folder",)).apply(model, ctx)
+    found = [finding for finding in ctx.findings if finding.code == "few-tokens"]
+    assert bool(found) is said and all(
+        bool(torch.isfinite(done.weight(name)).all()) for name in model.linears
+    )
+    if said:
+        assert found[0].where.endswith("down_proj.weight") and "112 calibration tokens" in found[0].message
+        assert "112 of 128 directions" in found[0].message
 
 
 def site(*, first: bool) -> Site:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from pocketsize.data.sources import Source
 from pocketsize.errors import DataError, UnsupportedError, UsageError
 from pocketsize.models.load import load
 from pocketsize.recipes.quantize import Gptq, Rtn, block_scheme, embedding_scheme
@@ -25,6 +27,23 @@ def test_a_recipe_survives_its_own_file(tmp_path: Path) -> None:
     assert again.data.calibrate == ("a/*.txt",)
 
 
+def test_sources_survive_their_own_file(tmp_path: Path) -> None:
+    sources = [
+        {"files": "de/*.txt", "share": 0.25},
+        {"files": ["en/a.jsonl", "en/b.parquet"], "share": 0.75, "column": "content", "rows": 10},
+    ]
+    recipe = parse_recipe(
+        MINIMAL | {"data": {"calibrate": sources, "evaluate": {"files": "x"}}}, base=tmp_path
+    )
+    (tmp_path / "r.yaml").write_text(recipe.to_yaml())
+    again = read_recipe(tmp_path / "r.yaml")
+    assert again == recipe and again.sha256 == recipe.sha256
+    assert again.data.calibrate[0] == Source(("de/*.txt",), 0.25) and again.data.evaluate == (Source(("x",)),)
+    assert json.loads(json.dumps(recipe.to_dict())) == recipe.to_dict()
+    other = parse_recipe(MINIMAL | {"data": {"calibrate": ["de/*.txt"]}}, base=tmp_path)
+    assert other.sha256 != recipe.sha256
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -42,6 +61,25 @@ def test_a_recipe_survives_its_own_file(tmp_path: Path) -> None:
         ({"steps": [{"gptq": {"sink": -1}}]}, "sink must be a number from 0 upwards"),
         ({"data": {"sequnces": 3}}, "data: unknown option 'sequnces'; did you mean 'sequences'?"),
         ({"data": {"length": 0}}, "length must be a positive number"),
+        ({"data": {"calibrate": 3}}, "data: calibrate: files, or sources such as"),
+        ({"data": {"calibrate": [3]}}, "data: calibrate: files are named by text, got [3]"),
+        ({"data": {"calibrate": [{"share": 1}]}}, "data: calibrate: files: name files"),
+        (
+            {"data": {"evaluate": {"files": "a", "shrae": 1}}},
+            "evaluate: unknown option 'shrae'; did you mean",
+        ),
+        (
+            {"data": {"calibrate": [{"files": "a"}, {"files": "b"}]}},
+            "calibrate: the shares add up to 2; they",
+        ),
+        (
+            {"data": {"calibrate": [{"files": "a", "share": 0.3}, {"files": "b", "share": 0.3}]}},
+            "data: calibrate: the shares add up to 0.6; they must add up to 1",
+        ),
+        ({"data": {"calibrate": ["a", {"files": "b"}]}}, "not a mixture of both"),
+        ({"data": {"evaluate": [{"files": "a", "share": -1}]}}, "evaluate: share must lie between 0 and 1"),
+        ({"dtype": "f16"}, "dtype: unknown type 'f16'; did you mean 'fp16'?"),
+        ({"dtype": "fp16", "export": ["gguf"]}, "dtype fp16: is that of the export folder; gguf has its own"),
         ({"export": ["ggfu"]}, "unknown format 'ggfu'; did you mean 'gguf'?"),
         ({"export": []}, "name at least one"),
         ({"model": None}, "name a folder or a sample"),

@@ -162,6 +162,13 @@ def test_an_output_that_holds_something_is_left_alone(
     assert "not an empty folder" in capsys.readouterr().err and hashes(tmp_path) == before
 
 
+def test_an_output_that_is_the_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recipe(tmp_path)
+    before = hashes(tmp_path)
+    assert main(["run", str(path), "-o", str(tmp_path / "model")]) == 2
+    assert "choose another output" in capsys.readouterr().err and hashes(tmp_path) == before
+
+
 def test_an_output_that_cannot_be_written_is_said_before_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,6 +26,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "verify": "Check a finished folder: files, weights, tokenizer, behaviour.",
         "report": "Write the report page of a finished folder again.",
         "chat": "Talk to a finished model in the terminal, through llama.cpp.",
+        "doctor": "What this machine can do, and the command that mends what is missing.",
         "fetch": "Bring a sample model here; the only command that uses the network.",
     }
 )
@@ -74,7 +75,7 @@ def main(args: list[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        command.main(args=words, prog_name="pocketsize", standalone_mode=False)
+        code = command.main(args=words, prog_name="pocketsize", standalone_mode=False)
     except PocketsizeError as error:
         return _fail(error.word, str(error), error.exit_code, words)
     except click.ClickException as error:
@@ -90,7 +91,8 @@ def main(args: list[str] | None = None) -> int:
             raise
         message = f"{type(error).__name__}: {error}; this is a bug of ours: POCKETSIZE_DEBUG=1 shows where"
         return _fail("bug", message, 70, words)
-    return 0
+    # What `ctx.exit` was given; a command that just ends gives None.
+    return code if isinstance(code, int) else 0
 
 
 def entry() -> None:
@@ -99,7 +101,8 @@ def entry() -> None:
 
 
 def _fail(word: str, message: str, code: int, words: list[str]) -> int:
-    line = " ".join(message.split())
+    # Names come from files: what a terminal would take for a command, or hide, is shown escaped.
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
     if "--json" in words:
         facts: dict[str, Any] = {"error": word, "message": line, "exit_code": code}
         click.echo(json.dumps(facts))

@@ -84,6 +84,7 @@ def _quality(original: Model, small: Model, data: Sequence[str], tokens: int) ->
     from dataclasses import replace
 
     from pocketsize.data.calibration import evaluation_windows
+    from pocketsize.data.chat import chat_renderer
     from pocketsize.data.text import default_corpora, read_corpus
     from pocketsize.measurement.quality import Quality
     from pocketsize.measurement.suite import quality_of
@@ -97,7 +98,8 @@ def _quality(original: Model, small: Model, data: Sequence[str], tokens: int) ->
     tokenizer = tokenizer_of(original)
     if not alone:
         _same_tokens(original, small)
-    corpus = read_corpus(data, Path.cwd()) if data else default_corpora()[1]
+    render = chat_renderer(tokenizer, original.folder)
+    corpus = read_corpus(data, Path.cwd(), render) if data else default_corpora()[1]
     length = min(LENGTH, original.positions)
     windows = evaluation_windows(corpus, tokenizer, tokens=tokens, length=length, special=True)
     found = quality_of(original, small, windows, corpus, seed=0)

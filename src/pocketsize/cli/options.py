@@ -23,6 +23,25 @@ def output(function: F) -> F:
     )(function)
 
 
+def overwrite(function: F) -> F:
+    """`--overwrite`."""
+    return click.option(
+        "--overwrite",
+        is_flag=True,
+        help="Replace a finished output folder, once the new one is verified and complete.",
+    )(function)
+
+
+def dtype(function: F) -> F:
+    """`--dtype`."""
+    return click.option(
+        "--dtype",
+        default="bf16",
+        show_default=True,
+        help="Type of what stays unquantized in the export folder: bf16, fp16 or fp32.",
+    )(function)
+
+
 def as_json(function: F) -> F:
     """`--json`."""
     return click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of text.")(

@@ -34,7 +34,9 @@ from pocketsize.cli import options
     help="GPTQ's damping, a share of the mean Gram diagonal.",
 )
 @options.target
+@options.dtype
 @options.output
+@options.overwrite
 @options.texts
 @options.threads
 @options.as_json
@@ -55,7 +57,8 @@ def command(model: str, method: str, target: str | None, out: Path, **rest: Any)
         step["damp"] = rest["damp"]
     steps = (parse_step({method: step}),)
     exports = tuple(formats(target) or api.default_export(model))
-    result = api.run(Recipe(model, steps, exports, data_of(**rest)), out=out)
+    recipe = Recipe(model, steps, exports, data_of(**rest), dtype=rest["dtype"])
+    result = api.run(recipe, out=out, overwrite=rest["overwrite"])
     show(result, json_=rest["json_"])
 
 

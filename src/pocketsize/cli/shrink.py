@@ -16,7 +16,9 @@ from pocketsize.cli import options
 @click.option("--fit", metavar="SIZE", help="Largest size of the first target, such as 80MB.")
 @click.option("--ratio", metavar="FACTOR", help="How many times smaller than the download, such as 4x.")
 @options.target
+@options.dtype
 @options.output
+@options.overwrite
 @options.texts
 @options.threads
 @options.as_json
@@ -39,6 +41,14 @@ def command(
 
     use_threads(rest["threads"])
     result = api.shrink(
-        model, out=out, keep=keep, fit=fit, ratio=ratio, target=formats(target), data=data_of(**rest)
+        model,
+        out=out,
+        keep=keep,
+        fit=fit,
+        ratio=ratio,
+        target=formats(target),
+        data=data_of(**rest),
+        dtype=rest["dtype"],
+        overwrite=rest["overwrite"],
     )
     show(result, json_=rest["json_"])

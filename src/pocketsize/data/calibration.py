@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +89,25 @@ def evaluation_windows(
     inner, count = _inner(length, prefix, suffix), -(-tokens // length)
     found = list(_cut(_tokens(_pieces(corpus), tokenizer), inner, count))
     return _windows(corpus, tokenizer, found, length, (prefix, suffix))
+
+
+def joined_windows(parts: Sequence[Windows], shares: Sequence[float]) -> Windows:
+    """The windows of several sources as one, source by source; the hash pins texts and shares."""
+    if len(parts) == 1:
+        return parts[0]
+    digest = hashlib.sha256()
+    for part, share in zip(parts, shares, strict=True):
+        digest.update(f"{part.sha256} {share!r}\n".encode())
+    return Windows(
+        input_ids=torch.cat([part.input_ids for part in parts]),
+        mask=torch.cat([part.mask for part in parts]),
+        text_bytes=torch.cat([part.text_bytes for part in parts]),
+        name=", ".join(f"{part.name} ({share:.4g})" for part, share in zip(parts, shares, strict=True)),
+        sha256=digest.hexdigest(),
+        documents=sum(part.documents for part in parts),
+        generated=any(part.generated for part in parts),
+        prefix=parts[0].prefix,
+    )
 
 
 def _positive(**numbers: int) -> None:

@@ -1,55 +1,90 @@
-"""Text files, read strictly: what is no text is refused with its file and line."""
+"""Files of text, read strictly: what is no text is refused with its file and line or row."""
 
 from __future__ import annotations
 
 import glob
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pocketsize.data import tables
+from pocketsize.data.sources import Source
 from pocketsize.errors import DataError, RefusedError, ResourceError, UsageError
 
-SUFFIXES = (".txt", ".md", ".jsonl")
+TEXTS = (".txt", ".md")
+SUFFIXES = (*TEXTS, ".jsonl", *tables.SUFFIXES)
 # Text beyond this never changes a calibration, but would fill the memory.
 LIMIT_BYTES = 64 * 2**20
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f\x7f]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+Message = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One text of a file, and whether it is marked as written by a model."""
+    """One text of a file, and whether it is marked as written by a model.
+
+    A row of a chat has `messages` and no text until a chat template gives it one.
+    """
 
     name: str
     text: str
     generated: bool
+    messages: tuple[Message, ...] = ()
 
 
-def read_documents(patterns: Sequence[str], base: Path) -> Iterator[Row]:
-    """The texts of all files that the patterns name, in the order of their paths."""
+def read_documents(source: Source, base: Path) -> Iterator[Row]:
+    """The texts of all files of a source, in the order of their paths."""
     total = 0
-    for path in _files(patterns, base):
-        total += path.stat().st_size
-        if total > LIMIT_BYTES:
-            raise ResourceError(
-                f"{path}: the data files hold more than {LIMIT_BYTES // 2**20} MiB, a few are enough; "
-                "name fewer of them"
-            )
-        text = _decode(path)
-        generated = path.stem.endswith(".generated")
-        if path.suffix == ".jsonl":
-            yield from _jsonl(path, text, generated)
-        else:
-            yield Row(str(path), text, generated)
+    for path in _files(source.files, base):
+        for part in tables.dataset_files(path) if path.is_dir() else [path]:
+            for row, size in _rows_of(part, source, total):
+                total += size
+                _require_room(part, total)
+                yield row
+
+
+def _rows_of(path: Path, source: Source, total: int) -> Iterator[tuple[Row, int]]:
+    """The texts of a file, each with the bytes that it adds to what has been read."""
+    generated = path.stem.endswith(".generated")
+    if path.suffix in tables.SUFFIXES:
+        _require_table(path)
+        for number, raw in enumerate(tables.table_rows(path, source.column, source.rows), start=1):
+            row = _table_row(f"{path}: row {number}", raw, generated)
+            if row is not None:
+                texts = [row.text, *(str(message["content"]) for message in row.messages)]
+                yield row, sum(len(text.encode()) for text in texts)
+        return
+    _require_file(path)
+    _require_room(path, total + path.stat().st_size)
+    text = _decode(path)
+    size = path.stat().st_size
+    if path.suffix in TEXTS:
+        yield Row(str(path), text, generated), size
+        return
+    for number, row in enumerate(_jsonl(path, text, source.column, generated)):
+        if number == source.rows:
+            return
+        yield row, 0 if number else size
+
+
+def _require_room(path: Path, total: int) -> None:
+    if total > LIMIT_BYTES:
+        raise ResourceError(
+            f"{path}: the data files hold more than {LIMIT_BYTES // 2**20} MiB, a few are enough; "
+            "name fewer of them, or read the first rows of each with `rows:`"
+        )
 
 
 def _files(patterns: Sequence[str], base: Path) -> list[Path]:
     found: set[Path] = set()
     for pattern in patterns:
         literal = base / pattern
-        if literal.is_dir():
+        if literal.is_dir() and not tables.is_dataset(literal):
             raise UsageError(f"{literal}: is a folder; write {pattern.rstrip('/')}/*.txt")
         # A file whose name holds brackets is itself before it is a glob.
         matched = [literal] if literal.exists() else _glob(pattern, base)
@@ -57,7 +92,8 @@ def _files(patterns: Sequence[str], base: Path) -> list[Path]:
             raise DataError(f"{literal}: no such file, and no file matches it")
         found.update(matched)
     for path in found:
-        if path.suffix not in SUFFIXES:
+        if not path.is_dir() and path.suffix not in SUFFIXES:
+            _require_file(path)
             raise UsageError(
                 f"{path}: text is read from {', '.join(SUFFIXES)} files, not {path.suffix or 'this'}"
             )
@@ -69,16 +105,30 @@ def _glob(pattern: str, base: Path) -> list[Path]:
     return [path for name in glob.glob(whole, recursive=True) if (path := Path(name)).is_file()]
 
 
-def _decode(path: Path) -> str:
-    """The file as text: UTF-8 (a byte order mark is dropped), line ends as `\\n`."""
+def _require_file(path: Path) -> None:
+    """Refuses what is no regular file, and what is a pickle whatever it is called."""
     if not path.is_file():
         raise DataError(f"{path}: is not a regular file")
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            head = file.read(8)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        raise RefusedError(f"{path}: is a pickle, which could run code; give text")
+    if (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")) or head[
+        :4
+    ] == b"PK\x03\x04":
+        raise RefusedError(f"{path}: is a pickle or a zip archive, which could run code; give text")
+
+
+def _require_table(path: Path) -> None:
+    _require_file(path)
+    if not path.stat().st_size:
+        raise DataError(f"{path}: is empty; give a file with rows in it")
+
+
+def _decode(path: Path) -> str:
+    """The file as text: UTF-8 (a byte order mark is dropped), line ends as `\\n`."""
+    data = path.read_bytes()
     if not data.strip():
         raise DataError(f"{path}: is empty; give a file with text in it")
     if control := _CONTROL.search(data):
@@ -100,7 +150,7 @@ def _line(data: bytes, position: int) -> int:
     return data.count(b"\n", 0, position) + 1
 
 
-def _jsonl(path: Path, text: str, generated: bool) -> Iterator[Row]:
+def _jsonl(path: Path, text: str, column: str | None, generated: bool) -> Iterator[Row]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -109,13 +159,60 @@ def _jsonl(path: Path, text: str, generated: bool) -> Iterator[Row]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{name}: is not JSON: {error}") from error
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise DataError(f'{name}: needs an object with a string "text"')
-        if not row["text"].strip():
-            raise DataError(f'{name}: "text" is empty; leave the row out')
-        if re.search("[\ud800-\udfff]", row["text"]):
-            raise DataError(f'{name}: "text" holds half of a surrogate pair, which is no character')
-        mark = row.get("generated", False)
-        if not isinstance(mark, bool):
-            raise DataError(f'{name}: "generated" must be true or false, not {mark!r}')
-        yield Row(name, row["text"], generated or mark)
+        key = column or ("text" if not isinstance(row, dict) or "text" in row else "messages")
+        value = row.get(key) if isinstance(row, dict) else None
+        if isinstance(value, list) and (column or key == "messages"):
+            yield Row(name, "", generated or _mark(name, row), _messages(name, key, value))
+            continue
+        if not isinstance(value, str):
+            raise DataError(
+                f'{name}: needs an object with a string "{column or "text"}", or a list "messages"'
+            )
+        if not value.strip():
+            raise DataError(f'{name}: "{key}" is empty; leave the row out')
+        yield Row(name, _sound(name, key, value), generated or _mark(name, row))
+
+
+def _table_row(name: str, raw: Mapping[str, object], generated: bool) -> Row | None:
+    """A row of a table; None where it has no text, as tables of lines have for blank ones."""
+    generated = generated or _mark(name, raw)
+    for key, value in raw.items():
+        if key == "generated":
+            continue
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return None
+        if isinstance(value, str):
+            return Row(name, value, generated)
+        if isinstance(value, list):
+            return Row(name, "", generated, _messages(name, key, value))
+        raise DataError(f"{name}: holds {type(value).__name__}, not text or a list of messages")
+    return None
+
+
+def _messages(name: str, key: str, raw: list[object]) -> tuple[Message, ...]:
+    """The messages of a chat; each needs a role and a content that are text."""
+    if not raw:
+        raise DataError(f'{name}: "{key}" has no messages; leave the row out')
+    for number, message in enumerate(raw, start=1):
+        where = f'{name}: message {number} of "{key}"'
+        if not isinstance(message, dict):
+            raise DataError(f"{where} is no object with a role and a content")
+        for word in ("role", "content"):
+            if not isinstance(message.get(word), str):
+                raise DataError(f'{where} needs a "{word}" that is text, found {message.get(word)!r}')
+            _sound(where, word, message[word])
+    # A table has each key in every row, null where a message lacks it; templates would print null.
+    return tuple({k: v for k, v in m.items() if v is not None} for m in raw if isinstance(m, dict))
+
+
+def _sound(name: str, key: str, text: str) -> str:
+    if _SURROGATE.search(text):
+        raise DataError(f'{name}: "{key}" holds half of a surrogate pair, which is no character')
+    return text
+
+
+def _mark(name: str, row: Mapping[str, object]) -> bool:
+    mark = row.get("generated", False)
+    if not isinstance(mark, bool):
+        raise DataError(f'{name}: "generated" must be true or false, not {mark!r}')
+    return mark

@@ -8,12 +8,14 @@ import importlib.util
 import platform
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from pocketsize.data.reading import read_documents
+from pocketsize.data.chat import Render
+from pocketsize.data.reading import Row, read_documents
+from pocketsize.data.sources import Source
 from pocketsize.errors import DataError, UsageError
 
 SHINGLE = 13
@@ -58,18 +60,39 @@ class Corpus:
         return digest.hexdigest()
 
 
-def read_corpus(patterns: Sequence[str], base: Path) -> Corpus:
-    """The text of `.txt`, `.md` and `.jsonl` files, sorted by path, each file once.
+def read_corpus(files: Sequence[str] | Source, base: Path, render: Render | None = None) -> Corpus:
+    """The text of files, sorted by path, each file once.
 
-    Patterns are files or globs (`**` too), relative to `base`. A `.jsonl` row is an object with the
-    key `text`. Text that a model wrote is marked by `"generated": true` in a row, or by a file name
-    that ends in `.generated.txt`, `.generated.md` or `.generated.jsonl`.
+    Files are `.txt`, `.md`, `.jsonl`, `.parquet` and `.arrow` files, globs of them (`**` too), and
+    folders that `datasets` saved, relative to `base`. Rows hold a `text`, or the `messages` of a
+    chat, which `render` makes text of. Text that a model wrote is marked by `"generated": true` in a
+    row, or by a file name that ends in `.generated.txt` (or another of the endings).
     """
-    if not patterns:
+    if not files:
         raise UsageError("no data files were named; give at least one file or glob")
-    rows = list(read_documents(patterns, base))
+    source = files if isinstance(files, Source) else Source(tuple(files))
+    rows = _rendered(list(read_documents(source, base)), render)
     documents = tuple(Document(row.name, row.text) for row in rows)
-    return Corpus(", ".join(patterns), documents, any(row.generated for row in rows))
+    return Corpus(source.name, documents, any(row.generated for row in rows))
+
+
+def _rendered(rows: list[Row], render: Render | None) -> list[Row]:
+    """The rows, chats as text."""
+    chats = [(row.name, row.messages) for row in rows if row.messages]
+    if not chats:
+        return rows
+    if render is None:
+        raise UsageError(f"{chats[0][0]}: a chat; it needs the chat template of a model")
+    texts = iter(render(chats))
+    return [replace(row, text=next(texts)) if row.messages else row for row in rows]
+
+
+def joined(corpora: Sequence[Corpus]) -> Corpus:
+    """Several corpora as one, in their order."""
+    if len(corpora) == 1:
+        return corpora[0]
+    documents = tuple(document for corpus in corpora for document in corpus.documents)
+    return Corpus(" + ".join(c.name for c in corpora), documents, any(c.generated for c in corpora))
 
 
 def require_evaluable(corpus: Corpus) -> None:

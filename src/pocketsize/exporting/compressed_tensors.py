@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int32, UInt8
 from torch import Tensor, nn
 
-from pocketsize.errors import UnsupportedError
+from pocketsize.errors import NumericalError, UnsupportedError
 from pocketsize.exporting.artifact import Artifact
 from pocketsize.exporting.companions import copy_companions
 from pocketsize.io.checkpoint import DTYPES, INDEX, SINGLE, TensorSpec, file_bytes, write_safetensors
@@ -36,7 +36,7 @@ SchemeOf = Callable[[str], Scheme | None]
 def write(model: Model, out: Path) -> Artifact:
     """Write the model's weights, config and companion files into the folder `out`.
 
-    Linears keep their own codes, scales and zeros. Everything else is stored in 16 bits, the
+    Linears keep their own codes, scales and zeros. Everything else is stored in `model.dtype`, the
     embedding and the head too, from the original weights even where `model` has them quantized:
     transformers loads quantized linears only. A tied head is not stored.
     """
@@ -55,7 +55,7 @@ def write(model: Model, out: Path) -> Artifact:
         files[INDEX] = publish_bytes(out / INDEX, _json(index))
     config = read_json_object(model.folder / "config.json")
     config.pop("torch_dtype", None)
-    config["dtype"] = "bfloat16"
+    config["dtype"] = str(model.dtype).removeprefix("torch.")
     if schemes:
         config["quantization_config"] = quantization_config(model, schemes)
     files["config.json"] = publish_bytes(out / "config.json", _json(config))
@@ -67,6 +67,14 @@ def predict_bytes(model: Model, scheme_of: SchemeOf) -> int:
     """The exact size of the weight files that `write` would make with these schemes."""
     specs = [spec for name in model.checkpoint.entries for spec in _specs(model, name, scheme_of(name))]
     return sum(file_bytes(shard, _METADATA) for shard in _shards(specs))
+
+
+def require_storable(model: Model) -> None:
+    """Refuses values beyond `model.dtype` in a tensor that no step quantizes, before any work."""
+    compressed = set(model.linears)
+    for name in model.checkpoint.entries:
+        if name not in compressed:
+            _kept(model, name)
 
 
 def tensor_bytes(model: Model) -> dict[str, int]:
@@ -172,7 +180,9 @@ def _specs(model: Model, name: str, scheme: Scheme | None = None) -> list[Tensor
     if scheme is None and _is_packed(model, name):
         scheme = model.quantized[name].scheme
     if scheme is None or name in (model.arch.embedding, model.arch.head):
-        return [TensorSpec(entry.name, _kept_dtype(entry.dtype), entry.shape, lambda: _kept(model, name))]
+        return [
+            TensorSpec(entry.name, _kept_dtype(model, entry.dtype), entry.shape, lambda: _kept(model, name))
+        ]
     rows, columns = model.matrix_shape(name)
     groups = columns // scheme.width(columns)
     flip, kind = model.arch.is_transposed(name), _scale_dtype(scheme, model.arch)
@@ -197,13 +207,23 @@ def _specs(model: Model, name: str, scheme: Scheme | None = None) -> list[Tensor
     return specs
 
 
-def _kept_dtype(stored: str) -> torch.dtype:
-    return torch.bfloat16 if stored in ("F32", "F64") else DTYPES[stored]
+def _kept_dtype(model: Model, stored: str) -> torch.dtype:
+    return model.dtype if DTYPES[stored].is_floating_point else DTYPES[stored]
 
 
 def _kept(model: Model, name: str) -> Tensor:
-    """A parameter that is not packed, in 16 bits (whole numbers as they are)."""
-    return model.checkpoint.read(name).to(_kept_dtype(model.checkpoint.entries[name].dtype))
+    """A parameter that is not packed, in the model's dtype (whole numbers as they are)."""
+    entry = model.checkpoint.entries[name]
+    W = model.checkpoint.read(name)
+    kept = W.to(_kept_dtype(model, entry.dtype))
+    if kept.is_floating_point() and not bool(kept.isfinite().all()):
+        lost, way = ~kept.isfinite(), "bf16 or fp32" if model.dtype == torch.float16 else "fp32"
+        raise NumericalError(
+            f"{model.folder / entry.file}: tensor {name}: {int(lost.sum())} of its {lost.numel()} values are "
+            f"beyond {str(model.dtype).removeprefix('torch.')}, such as {float(W[lost][0]):.3g}; "
+            f"use dtype {way}"
+        )
+    return kept
 
 
 def _codes(model: Model, name: str) -> Tensor:

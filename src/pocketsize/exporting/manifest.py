@@ -25,6 +25,16 @@ def renew_entry(folder: Path, name: str) -> None:
     publish_bytes(folder / NAME, (json.dumps(table, indent=1) + "\n").encode())
 
 
+def added_files(folder: Path) -> list[str]:
+    """Files, links and folders without files that the manifest does not know."""
+    known = set(read_json_object(folder / NAME)) | {NAME}
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
+    folders = {
+        p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_dir() and not any(p.iterdir())
+    }
+    return sorted((found - known) | folders)
+
+
 def check_manifest(folder: Path) -> list[str]:
     """What differs from the manifest, one sentence for each file: missing, changed or added."""
     try:

@@ -114,7 +114,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         return open_file(single)
     if os.path.lexists(index):
         return _open_shards(folder, index)
-    raise _nothing_to_open(folder)
+    raise nothing_to_open(folder)
 
 
 def open_file(path: Path) -> Checkpoint:
@@ -216,11 +216,12 @@ def _require_plain(name: str, file: object, index: Path) -> None:
         raise RefusedError(f"{index}: tensor {_shown(name)}: {_shown(file)} is not a .safetensors file")
 
 
-def _nothing_to_open(folder: Path) -> DataError | RefusedError | UnsupportedError:
+def nothing_to_open(folder: Path) -> DataError | RefusedError | UnsupportedError:
     """The reason why a folder has no checkpoint."""
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
     if "adapter_config.json" in names:
-        return UnsupportedError(f"{folder}: an adapter; merge it into its base model first")
+        base = read_json_object(folder / "adapter_config.json").get("base_model_name_or_path", "unknown")
+        return UnsupportedError(f"{folder}: an adapter; merge it into its base model {str(base)!r} first")
     if pickles := [name for name in names if name.endswith(_PICKLE_SUFFIXES)]:
         return RefusedError(f"{folder / pickles[0]}: a pickle, which can run code; save it as safetensors")
     if ggufs := [name for name in names if name.endswith(".gguf")]:

@@ -7,6 +7,7 @@ nothing that the next one would trust or trip over.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -21,6 +22,8 @@ from typing import BinaryIO, cast
 from pocketsize.errors import BusyError, ResourceError, UsageError
 
 _CHUNK = 1 << 20
+# AT_FDCWD, and RENAME_EXCHANGE of Linux, which is RENAME_SWAP of macOS.
+_HERE, _SWAP = -100, 2
 
 
 def publish_bytes(path: Path, data: bytes) -> str:
@@ -53,16 +56,18 @@ def publish_stream(path: Path, write: Callable[[BinaryIO], None]) -> str:
 
 
 @contextmanager
-def staging(final: Path) -> Iterator[Path]:
+def staging(final: Path, *, replace: bool = False) -> Iterator[Path]:
     """A folder beside `final` to write into; it becomes `final` when the block ends without error.
 
     `final` must not exist, or be an empty folder. Then every file is flushed, the folder is
-    renamed, and its parent is flushed. On an exception nothing stays.
+    renamed, and its parent is flushed. With `replace`, `final` may be a folder with something in
+    it: it is there, as it was, until the new one is in its place, and is then removed. On an
+    exception nothing stays.
     """
     final = Path(os.path.abspath(final))
-    _require_free(final)
+    _require_free(final, replace=replace)
     made = _make_parents(final)
-    partial = final.with_name(f".{final.name}.partial")
+    partial = _partial(final)
     lock = None
     try:
         lock = _claim_folder(partial)
@@ -71,9 +76,9 @@ def staging(final: Path) -> Iterator[Path]:
             for name in files:
                 fsync(Path(folder, name))
             fsync(Path(folder))
-        _require_free(final)
+        _require_free(final, replace=replace)
         with _explained(final):
-            os.rename(partial, final)
+            old = _put(partial, final)
     except BaseException:
         if lock is not None:
             shutil.rmtree(partial, ignore_errors=True)
@@ -86,6 +91,78 @@ def staging(final: Path) -> Iterator[Path]:
             os.close(lock)
     for folder in [final.parent, *(m.parent for m in made)]:
         fsync(folder)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def clear_leftovers(final: Path) -> None:
+    """Remove what a killed `staging` of `final` left beside it; one at work is left alone.
+
+    Where it was killed while a folder was being replaced, the old folder gets its name back.
+    """
+    final = Path(os.path.abspath(final))
+    aside, partial = _aside(final), _partial(final)
+    if aside.is_dir() and not aside.is_symlink():
+        if os.path.lexists(final):
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            with _explained(final):
+                os.rename(aside, final)
+            fsync(final.parent)
+    if not partial.is_dir() or partial.is_symlink():
+        return
+    try:
+        lock = _claim_folder(partial)
+    except BusyError:
+        return
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def _partial(final: Path) -> Path:
+    return final.with_name(f".{final.name}.partial")
+
+
+def _aside(final: Path) -> Path:
+    return final.with_name(f".{final.name}.replaced")
+
+
+def _put(partial: Path, final: Path) -> Path | None:
+    """Give the finished folder its name; where the folder that had it is now, if there was one."""
+    if not final.is_dir() or not os.listdir(final):
+        os.rename(partial, final)
+        return None
+    if _exchange(partial, final):
+        return partial
+    # Two steps, where the system has no exchange: `clear_leftovers` mends what is cut off between them.
+    aside = _aside(final)
+    os.rename(final, aside)
+    try:
+        os.rename(partial, final)
+    except BaseException:
+        os.rename(aside, final)
+        raise
+    return aside
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two names at once; False where the system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    first, second = os.fsencode(a), os.fsencode(b)
+    if hasattr(libc, "renameat2"):
+        failed = libc.renameat2(_HERE, first, _HERE, second, _SWAP)
+    elif hasattr(libc, "renamex_np"):
+        failed = libc.renamex_np(first, second, _SWAP)
+    else:
+        return False
+    if not failed:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(b))
 
 
 def sha256_of(path: Path) -> str:
@@ -194,12 +271,12 @@ def _lock(descriptor: int, partial: Path) -> None:
         raise BusyError(f"{partial}: another process is writing it; wait for it to end")
 
 
-def _require_free(final: Path) -> None:
-    """Refuses a name that is taken by anything but an empty folder."""
+def _require_free(final: Path, *, replace: bool = False) -> None:
+    """Refuses a name that is taken by anything but an empty folder, or with `replace` a folder."""
     with _explained(final):
         if final.is_symlink() or (final.exists() and not final.is_dir()):
             raise UsageError(f"{final}: exists and is not a folder; give a new folder")
-        if final.is_dir() and os.listdir(final):
+        if not replace and final.is_dir() and os.listdir(final):
             raise UsageError(f"{final}: exists and is not empty; give a new folder")
 
 

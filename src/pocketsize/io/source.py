@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
 from pocketsize.io.samples import PREFIX, SAMPLES, Sample, sample_of
+from pocketsize.io.strictjson import refuse_pickle
 
 ORIGIN = "origin.json"
 
@@ -21,6 +22,9 @@ def resolve(model: str) -> Path:
     path = Path(model).expanduser()
     if path.is_dir():
         return path
+    if path.is_file():
+        with path.open("rb") as file:
+            refuse_pickle(file.read(64), path)
     if path.suffix == ".gguf" and path.is_file():
         raise UnsupportedError(f"{path}: GGUF is written, not yet read; give a safetensors folder")
     if path.exists():

@@ -9,6 +9,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from pocketsize.measurement.memory import total_bytes
+
 # Instruction sets that decide how fast small models run here, as torch names them.
 _OF_NOTE = (
     "avx2",
@@ -23,6 +25,13 @@ _OF_NOTE = (
     "bf16",
     "sve",
 )
+_FAMILIES = {
+    "avx2": ("avx2",),
+    "avx512": ("avx512_f",),
+    "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
+    "vnni": ("avx512_vnni", "avx_vnni", "dot"),
+    "amx": ("amx_tile", "amx_int8", "amx_bf16"),
+}
 _PACKAGES = (
     "torch",
     "transformers",
@@ -42,11 +51,11 @@ def machine() -> dict[str, str | int | float | bool]:
 
     flags = torch.cpu.get_capabilities()
     return {
-        "cpu": _cpu_name(str(flags.get("cpu_name", ""))),
-        "cores": int(flags.get("num_physical_cores", 0)) or _allowed_cores(),
-        "usable_cores": _allowed_cores(),
+        "cpu": cpu_name(str(flags.get("cpu_name", ""))),
+        "cores": int(flags.get("num_physical_cores", 0)) or cores(),
+        "usable_cores": cores(),
         "instruction_sets": " ".join(name for name in _OF_NOTE if flags.get(name, False)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_bytes": total_bytes(),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
@@ -88,12 +97,25 @@ def load_average() -> float:
     return round(os.getloadavg()[0], 2)
 
 
-def _allowed_cores() -> int:
+def instruction_sets() -> dict[str, bool]:
+    """The families of instruction sets that decide how fast small models run, and whether they are here.
+
+    On ARM `bf16` is what it says, and `vnni` stands for the dot products there.
+    """
+    import torch
+
+    flags = torch.cpu.get_capabilities()
+    return {name: any(flags.get(flag, False) for flag in of) for name, of in _FAMILIES.items()}
+
+
+def cores() -> int:
+    """How many cores this process may use."""
     allowed = getattr(os, "sched_getaffinity", None)
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
-def _cpu_name(fallback: str) -> str:
+def cpu_name(fallback: str = "") -> str:
+    """What the processor calls itself."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(errors="replace").splitlines():

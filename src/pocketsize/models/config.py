@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from pocketsize.errors import DataError, RefusedError, UnsupportedError
+from pocketsize.io.checkpoint import INDEX, SINGLE, nothing_to_open
 from pocketsize.io.strictjson import read_json_object
 from pocketsize.models.arch import arch_of
 from pocketsize.models.quiet import quiet
 
-NAME = "config.json"
+NAME, GENERATION = "config.json", "generation_config.json"
 _COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _OPTIONAL_COUNTS = ("intermediate_size", "num_key_value_heads", "head_dim", "max_position_embeddings")
 _POSITIVE = ("rms_norm_eps", "layer_norm_eps", "rope_theta")
@@ -26,6 +28,8 @@ _IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "
 def read_config(folder: Path) -> PretrainedConfig:
     """The config of a folder whose family is known and which asks for no code of its own."""
     path = folder / NAME
+    if not any(os.path.lexists(folder / name) for name in (NAME, SINGLE, INDEX)):
+        raise nothing_to_open(folder)
     raw = read_json_object(path)
     refuse_code(raw, path)
     _require_plain_weights(raw, path)
@@ -38,6 +42,7 @@ def read_config(folder: Path) -> PretrainedConfig:
         raise UnsupportedError(f"{path}: {error}") from error
     _check_numbers(raw, path)
     _check_heads(raw, path)
+    _check_generation(folder / GENERATION, int(str(raw["vocab_size"])))
     try:
         with quiet():
             return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -88,12 +93,24 @@ def _check_numbers(raw: Mapping[str, object], path: Path) -> None:
         number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
         if not 0 < number < math.inf:
             raise DataError(f"{path}: {key} is {value!r}; a number above 0 is needed")
+    _check_tokens(raw, path, int(str(raw["vocab_size"])))
+
+
+def _check_tokens(raw: Mapping[str, object], path: Path, vocabulary: int) -> None:
     for key in _TOKENS:
         ids = raw.get(key)
         for token in ids if isinstance(ids, list) else [ids]:
             # -1 is how early Llama configs say that there is no such token.
-            if token is not None and token not in range(-1, int(str(raw["vocab_size"]))):
-                raise DataError(f"{path}: {key} is {token!r}, outside the vocabulary of {raw['vocab_size']}")
+            if token is not None and token not in range(-1, vocabulary):
+                raise DataError(f"{path}: {key} is {token!r}, outside the vocabulary of {vocabulary}")
+
+
+def _check_generation(path: Path, vocabulary: int) -> None:
+    """The settings of generation go into the output as they are, so they must fit the model."""
+    if path.exists():
+        raw = read_json_object(path)
+        refuse_code(raw, path)
+        _check_tokens(raw, path, vocabulary)
 
 
 def _key(raw: Mapping[str, object], word: str) -> str:

@@ -1,8 +1,16 @@
-"""The number format that forward passes run in on this machine."""
+"""Number formats: those that a folder may have, and the one that forward passes run in here."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
+
+# What people call them in recipes.
+NAMES: Mapping[str, torch.dtype] = MappingProxyType(
+    {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+)
 
 
 def forward_dtype() -> torch.dtype:

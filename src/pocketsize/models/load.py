@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from pocketsize.errors import DataError, NumericalError, UnsupportedError, did_you_mean
+from pocketsize.errors import DataError, NumericalError, RefusedError, UnsupportedError, did_you_mean
 from pocketsize.io.checkpoint import Checkpoint, Entry, open_checkpoint
 from pocketsize.io.source import ORIGIN, resolve
 from pocketsize.io.strictjson import read_json_object
 from pocketsize.models.arch import Arch, arch_of
 from pocketsize.models.config import NAME, read_config, refuse_code
 from pocketsize.models.model import Model, Origin
+from pocketsize.models.probe import probe_tokenizer
 from pocketsize.models.quiet import quiet
 from pocketsize.models.skeleton import skeleton, stored, tied_names
 
@@ -37,6 +38,9 @@ def load(source: str | Path) -> Model:
     folder = resolve(str(source))
     config = read_config(folder)
     arch = arch_of(config.model_type)
+    if (folder / _TOKENIZER_FILES[1]).is_file():
+        _read_tokenizer_file(folder / _TOKENIZER_FILES[1])
+        probe_tokenizer(folder / _TOKENIZER_FILES[1])
     checkpoint = as_module_names(open_checkpoint(folder), arch)
     checkpoint = _without_copy_of_embedding(checkpoint, config, arch)
     model = Model(folder, config, arch, _no_origin(folder), checkpoint)
@@ -53,7 +57,7 @@ def tokenizer_of(model: Model) -> PreTrainedTokenizerBase:
     if not present:
         raise DataError(f"{folder}: no {' or '.join(_TOKENIZER_FILES)}; copy the tokenizer's files there")
     for name in present:
-        refuse_code(read_json_object(folder / name, limit_bytes=256 << 20), folder / name)
+        _read_tokenizer_file(folder / name)
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -92,6 +96,17 @@ def as_module_names(checkpoint: Checkpoint, arch: Arch) -> Checkpoint:
             raise DataError(f"{checkpoint.folder / entry.file}: tensors {both} are both {name}; remove one")
         entries[name] = entry
     return Checkpoint(checkpoint.folder, MappingProxyType(entries))
+
+
+def _read_tokenizer_file(path: Path) -> None:
+    """Refuses a tokenizer's file that names code, or a chat template by a path."""
+    raw = read_json_object(path, limit_bytes=256 << 20)
+    refuse_code(raw, path)
+    templates = raw.get("chat_template")
+    for template in templates if isinstance(templates, list) else []:
+        name = template.get("name") if isinstance(template, dict) else template
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*", name):
+            raise RefusedError(f"{path}: chat_template {name!r} is not a plain name")
 
 
 def _without_copy_of_embedding(checkpoint: Checkpoint, config: PretrainedConfig, arch: Arch) -> Checkpoint:

@@ -41,7 +41,7 @@ class Model:
     """A model: the tensors of a checkpoint, some of them replaced by quantized ones.
 
     Tensors stay on disk until they are asked for. `quantized` is keyed by parameter name
-    (`model.layers.0.mlp.up_proj.weight`).
+    (`model.layers.0.mlp.up_proj.weight`). `dtype` is what a folder stores the others in.
     """
 
     folder: Path
@@ -50,6 +50,7 @@ class Model:
     origin: Origin
     checkpoint: Checkpoint
     quantized: Mapping[str, QWeight] = field(default_factory=lambda: MappingProxyType({}))
+    dtype: torch.dtype = torch.bfloat16
 
     @property
     def blocks(self) -> list[str]:

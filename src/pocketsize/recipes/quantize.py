@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from pocketsize.errors import UnsupportedError, UsageError
+from pocketsize.errors import NumericalError, UnsupportedError, UsageError
 from pocketsize.exporting.table import EXPORTERS
 from pocketsize.linalg import Gram
 from pocketsize.models.model import Model
@@ -165,6 +165,11 @@ def quantize_site(site: Site, scheme: Scheme, step: Gptq) -> Iterator[tuple[str,
     searched unweighted, and its report says so by its tokens.
     """
     H = site.gram.mean() if site.gram.tokens else torch.eye(site.weights[0].shape[1])
+    if not bool(H.diagonal().any()):
+        raise NumericalError(
+            f"{site.names[0]}: all its {len(H)} inputs were zero for every calibration token, so nothing "
+            "can be learned about it; look at the layer before it with `pocketsize inspect`, or use step rtn"
+        )
     objective = H if site.first is None else H + step.sink * site.first.mean()
     stacked = site.weights[0] if len(site.weights) == 1 else torch.cat(site.weights)
     done = gptq(stacked, objective, scheme, damp=step.damp, search=step.search, order=step.order)
@@ -251,6 +256,15 @@ def _finish(
             )
     if step.kind == "gptq" and model.arch.experts is not None:
         ctx.findings += _starved([r for r in reports if f".{model.arch.experts}." in r.name])
+    if tokens and (widest := max(reports, key=lambda r: r.columns)).columns > tokens:
+        ctx.findings.append(
+            Finding(
+                "few-tokens",
+                f"{tokens} calibration tokens show at most {tokens} of {widest.columns} directions of its "
+                "inputs; the rest is left to the damping: give more text",
+                widest.name,
+            )
+        )
     return model.with_quantized(ctx.store.weights())
 
 

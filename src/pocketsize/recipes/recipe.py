@@ -11,29 +11,33 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from pocketsize.data.sources import Source, share_gap
 from pocketsize.errors import DataError, UnsupportedError, UsageError, did_you_mean
 from pocketsize.exporting.table import EXPORTERS
+from pocketsize.models.dtype import NAMES
 from pocketsize.models.model import Model
 from pocketsize.recipes.step import Step
 from pocketsize.recipes.table import STEPS
 
-KEYS = ("model", "data", "steps", "export")
+KEYS = ("model", "data", "steps", "export", "dtype")
+TEXTS = ("calibrate", "evaluate")
 # A larger model takes too long to write its own calibration text unless it is told to.
 WRITER_PARAMETERS = 400_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Texts of a run. Empty pattern lists mean the text that comes with Python, split by topic.
+    """Texts of a run. Empty lists mean the text that comes with Python, split by topic.
 
-    `calibrate` and `evaluate` are files or globs relative to the recipe's folder. `sequences`
-    windows of `length` tokens calibrate; `tokens` tokens are evaluated, in windows of `length`.
-    `written` is the share of the calibration windows that the model writes itself; `auto` means half
-    of them where no files are named and a model is small enough to be run for it, else none.
+    `calibrate` and `evaluate` are files or globs relative to the recipe's folder, or sources with
+    shares that add up to 1. `sequences` windows of `length` tokens calibrate; `tokens` tokens are
+    evaluated, in windows of `length`. `written` is the share of the calibration windows that the
+    model writes itself; `auto` means half of them where no files are named and a model is small
+    enough to be run for it, else none.
     """
 
-    calibrate: tuple[str, ...] = ()
-    evaluate: tuple[str, ...] = ()
+    calibrate: tuple[str, ...] | tuple[Source, ...] = ()
+    evaluate: tuple[str, ...] | tuple[Source, ...] = ()
     sequences: int = 64
     length: int = 512
     tokens: int = 16384
@@ -45,6 +49,8 @@ class Data:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UsageError(f"data: {name} must be a positive number, got {value!r}")
+        for key in TEXTS:
+            _check_texts(key, getattr(self, key))
         if not isinstance(self.seed, int):
             raise UsageError(f"data: seed must be a whole number, got {self.seed!r}")
         share = self.written
@@ -69,13 +75,17 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What is to be done. Two recipes with one `sha256` do the same."""
+    """What is to be done. Two recipes with one `sha256` do the same.
+
+    `dtype` (bf16, fp16 or fp32) is what the export `folder` stores unquantized tensors in.
+    """
 
     model: str
     steps: tuple[Step, ...]
     export: tuple[str, ...] = ("folder",)
     data: Data = field(default_factory=Data)
     base: Path = Path()
+    dtype: str = "bf16"
 
     def __post_init__(self) -> None:
         if not self.steps:
@@ -85,6 +95,12 @@ class Recipe:
                 raise UsageError(f"export: unknown format {name!r}{did_you_mean(name, EXPORTERS)}")
         if not self.export:
             raise UsageError(f"export: name at least one of {', '.join(EXPORTERS)}")
+        if self.dtype not in NAMES:
+            raise UsageError(f"dtype: unknown type {self.dtype!r}{did_you_mean(str(self.dtype), NAMES)}")
+        if self.dtype != "bf16" and "folder" not in self.export:
+            raise UsageError(
+                f"dtype {self.dtype}: is that of the export folder; {self.export[0]} has its own"
+            )
 
     def resolved(self, model: Model) -> Recipe:
         """The recipe with every automatic choice made; refuses what this model cannot have."""
@@ -96,9 +112,12 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as a recipe file holds it."""
-        data = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.data).items()}
+        data = asdict(self.data)
+        for key in TEXTS:
+            data[key] = [_plain(source) for source in getattr(self.data, key)]
         steps = [{step.kind: asdict(step)} for step in self.steps]  # type: ignore[call-overload]
-        return {"model": self.model, "data": data, "steps": steps, "export": list(self.export)}
+        facts = {"model": self.model, "data": data, "steps": steps, "export": list(self.export)}
+        return facts | {"dtype": self.dtype}
 
     def to_yaml(self) -> str:
         """The recipe file that runs it again."""
@@ -137,11 +156,9 @@ def parse_recipe(raw: object, *, base: Path) -> Recipe:
     if not isinstance(steps, list):
         raise UsageError("steps: a list of steps, such as `- gptq: {scheme: W4A16}`")
     data = dict(raw.get("data") or {})
-    for key in ("calibrate", "evaluate"):
-        if isinstance(data.get(key), str):
-            data[key] = [data[key]]
+    for key in TEXTS:
         if key in data:
-            data[key] = tuple(data[key])
+            data[key] = _texts(key, data[key])
     export = raw.get("export", ["folder"])
     return Recipe(
         model=raw["model"],
@@ -149,6 +166,7 @@ def parse_recipe(raw: object, *, base: Path) -> Recipe:
         export=tuple([export] if isinstance(export, str) else export),
         data=_filled(Data, "data", data),
         base=base,
+        dtype=raw.get("dtype", "bf16"),
     )
 
 
@@ -164,6 +182,47 @@ def parse_step(raw: object) -> Step:
     if kind not in STEPS:
         raise UsageError(f"unknown step {kind!r}{did_you_mean(str(kind), STEPS)}")
     return _filled(STEPS[kind], kind, dict(options or {}))
+
+
+def _texts(key: str, raw: object) -> tuple[object, ...]:
+    """The files of `calibrate` or `evaluate`, or its sources."""
+    entries = [raw] if isinstance(raw, str | Mapping) else raw
+    if not isinstance(entries, list | tuple):
+        raise UsageError(
+            f"data: {key}: files, or sources such as {{files: de/*.txt, share: 0.3}}, got {raw!r}"
+        )
+    return tuple(_source(key, entry) if isinstance(entry, Mapping) else entry for entry in entries)
+
+
+def _source(key: str, raw: Mapping[str, Any]) -> Source:
+    options = dict(raw)
+    files = options.get("files", ())
+    options["files"] = (files,) if isinstance(files, str) else tuple(files or ())
+    try:
+        return _filled(Source, f"data: {key}", options)
+    except UsageError as error:
+        said = str(error)
+        raise UsageError(said if said.startswith("data: ") else f"data: {key}: {said}") from error
+
+
+def _check_texts(key: str, entries: tuple[str, ...] | tuple[Source, ...]) -> None:
+    sources = [entry for entry in entries if isinstance(entry, Source)]
+    if not all(isinstance(entry, str | Source) for entry in entries):
+        raise UsageError(f"data: {key}: files are named by text, got {list(entries)!r}")
+    if sources and len(sources) < len(entries):
+        raise UsageError(
+            f"data: {key}: a list of files, or one of sources with shares, not a mixture of both"
+        )
+    if sources and (gap := share_gap(sources)):
+        raise UsageError(f"data: {key}: {gap}")
+
+
+def _plain(entry: str | Source) -> object:
+    """A file or a source as a recipe file holds it; what is left to itself is left out."""
+    if isinstance(entry, str):
+        return entry
+    chosen = {k: v for k, v in asdict(entry).items() if v is not None}
+    return chosen | {"files": list(entry.files)}
 
 
 T = TypeVar("T")

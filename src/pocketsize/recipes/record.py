@@ -62,7 +62,10 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class TextRecord:
-    """A text that was used: where from, how much, and the hash that pins it."""
+    """A text that was used: where from, how much, and the hash that pins it.
+
+    `share` is the part of the windows that was asked of it.
+    """
 
     role: str
     name: str
@@ -71,6 +74,7 @@ class TextRecord:
     windows: int
     length: int
     tokens: int
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

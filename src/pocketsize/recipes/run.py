@@ -18,29 +18,29 @@ from jaxtyping import Int64
 from torch import Tensor
 
 import pocketsize
-from pocketsize.data.calibration import Windows, evaluation_windows, windows
-from pocketsize.data.text import Corpus, default_corpora, overlap, read_corpus
 from pocketsize.data.written import write_windows
 from pocketsize.errors import UsageError
 from pocketsize.exporting.artifact import Artifact
-from pocketsize.exporting.manifest import write_manifest
+from pocketsize.exporting.compressed_tensors import require_storable
+from pocketsize.exporting.manifest import NAME as MANIFEST
+from pocketsize.exporting.manifest import added_files, write_manifest
 from pocketsize.exporting.table import EXPORTERS, behaviours
-from pocketsize.io.publish import publish_bytes, staging
+from pocketsize.exporting.verify import require_sound, verify_folder
+from pocketsize.io.publish import clear_leftovers, publish_bytes, staging
+from pocketsize.io.source import resolve
 from pocketsize.measurement.machine import cpu_seconds, machine, peak_rss_bytes, versions
 from pocketsize.measurement.measurement import Measurement
 from pocketsize.measurement.size import sizes
 from pocketsize.measurement.suite import latency, quality_of
-from pocketsize.models.dtype import forward_dtype
+from pocketsize.models.dtype import NAMES, forward_dtype
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
 from pocketsize.recipes.journal import Journal, open_journal
 from pocketsize.recipes.recipe import Data, Recipe
-from pocketsize.recipes.record import SCHEMA, Finding, RunRecord, SizePart, TextRecord, Timing
+from pocketsize.recipes.record import SCHEMA, RunRecord, SizePart, TextRecord, Timing
 from pocketsize.recipes.step import Context
-
-# Above this share of evaluation text seen in calibration, the report says so.
-OVERLAP = 0.01
+from pocketsize.recipes.texts import Texts, read_texts
 
 
 class Console(Protocol):
@@ -53,23 +53,6 @@ class Console(Protocol):
     def progress(self, done: int, total: int, what: str) -> None:
         """`done` of `total` units of this phase are finished, `what` the last."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """The calibration and evaluation text of a run, as tokens."""
-
-    calibrate: Windows
-    evaluate: Windows
-    corpus: Corpus
-    findings: tuple[Finding, ...]
-    written: TextRecord | None = None
-
-    @property
-    def records(self) -> tuple[TextRecord, ...]:
-        """The texts as the record names them."""
-        own = (self.written,) if self.written else ()
-        return _text_record("calibrate", self.calibrate), *own, _text_record("evaluate", self.evaluate)
 
 
 @dataclass(slots=True)
@@ -104,15 +87,22 @@ Page = Callable[[RunRecord], str]
 
 
 def run(
-    recipe: Recipe, out: Path, *, console: Console, pages: Mapping[str, Page], work: Path | None = None
+    recipe: Recipe,
+    out: Path,
+    *,
+    console: Console,
+    pages: Mapping[str, Page],
+    work: Path | None = None,
+    overwrite: bool = False,
 ) -> RunRecord:
     """Run a recipe into the folder `out`, or go on with an unfinished run of it.
 
-    `out` must be absent or empty; it appears complete or not at all. Until then the work is kept
-    in `work`, by default a hidden folder beside it. `pages` are files made from the record
-    (report, model card).
+    `out` must be absent or empty, or with `overwrite` an output that is finished; that stays until the
+    new one is verified, and takes its place at once. The output appears complete or not at all; until
+    then the work is kept in `work`, by default a hidden folder beside it. `pages` are files made from
+    the record (report, model card).
     """
-    check_output(out)
+    check_output(out, recipe, overwrite=overwrite)
     clock = Clock(console)
     with clock.phase("load"):
         original, recipe, texts = prepare(recipe)
@@ -120,17 +110,40 @@ def run(
     finished = False
     try:
         done = apply_steps(original, recipe, texts, journal, clock, kept=work_folder(out))
-        record = publish(done, out, journal, clock, pages)
+        record = publish(done, out, journal, clock, pages, overwrite=overwrite)
         finished = True
         return record
     finally:
         journal.close(remove=finished)
 
 
-def check_output(out: Path) -> None:
-    """Refuse an output that holds something already."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out}: exists and is not an empty folder; choose another output with -o")
+def check_output(out: Path, recipe: Recipe, *, overwrite: bool) -> None:
+    """Refuse an output that holds something already; with `overwrite`, all but a finished one.
+
+    What a killed process left beside it is cleared away, before any work needs the room.
+    """
+    clear_leftovers(out)
+    if not out.is_symlink() and (not out.exists() or (out.is_dir() and not any(out.iterdir()))):
+        return
+    if not overwrite:
+        raise UsageError(
+            f"{out}: exists and is not an empty folder; choose another output with -o, or replace a finished "
+            "one with --overwrite"
+        )
+    _require_finished(out)
+    source = resolve(_model_path(recipe)).resolve()
+    if source.is_relative_to(out.resolve()):
+        raise UsageError(f"{out}: holds the model itself; choose another output with -o")
+
+
+def _require_finished(out: Path) -> None:
+    """Refuse to replace what is not an output of ours, or holds anything that no run wrote."""
+    if out.is_symlink() or not (out / MANIFEST).is_file() or not (out / "record.json").is_file():
+        raise UsageError(f"{out}: is not a finished output (no {MANIFEST} and record.json); it is left alone")
+    if added := added_files(out):
+        raise UsageError(
+            f"{out}: holds {added[0]}, which no run wrote; move it away, or choose another output"
+        )
 
 
 def work_folder(out: Path) -> Path:
@@ -140,36 +153,11 @@ def work_folder(out: Path) -> Path:
 
 def prepare(recipe: Recipe) -> tuple[Model, Recipe, Texts]:
     """The model, the recipe with every choice made, and the texts: all that can fail early."""
-    original = load(_model_path(recipe))
+    original = replace(load(_model_path(recipe)), dtype=NAMES[recipe.dtype])
     recipe = recipe.resolved(original)
-    return original, recipe, read_texts(recipe, original)
-
-
-def read_texts(recipe: Recipe, model: Model) -> Texts:
-    """Calibration and evaluation windows of a recipe, and what there is to say about them."""
-    data = recipe.data
-    standard = default_corpora()
-    calibrate = read_corpus(data.calibrate, recipe.base) if data.calibrate else standard[0]
-    evaluate = read_corpus(data.evaluate, recipe.base) if data.evaluate else standard[1]
-    tokenizer = tokenizer_of(model)
-    length = min(data.length, model.positions)
-    findings: list[Finding] = []
-    if length < data.length:
-        message = f"windows of {length} tokens instead of {data.length}: the model reads no more"
-        findings.append(Finding("shorter-windows", message))
-    if (share := overlap(calibrate, evaluate)) > OVERLAP:
-        message = (
-            f"{share:.1%} of the evaluation text also stands in the calibration text: quality is overstated"
-        )
-        findings.append(Finding("overlap", message))
-    count = data.sequences - data.written_windows
-    first = windows(calibrate, tokenizer, count=count, length=length, seed=data.seed, special=True)
-    if len(first.input_ids) < count:
-        got = len(first.input_ids)
-        message = f"the calibration text gives {got} windows of {length} tokens, {count} were asked"
-        findings.append(Finding("little-text", message))
-    second = evaluation_windows(evaluate, tokenizer, tokens=data.tokens, length=length, special=True)
-    return Texts(first, second, evaluate, tuple(findings))
+    if "folder" in recipe.export:
+        require_storable(original)
+    return original, recipe, read_texts(recipe.data, recipe.base, original)
 
 
 def written(model: Model, data: Data, kept: Path, *, length: int) -> Int64[Tensor, "n length"]:
@@ -217,7 +205,8 @@ def apply_steps(
         with clock.phase("write"):
             own = written(original, recipe.data, kept, length=ids.shape[1])
         ids, mask = torch.cat([ids, own]), torch.cat([mask, torch.ones_like(own, dtype=torch.bool)])
-        texts = replace(texts, written=_written_record(own))
+        records = (*texts.records, _written_record(own, len(own) / len(ids)))
+        texts = replace(texts, records=records)
     context = Context(ids, mask, journal, clock.console.progress, list(texts.findings))
     model = original
     for step in recipe.steps:
@@ -226,13 +215,15 @@ def apply_steps(
     return Done(original, model, recipe, texts, context)
 
 
-def publish(done: Done, out: Path, journal: Journal, clock: Clock, pages: Mapping[str, Page]) -> RunRecord:
+def publish(
+    done: Done, out: Path, journal: Journal, clock: Clock, pages: Mapping[str, Page], *, overwrite: bool
+) -> RunRecord:
     """Measure, export and read back, then let the finished folder appear under its name."""
     with clock.phase("measure"):
         quality = quality_of(
             done.original, done.model, done.texts.evaluate, done.texts.corpus, seed=done.recipe.data.seed
         )
-    with staging(out) as folder:
+    with staging(out, replace=overwrite) as folder:
         with clock.phase("export"):
             artifacts = tuple(EXPORTERS[name].write(done.model, folder) for name in done.recipe.export)
             behaviour = behaviours(done.model, artifacts)
@@ -248,6 +239,10 @@ def publish(done: Done, out: Path, journal: Journal, clock: Clock, pages: Mappin
         for name, page in pages.items():
             publish_bytes(folder / name, page(record).encode())
         write_manifest(folder)
+        if overwrite and out.exists() and any(out.iterdir()):
+            with clock.phase("verify"):
+                require_sound(verify_folder(folder))
+            _require_finished(out)  # again: hours may have passed
     return record
 
 
@@ -301,15 +296,12 @@ def breakdown(model: Model, artifacts: tuple[Artifact, ...]) -> tuple[SizePart, 
     return tuple(parts)
 
 
-def _text_record(role: str, w: Windows) -> TextRecord:
-    n, length = w.input_ids.shape
-    return TextRecord(role, w.name, w.sha256, w.documents, n, length, int(w.mask.sum()))
-
-
-def _written_record(own: Int64[Tensor, "n length"]) -> TextRecord:
+def _written_record(own: Int64[Tensor, "n length"], share: float) -> TextRecord:
     digest = hashlib.sha256(own.numpy().tobytes()).hexdigest()
     count, length = own.shape
-    return TextRecord("calibrate", "written by the model itself", digest, count, count, length, own.numel())
+    return TextRecord(
+        "calibrate", "written by the model itself", digest, count, count, length, own.numel(), share
+    )
 
 
 def _model_path(recipe: Recipe) -> str:

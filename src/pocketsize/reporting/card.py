@@ -152,12 +152,16 @@ def _interval(row: compare.Row) -> str:
 def _protocol(record: RunRecord) -> str:
     lines = [f"- {plain(line)}" for line in record.protocol]
     lines += [
-        f"- {plain(t.role)}: {plain(t.name)}, {t.windows:,} windows of {t.length:,} tokens, "
+        f"- {plain(t.role)}: {plain(t.name)}, {_share(t.share)}{t.windows:,} windows of {t.length:,} tokens, "
         f"SHA-256 {code(t.sha256)}"
         for t in record.texts
     ]
     lines.append(f"- recipe: `recipe.yaml`, SHA-256 {code(record.recipe_sha256)}, seed {record.seed}")
     return "## Protocol\n\n" + "\n".join(lines)
+
+
+def _share(share: float) -> str:
+    return "" if share == 1 else f"share {share:.4g}, "
 
 
 def _limits(record: RunRecord) -> str:

@@ -88,7 +88,13 @@ def parse_ratio(text: str) -> float:
 
 
 def shrink(
-    recipe: Recipe, goal: Goal, out: Path, *, console: Console, pages: Mapping[str, Page]
+    recipe: Recipe,
+    goal: Goal,
+    out: Path,
+    *,
+    console: Console,
+    pages: Mapping[str, Page],
+    overwrite: bool = False,
 ) -> RunRecord:
     """Find the rung that meets the goal and run it into `out`.
 
@@ -96,7 +102,7 @@ def shrink(
     With `keep`, rungs are quantized and measured from the smallest upwards until one keeps
     enough. What was tried stays in the work folder until the run ends, so nothing is done twice.
     """
-    check_output(out)
+    check_output(out, recipe, overwrite=overwrite)
     model, first, _ = prepare(recipe)
     rungs = ladder(model, first.export)
     sized = [(rung, predicted_bytes(model, first, rung)) for rung in rungs]
@@ -114,7 +120,8 @@ def shrink(
         chosen = _enough(recipe, goal.keep, sorted(fitting, key=lambda pair: pair[1]), out, console)
     console.phase(f"chosen: {chosen.name}")
     work = trial_folder(out, chosen)
-    record = run(with_rung(recipe, chosen), out, console=console, pages=pages, work=work)
+    chosen_recipe = with_rung(recipe, chosen)
+    record = run(chosen_recipe, out, console=console, pages=pages, work=work, overwrite=overwrite)
     shutil.rmtree(work.parent, ignore_errors=True)
     return record
 

@@ -241,8 +241,9 @@ def _data(model: Model, stored: Stored) -> bytes:
     W = model.original(stored.source)
     with np.errstate(over="ignore"):  # reported below, by name
         array = (W if order is None else W[order]).numpy().astype(FLOATS[stored.kind])
-    if not np.isfinite(array).all():
-        raise NumericalError(f"{stored.source}: {stored.kind} cannot hold its values; write floats as F32")
+    if not (sound := np.isfinite(array)).all():
+        count = f"{array.size - int(sound.sum())} of its {array.size} values"
+        raise NumericalError(f"{stored.source}: {stored.kind} cannot hold {count}; write floats as F32")
     return array.tobytes()
 
 
