@@ -124,7 +124,7 @@ def lay_over(model: PreTrainedModel, path: Path) -> dict[str, int]:
 
 
 def agreement(path: Path) -> float:
-    """The percentage of positions at which llama.cpp picked our forward's token when the file was read back."""
+    """The percentage of positions at which llama.cpp picked our token when the file was read back."""
     artifacts = json.loads(path.with_name("record.json").read_text())["artifacts"]
     checks = next(a["checks"] for a in artifacts if a["path"] == path.name)
     said = [re.search(r"picks our forward's token at ([\d.]+)% of \d+ positions", check) for check in checks]
