@@ -46,6 +46,7 @@ class Rtn:
     scale_digits: int | Auto = "auto"
 
     kind: ClassVar[str] = "rtn"
+    calibrated: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check(self)
@@ -96,6 +97,7 @@ class Gptq:
     sink: float = 0.5
 
     kind: ClassVar[str] = "gptq"
+    calibrated: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check(self)

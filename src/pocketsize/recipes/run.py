@@ -201,7 +201,7 @@ def apply_steps(
 ) -> Done:
     """The steps of a recipe, one after the other; what the model writes for them is kept in `kept`."""
     ids, mask = texts.calibrate.input_ids, texts.calibrate.mask
-    if recipe.data.written_windows:
+    if recipe.data.written_windows and any(step.calibrated for step in recipe.steps):
         with clock.phase("write"):
             own = written(original, recipe.data, kept, length=ids.shape[1])
         ids, mask = torch.cat([ids, own]), torch.cat([mask, torch.ones_like(own, dtype=torch.bool)])

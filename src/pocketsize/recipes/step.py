@@ -47,9 +47,13 @@ class Context:
 
 @runtime_checkable
 class Step(Protocol):
-    """A recipe step: a frozen dataclass whose fields are its recipe keys."""
+    """A recipe step: a frozen dataclass whose fields are its recipe keys.
+
+    `calibrated` says whether it looks at the calibration tokens.
+    """
 
     kind: ClassVar[str]
+    calibrated: ClassVar[bool]
 
     def resolve(self, model: Model, exports: tuple[str, ...]) -> Step:
         """The step with every automatic choice made; refuses what cannot be done or exported."""
