@@ -44,7 +44,9 @@ def test_materialised_model_answers_like_a_stock_load(tmp_path: Path, family: st
     ids = tokenizer_of(model)(TEXT[0], return_tensors="pt")
     ids = {key: ids[key] for key in ("input_ids", "attention_mask")}
     ours, stock = materialise(model), _stock(tmp_path, family)
-    assert torch.equal(ours(**ids)[0], stock(**ids)[0])
+    # A stock load fuses the experts, and then sums in an order that depends on the machine.
+    close = 1e-5 if model.arch.experts else 0.0
+    torch.testing.assert_close(ours(**ids)[0], stock(**ids)[0], rtol=close, atol=close)
     assert not any(p.requires_grad for p in ours.parameters())
 
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from pocketsize.cli.main import main
@@ -139,7 +140,8 @@ def test_killed_before_it_is_verified_the_old_one_is_there(
 ) -> None:
     before = state(finished)
     call = [sys.executable, "-c", KILLER, "run", str(finished.parent / "recipe.yaml"), "-o", str(finished)]
-    done = subprocess.run([*call, "--overwrite"], env=source_env, capture_output=True, check=False)
+    env = source_env | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # an unfinished run is of one number
+    done = subprocess.run([*call, "--overwrite"], env=env, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL and state(finished) == before
     assert ".out.partial" in os.listdir(finished.parent)
     assert again(finished, "--overwrite") == 0 and bits(finished) == 8
