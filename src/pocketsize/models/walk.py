@@ -96,7 +96,7 @@ def walk(
         elif head or path != model.blocks[-1]:
             fill(module, path, lambda name, new=done: _either(new, model, name).to(forward_dtype()))
             for call in calls:
-                call.hidden = _go_on(_start(block, call))
+                _keep(_go_on(_start(block, call)), call, path)
         for number, call in enumerate(calls):
             _finite(call.hidden, path, number)
         block.to("meta")
@@ -130,7 +130,7 @@ def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call]) -> Ite
                 _replace(block, name.removeprefix(f"{path}."), model.as_stored(name, new))
             del site, weights, gram, sinks
         for run, call in zip(runs, calls, strict=True):
-            call.hidden = _go_on(run)
+            _keep(_go_on(run), call, path)
 
 
 def _statistics(
@@ -158,6 +158,20 @@ def _go_on(run: greenlet) -> Any:
         return run.switch()
 
 
+def _keep(out: Tensor, call: _Call, path: str) -> None:
+    """Write a block's output over its input: states that outlive a block all lie in one piece of memory.
+
+    As tensors of their own among those of each batch they would leave holes that nothing else fits:
+    1.4 GB instead of 1.1 after five blocks of 128 x 512 tokens of 135M parameters.
+    """
+    if out.shape != call.hidden.shape or out.dtype != call.hidden.dtype:
+        raise UnsupportedError(
+            f"{path}: gives {out.dtype} {tuple(out.shape)}, but reads {call.hidden.dtype} "
+            f"{tuple(call.hidden.shape)}; blocks that change the shape of hidden states are not known"
+        )
+    call.hidden.copy_(out)
+
+
 def _reached(stop: object, first: nn.Module, path: str, names: tuple[str, ...]) -> tuple[Tensor, ...]:
     """What the linears read that a batch waits at, provided they are the ones expected."""
     if not isinstance(stop, tuple) or stop[0] is not first:
@@ -180,6 +194,7 @@ def _capture(module: nn.Module, model: Model, input_ids: Tensor, mask: Tensor) -
             fill(module, name, lambda full: model.original(full).to(forward_dtype()))
     blocks = [module.get_submodule(path) for path in model.blocks]
     calls: list[_Call] = []
+    states = torch.empty(0)
     size = max(1, BATCH_TOKENS // input_ids.shape[1])
     extra = {"use_cache": False} if model.arch.task == "generate" else {}
     for ids, batch_mask in zip(input_ids.split(size), mask.split(size), strict=True):
@@ -188,6 +203,10 @@ def _capture(module: nn.Module, model: Model, input_ids: Tensor, mask: Tensor) -
         call.mask = batch_mask
         if calls:
             _share(calls[0], call)
+        else:
+            states = call.hidden.new_empty(*input_ids.shape, call.hidden.shape[-1])
+        begin = size * len(calls)
+        call.hidden = states[begin : begin + len(ids)].copy_(call.hidden)
         calls.append(call)
     for end in (model.arch.embedding, model.arch.head):
         if end is not None:
