@@ -1,8 +1,13 @@
-"""GPTQ by Pocketsize on the peers' terms: integer zeros, embedding and head left alone."""
+"""GPTQ by Pocketsize on the peers' terms: integer zeros, embedding and head left alone.
+
+The recipe step as a run uses it: each finished block is written to disk, which counts.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,9 +15,9 @@ from meter import metered
 from worker import hand_over, read_job
 
 from pocketsize.models.load import load
-from pocketsize.models.walk import walk
-from pocketsize.quantization.grid import QWeight
-from pocketsize.recipes.quantize import Gptq, block_scheme, quantize_site
+from pocketsize.recipes.journal import open_journal
+from pocketsize.recipes.quantize import Gptq
+from pocketsize.recipes.step import Context
 
 SCALE_BITS = 16
 
@@ -24,12 +29,12 @@ def main() -> None:
     step = Gptq(f"W{job.bits}A16", group=job.group, symmetric=False, embeddings=None).resolve(
         model, ("folder",)
     )
-    weights: dict[str, QWeight] = {}
-    with metered() as cost:
-        for site in walk(model, ids, torch.ones_like(ids, dtype=torch.bool)):
-            for name, weight, _ in quantize_site(site, block_scheme(step), step):
-                weights[name] = weight
-    dequantized = {name: weight.dequantize() for name, weight in weights.items()}
+    with tempfile.TemporaryDirectory() as room:
+        with metered() as cost:
+            journal = open_journal(Path(room) / "work", {})
+            context = Context(ids, torch.ones_like(ids, dtype=torch.bool), journal, lambda *_: None)
+            done = step.apply(model, context)
+        dequantized = {name: weight.dequantize() for name, weight in done.quantized.items()}
     versions = {name: version(name) for name in ("transformers", "numba")}
     hand_over(job, cost, dequantized, scale_bits=SCALE_BITS, zero_bits=job.bits, versions=versions)
 

@@ -81,7 +81,7 @@ def record(rows: Sequence[Mapping[str, object]]) -> None:
         protocol=[
             "GPTQ W4A16, group 64, all linears, embedding left alone; wall seconds from the opened folder to "
             "the last matrix, compilation included, nothing written",
-            "floor: two bfloat16 passes through all linears and one triangle of each Gram matrix, at the best "
+            "floor: two bfloat16 passes through all linears and a triangle of each Gram matrix, at the best "
             "rate of bfloat16 products of the model's own shapes, taken before and after in the same process",
             "single: the same with one pass, which is what this walk makes",
             "parts: seconds inside the named calls; rest is norms, activations, reading and Python",

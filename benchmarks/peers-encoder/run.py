@@ -24,7 +24,7 @@ from summary import record
 SEQUENCES, LENGTH = 64, 256
 SIDES = (
     Side("llmcompressor", "side_llmcompressor.py", ("llmcompressor==0.14.0.1",)),
-    Side(OURS, "side_ours.py"),
+    Side(OURS, "side_ours.py", revision=2),
     Side("rounding", "side_rounding.py", dtype="float32", calibrated=False),
 )
 

@@ -15,6 +15,6 @@ SIDES = (
         {"GPTQMODEL_CPU_WORKERS": "2"},
         warm_up=True,
     ),
-    Side(OURS, "side_ours.py"),
+    Side(OURS, "side_ours.py", revision=2),
     Side("rounding", "side_rounding.py", dtype="float32", calibrated=False),
 )

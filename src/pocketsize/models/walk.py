@@ -48,12 +48,14 @@ Arguments = tuple[tuple[object, ...], dict[str, object]]
 class _Call:
     """What one batch brings: hidden states, the other arguments of each block, the mask of real tokens.
 
-    Arguments differ by block where windows of attention do, or rotary tables.
+    Arguments differ by block where windows of attention do, or rotary tables. `shelf` is its part of the
+    memory that holds what the last linears of a block read.
     """
 
     hidden: Float[Tensor, "batch seq hidden"]
     arguments: dict[nn.Module, Arguments]
     mask: Bool[Tensor, "batch seq"]
+    shelf: Float[Tensor, "tokens in"] = field(default_factory=lambda: torch.empty(0, 0))
 
 
 class _Captured(Exception):
@@ -122,6 +124,8 @@ def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call]) -> Ite
         for number, (group, first) in enumerate(zip(groups, firsts, strict=True)):
             stops = (_reached(_go_on(run), first, path, group.names) for run in runs)
             names = tuple(f"{path}.{name}.weight" for name in group.names)
+            if number == len(groups) - 1:
+                stops = _shelved(stops, calls)
             gram, sinks = _statistics(stops, calls, model.matrix_shape(names[0])[1], attends=group.attends)
             weights = tuple(model.as_stored(name, model.weight(name)) for name in names)
             site = Site(path, names, weights, gram, last=number == len(groups) - 1, first=sinks)
@@ -145,6 +149,28 @@ def _statistics(
         if sinks is not None:
             sinks.update(X[:, 0])
     return gram, sinks
+
+
+def _shelved(stops: Iterable[tuple[Tensor, ...]], calls: Sequence[_Call]) -> Iterator[tuple[Tensor, ...]]:
+    """What the last linears of a block read, moved into one piece of memory that the next block uses again.
+
+    It is the widest of all that waits, and nothing else reads it. Left where it was made, 128 x 512 tokens
+    of 135M parameters took 1.3 to 1.4 GB instead of 1.2.
+    """
+    for (X, *rows), call in zip(stops, calls, strict=True):
+        if not rows:  # experts read few tokens, other ones in each block
+            X.data = _shelf(call, calls, X).view(X.shape).copy_(X)
+        yield (X, *rows)
+
+
+def _shelf(call: _Call, calls: Sequence[_Call], X: Tensor) -> Tensor:
+    """A call's part of that memory, made where there is none of this width."""
+    if call.shelf.shape[1] != X.shape[-1] or call.shelf.dtype != X.dtype:
+        counts = [one.mask.numel() for one in calls]
+        parts = X.new_empty(sum(counts), X.shape[-1]).split(counts)
+        for one, part in zip(calls, parts, strict=True):
+            one.shelf = part
+    return call.shelf
 
 
 def _start(block: nn.Module, call: _Call) -> greenlet:
