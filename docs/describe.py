@@ -13,9 +13,9 @@ from typing import Any
 
 import click
 import yaml
+from benchmarks.tables import bars_table, benchmark, paths, rows_table
 
 import pocketsize
-from benchmarks.tables import bars_table, benchmark, paths, rows_table
 from pocketsize import api, errors
 from pocketsize.cli import main as command_line
 from pocketsize.cli.main import WORDS
@@ -119,7 +119,11 @@ def functions() -> str:
     parts = []
     for function in FUNCTIONS:
         where = "ps" if function.__name__ in pocketsize.__all__ else "pocketsize.api"
-        parts += [f"## {where}.{function.__name__}", f"```python\n{_signature(function)}\n```", _doc(function)]
+        parts += [
+            f"## {where}.{function.__name__}",
+            f"```python\n{_signature(function)}\n```",
+            _doc(function),
+        ]
     return "\n\n".join(parts)
 
 
@@ -150,9 +154,13 @@ def family_table() -> str:
     rows = []
     for name in families():
         arch = arch_of(name)
-        formats = "nothing in it can be quantized" if arch.refuses else "folder, GGUF" if arch.gguf else "folder"
+        formats = (
+            "nothing in it can be quantized" if arch.refuses else "folder, GGUF" if arch.gguf else "folder"
+        )
         experts = "yes" if arch.experts else ""
-        rows.append([f"`{name}`", "language model" if arch.task == "generate" else "encoder", experts, formats])
+        rows.append(
+            [f"`{name}`", "language model" if arch.task == "generate" else "encoder", experts, formats]
+        )
     return table(["`model_type`", "kind", "experts", "exports"], rows)
 
 
@@ -178,7 +186,9 @@ def benchmarks() -> str:
 
 def rungs(export: str) -> str:
     """The rungs of the ladder that `shrink` climbs, smallest file last."""
-    return "\n".join(f"{i}. {rung.name}" for i, rung in enumerate({"gguf": GGUF, "folder": FOLDER}[export], 1))
+    return "\n".join(
+        f"{i}. {rung.name}" for i, rung in enumerate({"gguf": GGUF, "folder": FOLDER}[export], 1)
+    )
 
 
 def table(headings: list[str], rows: list[list[str]]) -> str:
@@ -196,14 +206,20 @@ def _cell(text: str) -> str:
 def _meanings(name: str, keys: Any) -> Mapping[str, str]:
     known = MEANINGS[name]
     if differ := set(known) ^ set(keys):
-        raise SystemExit(f"docs/meanings.yaml: {name}: {', '.join(sorted(differ))} is only here or only in the code")
+        raise SystemExit(
+            f"docs/meanings.yaml: {name}: {', '.join(sorted(differ))} is only here or only in the code"
+        )
     return known
 
 
 def _values(f: Field[Any]) -> str:
     said = re.sub(r"Literal\[.auto.\]|Auto", "auto", str(f.type)).replace("None", "null")
     said = said.replace("tuple[str, ...] | tuple[Source, ...]", "files or sources")
-    for python, plain in (("tuple[Step, ...]", "steps"), ("tuple[str, ...]", "names"), ("bool", "true, false")):
+    for python, plain in (
+        ("tuple[Step, ...]", "steps"),
+        ("tuple[str, ...]", "names"),
+        ("bool", "true, false"),
+    ):
         said = said.replace(python, plain)
     for python, plain in (("str", "text"), ("int", "whole number"), ("float", "number"), ("Data", "texts")):
         said = re.sub(rf"\b{python}\b", plain, said)

@@ -1,4 +1,4 @@
-"""Fills the generated parts of the pages from the code and the records: `python -m docs.generate [--check]`."""
+"""Fills what is generated in the pages, from code and records: `python -m docs.generate [--check]`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from pathlib import Path
 from docs.describe import PARTS
 
 DOCS = Path(__file__).parent
-MARK = re.compile(
-    r"(<!-- generated: ([\w-]+(?: [\w.-]+)*) -->\n).*?(<!-- end of generated -->)", re.DOTALL
-)
+MARK = re.compile(r"(<!-- generated: ([\w-]+(?: [\w.-]+)*) -->\n).*?(<!-- end of generated -->)", re.DOTALL)
 
 
 def filled(text: str, page: Path) -> str:

@@ -1,4 +1,4 @@
-"""Called by mkdocs: tables that are wider than the page scroll by themselves, and a search index is written."""
+"""Called by mkdocs: tables wider than the page scroll by themselves; an index for the search is written."""
 
 from __future__ import annotations
 
