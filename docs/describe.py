@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import importlib
 import inspect
 import re
@@ -203,6 +204,11 @@ def _cell(text: str) -> str:
     return " ".join(re.sub(r"(?<!\\)\|", r"\\|", text).split())
 
 
+def _code(text: str) -> str:
+    """Code in a cell; a bar in it would end the cell, and escaped it would be shown with its escape."""
+    return f"<code>{html.escape(text).replace('|', '&#124;')}</code>" if "|" in text else f"`{text}`"
+
+
 def _meanings(name: str, keys: Any) -> Mapping[str, str]:
     known = MEANINGS[name]
     if differ := set(known) ^ set(keys):
@@ -272,7 +278,7 @@ def _signature(function: Callable[..., object]) -> str:
 def _class(kind: type, heading: str) -> str:
     """A dataclass: its fields in a table, its docstring, and what else it answers."""
     parts = [f"## {heading}", _doc(kind)]
-    rows = [[f"`{f.name}`", f"`{f.type}`", _initial(f)] for f in fields(kind)]  # type: ignore[arg-type]
+    rows = [[f"`{f.name}`", _code(str(f.type)), _initial(f)] for f in fields(kind)]  # type: ignore[arg-type]
     parts.append(table(["field", "type", "default"], rows))
     answers = []
     for name, item in vars(kind).items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,31 @@ def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
     for title, anchor, words in sections.found:
         url = page.url + (f"#{anchor}" if anchor else "")
         _entries.append({"title": title, "url": posixpath.normpath(url), "text": " ".join(words)})
-    box = '<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>'
-    return html.replace("<table>", box).replace("</table>", "</table></div>")
+    return re.sub(r"<table>.*?</table>", _boxed, html, flags=re.DOTALL)
 
 
 def on_post_build(config: Any) -> None:
     """The index, as a script: a page that is read from a disk may load no other file."""
     text = json.dumps(_entries, ensure_ascii=False, separators=(",", ":"))
     Path(config["site_dir"], "search.js").write_text(f"window.PAGES={text};\n", encoding="utf-8")
+
+
+def _boxed(found: re.Match[str]) -> str:
+    """A table in its box; one of words with three columns or more becomes a list of cards on a phone."""
+    table = found[0]
+    headings = [re.sub(r"<[^>]+>", "", h) for h in re.findall(r"<th[^>]*>(.*?)</th>", table, re.DOTALL)]
+    if len(headings) >= 3 and "text-align: right" not in table:
+        rows = re.sub(
+            r"<tr>(.*?)</tr>", lambda row: f"<tr>{_labelled(row[1], headings)}</tr>", table, flags=re.DOTALL
+        )
+        table = rows.replace("<table>", '<table class="cards">')
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="Table">{table}</div>'
+
+
+def _labelled(row: str, headings: list[str]) -> str:
+    """The cells of a row, each with the heading of its column."""
+    names = iter(headings)
+    return re.sub(r"<td>", lambda _: f'<td data-label="{next(names)}">', row)
 
 
 class _Sections(HTMLParser):

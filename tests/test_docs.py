@@ -126,10 +126,10 @@ def test_python_names_what_exists(block: Block) -> None:
             "unexpected keyword argument 'fti'",
         ),
         ("import pocketsize as ps\nr = ps.shrink('m', out='o')\nr.measurement", "Result has no measurement"),
-        ("import pocketsize as ps\nr = ps.shrink('m', out='o')\nr.measurements['a'].valeu", "has no valeu"),
+        ("import pocketsize as ps\nr = ps.shrink('m', out='o')\nr.measurements['a'].worth", "has no worth"),
         (
-            "from pocketsize.api import result\nfor s in result('o').record.steps:\n    s.layers[0].erorr",
-            "LayerReport has no erorr",
+            "from pocketsize.api import result\nfor s in result('o').record.steps:\n    s.layers[0].fault",
+            "LayerReport has no fault",
         ),
         ("from pocketsize.api import Data\nDate = Data(calibrat=())", "calibrat"),
     ],
