@@ -1,7 +1,7 @@
 """Checks the built site: `python -m docs.check_site [site]`. Nothing is fetched.
 
 Every link inside it leads to a file and an anchor that are there; no page, style or script loads
-anything from elsewhere. Links that lead out are listed.
+anything from elsewhere; no Markdown is left unread. Links that lead out are listed.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ LOADS = {
 FOREIGN = re.compile(r"(?:https?:|wss?:|ftp:)?//[\w.-]+\.[a-z]{2,}", re.IGNORECASE)
 # The name of SVG is written as an address, and never opened.
 NAMES = ("http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink", "http://www.w3.org/1998/Math/MathML")
+VERBATIM = {"code", "pre", "script", "style"}
+# A fence, a link, a table's rule or a heading that was not understood, as a fence inside a list.
+UNREAD = re.compile(r"```|\]\(|\| --- \||^#{1,6} \S")
 
 
 @dataclass
@@ -42,12 +45,15 @@ class Found(HTMLParser):
     links: list[str] = field(default_factory=list)
     loads: list[str] = field(default_factory=list)
     anchors: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    code: int = 0
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Collect addresses and ids of one element."""
+        self.code += tag in VERBATIM
         for name, value in attrs:
             if not value:
                 continue
@@ -60,6 +66,15 @@ class Found(HTMLParser):
             elif name == "style" or name.startswith("on"):
                 self.loads += FOREIGN.findall(value)
 
+    def handle_endtag(self, tag: str) -> None:
+        """Leave what is shown as it is."""
+        self.code -= tag in VERBATIM
+
+    def handle_data(self, data: str) -> None:
+        """Collect lines with Markdown that became no element."""
+        if not self.code:
+            self.unread += [line.strip() for line in data.splitlines() if UNREAD.search(line)]
+
 
 def complaints(site: Path) -> tuple[list[str], list[str]]:
     """What is wrong with a built site, and the links that lead out of it."""
@@ -69,6 +84,7 @@ def complaints(site: Path) -> tuple[list[str], list[str]]:
     for path, found in pages.items():
         name = path.relative_to(site.resolve())
         wrong += [f"{name}: the anchor {a!r} twice" for a in sorted(_twice(found.anchors))]
+        wrong += [f"{name}: Markdown left unread: {line[:60]}" for line in found.unread]
         for link in found.links:
             if urlsplit(link).scheme or link.startswith("//"):
                 outside.add(link)

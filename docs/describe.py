@@ -185,6 +185,20 @@ def benchmarks() -> str:
     return "\n\n".join(f"## {name}\n\n{benchmark(name)}" for name in names)
 
 
+def examples() -> str:
+    """Every example: what it is for, how it is called, and its text."""
+    parts = []
+    for path in sorted((DOCS.parent / "examples").glob("*.py")):
+        text = path.read_text()
+        said, _, rest = (ast.get_docstring(ast.parse(text)) or "").partition("\n\n")
+        code = text.split('"""', 2)[2].strip()
+        calls, _, notes = rest.partition("\n\n")
+        parts += [f"## {path.name}", said, f"```sh\n{calls}\n```", notes, f"```python\n{code}\n```"]
+    recipe = (DOCS.parent / "examples" / "recipe.yaml").read_text().strip()
+    parts += ["## recipe.yaml", f"```yaml\n{recipe}\n```"]
+    return "\n\n".join(part for part in parts if part)
+
+
 def rungs(export: str) -> str:
     """The rungs of the ladder that `shrink` climbs, smallest file last."""
     return "\n".join(
@@ -306,4 +320,5 @@ PARTS: Mapping[str, Callable[..., str]] = {
     "rows": rows_table,
     "benchmarks": benchmarks,
     "rungs": rungs,
+    "examples": examples,
 }

@@ -32,6 +32,8 @@ def on_post_build(config: Any) -> None:
     """The index, as a script: a page that is read from a disk may load no other file."""
     text = json.dumps(_entries, ensure_ascii=False, separators=(",", ":"))
     Path(config["site_dir"], "search.js").write_text(f"window.PAGES={text};\n", encoding="utf-8")
+    for name in ("sitemap.xml", "sitemap.xml.gz"):  # of a site that has no address
+        Path(config["site_dir"], name).unlink(missing_ok=True)
 
 
 def _boxed(found: re.Match[str]) -> str:

@@ -1,6 +1,8 @@
 """Load a finished folder with stock transformers, without Pocketsize, and let it write.
 
-python examples/in_transformers.py OUT --prompt 'The sea is'      (needs compressed-tensors)
+python examples/in_transformers.py OUT --prompt 'The sea is'
+
+It needs compressed-tensors.
 """
 
 import argparse

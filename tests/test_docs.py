@@ -190,6 +190,7 @@ def test_the_site_is_whole_and_sealed(tmp_path: Path) -> None:
         ('<img src="http://example.com/a.png">', "loads http://example.com/a.png"),
         ('<p style="background: url(https://example.com/a.png)">x</p>', "loads https://example.com"),
         ('<b id="a"></b><i id="a"></i>', "the anchor 'a' twice"),
+        ("<li>so:\n```python\nx</li>", "Markdown left unread: ```python"),
     ],
 )
 def test_what_is_wrong_with_a_site_is_seen(body: str, said: str, tmp_path: Path) -> None:
