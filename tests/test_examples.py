@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import runpy
 import sys
@@ -15,6 +16,7 @@ import pocketsize as ps
 from pocketsize.api import Data
 from pocketsize.cli.main import main
 from pocketsize.exporting import table
+from pocketsize.recipes import texts as texts_of_runs
 from pocketsize.recipes.recipe import read_recipe
 from pocketsize.recipes.record import read_record
 from tiny import TEXT, write_tiny
@@ -26,10 +28,11 @@ Run = Callable[..., str]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_fresh_process() -> Iterator[None]:
-    """Folders are not read back in a process of their own here: that takes seconds, and has its own tests."""
+def quick() -> Iterator[None]:
+    """No folder is read back in a fresh process (that has its own tests); Python's manual is read once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(table, "reload_check", lambda model, folder: ("left out in these tests",))
+        patch.setattr(texts_of_runs, "default_corpora", functools.cache(texts_of_runs.default_corpora))
         yield
 
 
@@ -46,7 +49,7 @@ def example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, no_fresh_process: None) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, quick: None) -> Path:
     """A folder that a run has finished."""
     base = tmp_path_factory.mktemp("finished")
     model = write_tiny(base / "model", "llama")
