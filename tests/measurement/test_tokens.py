@@ -15,6 +15,7 @@ from pocketsize.measurement import tokens
 from pocketsize.measurement.tokens import compare, token_scores
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import Model
+from pocketsize.models.stream import Read, without_blocks
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import Scheme
@@ -132,14 +133,30 @@ def test_padding_is_never_counted(model, held_out):
     assert got.kl == pytest.approx(full.kl[: 2 * 23], abs=1e-5)
 
 
-def test_unquantized_tensors_are_held_once(model):
-    loaded = tokens._module(model, torch.float32, lambda name: None)
-    small = rounded(model, 4)
-    second = dict(
-        tokens._module(small, torch.float32, tokens._shared(model, loaded, small)).named_parameters()
+def test_what_lies_outside_the_blocks_is_held_once(model):
+    def read(one: Model, shared: object) -> Read:
+        return tokens._reading(one, torch.float32, shared)  # type: ignore[arg-type]
+
+    loaded, small = without_blocks(model, read(model, lambda name: None)), rounded(model, 4)
+    embedded = model.with_quantized(
+        {model.arch.embedding: rtn(model.original(model.arch.embedding), Scheme(8, 32))}
     )
-    for name, first in loaded.named_parameters():
-        assert (first.data_ptr() == second[name].data_ptr()) == (name not in small.quantized)
+    for other, same in ((small, True), (embedded, False)):
+        second = without_blocks(other, read(other, tokens._shared(model, loaded, other)))
+        first, other_one = (m.get_parameter(model.arch.embedding) for m in (loaded, second))
+        assert (first.data_ptr() == other_one.data_ptr()) is same
+        norms = [m.get_parameter("model.norm.weight").data_ptr() for m in (loaded, second)]
+        assert norms[0] == norms[1]
+
+
+@pytest.mark.parametrize("states", [1, 2**28])
+def test_rounds_do_not_change_the_scores(model, held_out, states, monkeypatch):
+    whole = compare(model, rounded(model, 4), held_out, torch.float32)
+    monkeypatch.setattr(tokens, "STATES", states)
+    monkeypatch.setattr(tokens, "BATCH_TOKENS", 24)
+    again = compare(model, rounded(model, 4), held_out, torch.float32)
+    assert again.kl == pytest.approx(whole.kl, abs=1e-5)
+    assert again.window.tolist() == whole.window.tolist() and again.agrees.tolist() == whole.agrees.tolist()
 
 
 def test_overflow_says_which_model_and_where(model, held_out):

@@ -191,3 +191,15 @@ def test_a_size_below_the_possible(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["shrink", str(tmp_path / "model"), "--fit", "1kB", "-o", str(tmp_path / "out")]) == 5
     error = capsys.readouterr().err
     assert "smallest gguf file possible" in error and error.count("\n") == 1 and hashes(tmp_path) == before
+
+
+def test_an_original_without_room_in_memory_is_not_timed_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe(tmp_path, "bert")
+    monkeypatch.setattr("pocketsize.measurement.suite.available_bytes", lambda: 1000)
+    assert main(["run", str(path), "-o", str(tmp_path / "out")]) == 0
+    made = read_record(tmp_path / "out" / "record.json")
+    assert [finding.code for finding in made.findings].count("not-timed") == 1
+    assert not made.timing.measurements
+    assert "the original was not timed in torch" in " ".join(capsys.readouterr().out.split())

@@ -8,7 +8,8 @@ forward pass answers to fixed texts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,12 @@ from pocketsize.exporting.probes import PROBES, STRINGS
 from pocketsize.models.load import tokenizer_of
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import fill, skeleton
+from pocketsize.models.stream import Read, stream, without_blocks
 
 TEXTS = PROBES[:8]
 # Sums in another order, on another processor, move a logit by far less than this.
 TOLERANCE = 2e-3
 _SHOWN = 64
-
-Read = Callable[[str], Tensor]
 
 
 def behaviour_of(model: Model, read: Read | None = None) -> dict[str, Any]:
@@ -38,21 +38,21 @@ def behaviour_of(model: Model, read: Read | None = None) -> dict[str, Any]:
     numbers of the mean over the last hidden states.
     """
     prints: dict[str, str] = {}
-    module = loaded(model, _printing(read or model.weight, prints))
     tokenizer = tokenizer_of(model)
     ids = [list(tokenizer(text).input_ids)[:_SHOWN] for text in TEXTS]
+    answers = _answers(model, _printing(read or model.weight, prints), ids)
     return {
         "config": model.config.to_dict(),
         "tensors": dict(sorted(prints.items())),
         "tokenizer": tokenizer_print(tokenizer),
-        "answers": [_answer(model, module, row) for row in ids],
+        "answers": answers,
     }
 
 
 def differences(recorded: Mapping[str, Any], model: Model, read: Read) -> list[str]:
     """Tensors and answers that are no longer as recorded, one sentence each; empty when all are."""
     found: dict[str, str] = {}
-    module = loaded(model, _printing(read, found))
+    answers = _answers(model, _printing(read, found), [recorded_ids(old) for old in recorded["answers"]])
     tensors: Mapping[str, str] = recorded["tensors"]
     problems = [f"tensor {n}: recorded, but not there" for n in sorted(tensors.keys() - found.keys())]
     problems += [f"tensor {n}: not in the record" for n in sorted(found.keys() - tensors.keys())]
@@ -61,8 +61,7 @@ def differences(recorded: Mapping[str, Any], model: Model, read: Read) -> list[s
         if found[name] != tensors[name]:
             other = owners.get(found[name])
             problems.append(f"tensor {name}: " + (f"holds {other}" if other else "its values have changed"))
-    for i, old in enumerate(recorded["answers"]):
-        new = _answer(model, module, recorded_ids(old))
+    for i, (old, new) in enumerate(zip(recorded["answers"], answers, strict=True)):
         if gap := _gap(old, new):
             problems.append(f"answer to text {i + 1}: {gap}")
     return problems
@@ -121,10 +120,19 @@ def _printing(read: Read, prints: dict[str, str]) -> Read:
     return reading
 
 
-@torch.no_grad()
-def _answer(model: Model, module: nn.Module, ids: list[int]) -> dict[str, str]:
+def _answers(model: Model, read: Read, texts: list[list[int]]) -> list[dict[str, str]]:
+    """What the model answers to each text, one block of it in memory at a time."""
+    module = without_blocks(model, read)
+
+    def forward(ids: list[int]) -> Tensor:
+        return module(input_ids=torch.tensor([ids]))[0][0].to(torch.float32)
+
+    outputs = stream(module, model, read, [partial(forward, ids) for ids in texts])
+    return [_shown(model, ids, out) for ids, out in zip(texts, outputs, strict=True)]
+
+
+def _shown(model: Model, ids: list[int], out: Float[Tensor, "n width"]) -> dict[str, str]:
     """Ids and answer as texts of numbers, which keeps the record short."""
-    out = module(input_ids=torch.tensor([ids]))[0][0].to(torch.float32)
     if model.arch.task == "generate":
         best, token = out.max(dim=-1)
         return {"ids": _words(ids), "tokens": _words(token.tolist()), "logits": _numbers(best)}

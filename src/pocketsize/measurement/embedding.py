@@ -6,10 +6,10 @@ import math
 import random
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64
 from numpy import ndarray
@@ -23,7 +23,7 @@ from pocketsize.measurement.quality import Quality
 from pocketsize.measurement.stats import RESAMPLES, Interval, bootstrap, bootstrap_mean, dense, spearman
 from pocketsize.models.load import tokenizer_of
 from pocketsize.models.model import Model
-from pocketsize.models.skeleton import materialise
+from pocketsize.models.stream import stream, without_blocks
 
 SENTENCES = 256
 LEAST = 16
@@ -71,22 +71,26 @@ def mean_pool(hidden: Float[Tensor, "b s hidden"], mask: Bool[Tensor, "b s"]) ->
     return F.normalize((hidden.double() * kept).sum(1) / kept.sum(1), dim=-1)
 
 
-@torch.no_grad()
 def _embed(
     model: Model, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> Float64[ndarray, "n hidden"]:
-    module = materialise(model)
-    length = min(512, model.positions)
+    module, length = without_blocks(model, model.weight), min(512, model.positions)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    rows = np.empty((len(texts), int(model.config.hidden_size)))
-    for a in range(0, len(order), BATCH):
-        index = order[a : a + BATCH]
+    parts = [order[a : a + BATCH] for a in range(0, len(order), BATCH)]
+
+    def pooled(index: list[int]) -> Float64[Tensor, "b hidden"]:
         batch = tokenizer(
             [texts[i] for i in index], padding=True, truncation=True, max_length=length, return_tensors="pt"
         )
         mask = batch["attention_mask"]
         hidden = module(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
-        rows[index] = mean_pool(hidden, mask.bool()).numpy()
+        return mean_pool(hidden, mask.bool())
+
+    rows = np.empty((len(texts), int(model.config.hidden_size)))
+    for index, found in zip(
+        parts, stream(module, model, model.weight, [partial(pooled, index) for index in parts]), strict=True
+    ):
+        rows[index] = found.numpy()
     if not np.isfinite(rows).all():
         raise NumericalError(f"{model.folder}: embeddings of the evaluation sentences are NaN or infinite")
     return rows

@@ -12,6 +12,7 @@ from pocketsize.data.text import Corpus
 from pocketsize.measurement.embedding import embedding_quality
 from pocketsize.measurement.latency import torch_latency
 from pocketsize.measurement.measurement import Measurement
+from pocketsize.measurement.memory import available_bytes
 from pocketsize.measurement.quality import Quality, quality
 from pocketsize.measurement.runtime import llamacpp_latency
 from pocketsize.models.model import Model
@@ -26,14 +27,23 @@ def quality_of(original: Model, compressed: Model, windows: Windows, corpus: Cor
     return embedding_quality(original, compressed, corpus, seed=seed)
 
 
+def has_room(model: Model) -> bool:
+    """Whether the whole model fits into memory in float32."""
+    left = available_bytes()
+    return left is None or 4 * model.origin.parameters < left
+
+
 def latency(original: Model, gguf: Sequence[Path], *, threads: int | None = None) -> list[Measurement]:
     """Speed of the original in torch and of each GGUF file in llama.cpp, on the same threads.
 
-    The prompt is 256 tokens, or half of what the model can read if that is less.
+    The prompt is 256 tokens, or half of what the model can read if that is less. An original for which
+    memory has no room is left out.
     """
     threads = threads or torch.get_num_threads()
     prompt = min(PROMPT, original.positions // 2)
-    rows = torch_latency(original, "original", threads=threads, prompt=prompt)
+    rows: list[Measurement] = []
+    if has_room(original):
+        rows += torch_latency(original, "original", threads=threads, prompt=prompt)
     for path in gguf:
         rows += llamacpp_latency(path, path.name, threads=threads, prompt=prompt)
     return rows

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 from pocketsize.data.calibration import Windows
 from pocketsize.errors import NumericalError, UnsupportedError
 from pocketsize.models.model import Model
-from pocketsize.models.skeleton import fill, skeleton
+from pocketsize.models.stream import Read, stream, without_blocks
 
-# Tokens per forward pass, and logits held at once per model: both bound memory, neither the result.
+# Tokens per forward pass, logits held at once per model, and bytes of hidden states that wait between two
+# blocks: all bound memory, none the result.
 BATCH_TOKENS = 2048
 LOGITS = 2**23
+STATES = 2**28
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +67,16 @@ def _log_softmax(x: Float[Tensor, "t vocab"], work: Float[Tensor, "t vocab"]) ->
 
 @torch.no_grad()
 def compare(original: Model, compressed: Model, windows: Windows, dtype: torch.dtype) -> TokenScores:
-    """Both models over all windows, one batch at a time; `dtype` is that of the blocks' matrices.
+    """Both models over all windows, one block in memory at a time; `dtype` is that of the blocks' matrices.
 
     A model compared with itself runs once.
     """
     _comparable(original, compressed, windows)
-    modules = [_module(original, dtype, lambda name: None)]
+    reads = [_reading(original, dtype, lambda name: None)]
+    modules = [without_blocks(original, reads[0])]
     if compressed is not original:
-        modules.append(_module(compressed, dtype, _shared(original, modules[0], compressed)))
-    size = max(1, BATCH_TOKENS // windows.input_ids.shape[1])
+        reads.append(_reading(compressed, dtype, _shared(original, modules[0], compressed)))
+        modules.append(without_blocks(compressed, reads[1]))
     counted = windows.mask[:, 1:] & windows.mask[:, :-1]
     total = int(counted.sum())
     # Filled in place: small arrays kept between large temporary ones would pin those in the heap.
@@ -84,14 +88,24 @@ def compare(original: Model, compressed: Model, windows: Windows, dtype: torch.d
     )
     room = torch.empty(3, max(1, LOGITS // int(original.config.vocab_size)), int(original.config.vocab_size))
     at = 0
-    for ids, mask, here in zip(
-        *(x.split(size) for x in (windows.input_ids, windows.mask, counted)), strict=True
-    ):
-        states = [_hidden(module, ids, mask, dtype)[:, :-1][here].float() for module in modules]
+    for ids, mask, here in _rounds(windows, counted, int(original.config.hidden_size)):
+        states = [
+            _hidden(module, model, read, ids, mask, dtype)[:, :-1][here]
+            for module, model, read in zip(modules, (original, compressed), reads, strict=False)
+        ]
         _score(modules, states, ids[:, 1:][here], room, (scores, at))
         at += len(states[0])
     _require_finite(scores)
     return scores
+
+
+def _rounds(
+    windows: Windows, counted: Bool[Tensor, "n s"], width: int
+) -> Iterator[tuple[Int64[Tensor, "n s"], Bool[Tensor, "n s"], Bool[Tensor, "n t"]]]:
+    """The windows in parts whose hidden states, and those they started with, have room in memory."""
+    length = windows.input_ids.shape[1]
+    size = max(1, STATES // (2 * 4 * width * length))
+    return zip(*(x.split(size) for x in (windows.input_ids, windows.mask, counted)), strict=True)
 
 
 def _comparable(original: Model, compressed: Model, windows: Windows) -> None:
@@ -111,20 +125,19 @@ def _comparable(original: Model, compressed: Model, windows: Windows) -> None:
 
 
 def _shared(original: Model, loaded: nn.Module, compressed: Model) -> Callable[[str], Tensor | None]:
-    """The tensors of `loaded` that both models have from the same checkpoint."""
+    """The tensors around the blocks of `loaded` that both models have from the same checkpoint."""
     if original.checkpoint is not compressed.checkpoint:
         return lambda name: None
-    here = dict(loaded.named_parameters())
+    here = {name: tensor for name, tensor in loaded.named_parameters() if not tensor.is_meta}
     changed = original.quantized.keys() | compressed.quantized.keys()
     return lambda name: here[name].detach() if name in here and name not in changed else None
 
 
-def _module(model: Model, dtype: torch.dtype, shared: Callable[[str], Tensor | None]) -> nn.Module:
-    """The whole model, the matrices of its blocks in `dtype`, everything else float32.
+def _reading(model: Model, dtype: torch.dtype, shared: Callable[[str], Tensor | None]) -> Read:
+    """Weights as they are measured: the matrices of the blocks in `dtype`, everything else float32.
 
     Under autocast that gives the same numbers as float32 matrices, in half the memory.
     """
-    module = skeleton(model)
     matrices = set(model.linears)
 
     def read(name: str) -> Tensor:
@@ -133,17 +146,28 @@ def _module(model: Model, dtype: torch.dtype, shared: Callable[[str], Tensor | N
             held if held is not None else model.weight(name).to(dtype if name in matrices else torch.float32)
         )
 
-    fill(module, "", read)
-    return module.eval().requires_grad_(False)
+    return read
 
 
 def _hidden(
-    module: nn.Module, ids: Int64[Tensor, "b s"], mask: Bool[Tensor, "b s"], dtype: torch.dtype
-) -> Float[Tensor, "b s hidden"]:
+    module: nn.Module,
+    model: Model,
+    read: Read,
+    ids: Int64[Tensor, "n s"],
+    mask: Bool[Tensor, "n s"],
+    dtype: torch.dtype,
+) -> Float[Tensor, "n s hidden"]:
+    """The last hidden states of all windows, block by block, float32."""
     body = module.get_submodule(cast(str, module.base_model_prefix))
-    attend = None if bool(mask.all()) else mask.long()
+    size = max(1, BATCH_TOKENS // ids.shape[1])
+
+    def forward(part: Int64[Tensor, "b s"], real: Bool[Tensor, "b s"]) -> Float[Tensor, "b s hidden"]:
+        attend = None if bool(real.all()) else real.long()
+        return body(input_ids=part, attention_mask=attend, use_cache=False).last_hidden_state.float()
+
+    batches = zip(ids.split(size), mask.split(size), strict=True)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        return body(input_ids=ids, attention_mask=attend, use_cache=False).last_hidden_state
+        return torch.cat(stream(module, model, read, [partial(forward, *batch) for batch in batches]))
 
 
 def _score(

@@ -48,11 +48,8 @@ def fill(module: nn.Module, prefix: str, read: Callable[[str], Tensor]) -> None:
     Tensors are assigned, not copied. A tied tensor is read once and stays tied.
     """
     tied = tied_names(module)
-    below = prefix + "."
     found = False
-    for name, old in stored(module):
-        if prefix and name != prefix and not name.startswith(below):
-            continue
+    for name, old in _below(module, prefix):
         found = True
         if name in tied:
             continue
@@ -65,6 +62,16 @@ def fill(module: nn.Module, prefix: str, read: Callable[[str], Tensor]) -> None:
     for name, source in tied.items():
         owner, _, attribute = name.rpartition(".")
         setattr(module.get_submodule(owner), attribute, module.get_parameter(source))
+
+
+def _below(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """What is stored at or below a path; the rest of the module is not gone through."""
+    owner, _, attribute = prefix.rpartition(".")
+    part = getattr(module.get_submodule(owner), attribute, None) if prefix else module
+    if isinstance(part, Tensor):
+        yield prefix, part
+    elif isinstance(part, nn.Module):
+        yield from ((f"{prefix}.{name}".lstrip("."), tensor) for name, tensor in stored(part))
 
 
 def materialise(model: Model, dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,8 @@ from pocketsize.linalg import Gram
 from pocketsize.models.attention import CausalPanels
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
-from pocketsize.models.skeleton import assign, fill, skeleton, stored
+from pocketsize.models.skeleton import assign, fill, skeleton
+from pocketsize.models.stream import hooked, surroundings
 
 BATCH_TOKENS = 2048
 
@@ -118,7 +118,7 @@ def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call]) -> Ite
         driver.switch((linear, args))
 
     runs = [_start(block, call) for call in calls]
-    with _hooked(firsts, wait):
+    with hooked(firsts, wait):
         for number, (group, first) in enumerate(zip(groups, firsts, strict=True)):
             stops = (_reached(_go_on(run), first, path, group.names) for run in runs)
             names = tuple(f"{path}.{name}.weight" for name in group.names)
@@ -188,8 +188,7 @@ def _replace(block: nn.Module, name: str, new: Tensor) -> None:
 
 def _capture(module: nn.Module, model: Model, input_ids: Tensor, mask: Tensor) -> list[_Call]:
     """Run everything around the blocks; keep the real arguments that each block is called with."""
-    outside = [name for name, _ in stored(module) if not name.startswith(f"{model.arch.blocks}.")]
-    for name in outside:
+    for name in surroundings(module, model):
         if name != model.arch.head:
             fill(module, name, lambda full: model.original(full).to(forward_dtype()))
     blocks = [module.get_submodule(path) for path in model.blocks]
@@ -285,17 +284,6 @@ def _run(block: nn.Module, call: _Call) -> Float[Tensor, "batch seq hidden"]:
     return out[0] if isinstance(out, tuple) else out
 
 
-@contextmanager
-def _hooked(modules: Sequence[nn.Module], hook: Callable[..., None]) -> Iterator[None]:
-    """A pre-forward hook that is gone when the block ends."""
-    handles = [m.register_forward_pre_hook(hook) for m in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _finite(hidden: Tensor, path: str, batch: int) -> None:
     """NaN and infinity are found where they arise, not at the end."""
     # A sum is finite only if all its terms are; in float32 it cannot overflow where bfloat16 states do not.
@@ -332,7 +320,7 @@ def _head(module: nn.Module, model: Model, calls: list[_Call]) -> Site:
         gram.update(args[0], mask)
         raise _Captured
 
-    with _hooked([linear], update):
+    with hooked([linear], update):
         for call in calls:
             replay.hidden, mask = call.hidden, call.mask
             try:

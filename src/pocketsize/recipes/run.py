@@ -38,7 +38,7 @@ from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
 from pocketsize.recipes.journal import Journal, open_journal
 from pocketsize.recipes.recipe import Data, Recipe
-from pocketsize.recipes.record import SCHEMA, RunRecord, SizePart, TextRecord, Timing
+from pocketsize.recipes.record import SCHEMA, Finding, RunRecord, SizePart, TextRecord, Timing
 from pocketsize.recipes.step import Context
 from pocketsize.recipes.texts import Texts, read_texts
 
@@ -229,6 +229,8 @@ def publish(
             behaviour = behaviours(done.model, artifacts)
         with clock.phase("latency"):
             timed = latency(done.original, [folder / a.path for a in artifacts if a.format == "gguf"])
+        if not any(row.subject == "original" for row in timed):
+            done.context.findings.append(_untimed(done.original))
         record = _record(done, artifacts, behaviour, (quality.measurements, quality.protocol), clock)
         timing = Timing(
             clock.started, clock.phases_s, cpu_seconds(), peak_rss_bytes(), journal.resumed, tuple(timed)
@@ -294,6 +296,11 @@ def breakdown(model: Model, artifacts: tuple[Artifact, ...]) -> tuple[SizePart, 
         rest = artifact.bytes - sum(shares.values())
         parts.append(SizePart(artifact.path, "metadata", rest))
     return tuple(parts)
+
+
+def _untimed(model: Model) -> Finding:
+    need = f"{4 * model.origin.parameters / 1e9:.1f} GB in float32"
+    return Finding("not-timed", f"the original was not timed in torch: there is no memory for its {need}")
 
 
 def _written_record(own: Int64[Tensor, "n length"], share: float) -> TextRecord:
