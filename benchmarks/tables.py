@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md"]
 MARK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 LINK = "benchmarks/{folder}/README.md"
-# Keys of a row that are shown, with their headings; a record holds more.
+# Keys of a row in the order they are shown, with their headings; others follow under their own names.
 COLUMNS = {
     "text": "text",
     "side": "side",
@@ -32,6 +32,7 @@ COLUMNS = {
     "cpu_s": "CPU s",
     "rss_peak_mb": "peak MB",
 }
+LEFT_OUT = {"dtype", "threads", "length", "wall_s", "load_1min", "kl_p99", "domains"}
 
 
 def bars_table(name: str, link: str = LINK) -> str:
@@ -52,9 +53,12 @@ def bars_table(name: str, link: str = LINK) -> str:
 def rows_table(name: str) -> str:
     """What each side reached, as a table: medians over seeds, with least and greatest where they differ."""
     rows = read(name)[1]["rows"]
-    keys = [key for key in COLUMNS if any(key in row for row in rows)]
+    found = dict.fromkeys(key for row in rows for key, value in row.items() if _is_plain(value))
+    keys = [key for key in COLUMNS if key in found]
+    keys += [key for key in found if key not in COLUMNS and key not in LEFT_OUT]
     words = {key for key in keys if any(isinstance(row.get(key), str) for row in rows)}
-    lines = [[COLUMNS[key] for key in keys], ["---" if key in words else "---:" for key in keys]]
+    headings = [COLUMNS.get(key, key.replace("_", " ")) for key in keys]
+    lines = [headings, ["---" if key in words else "---:" for key in keys]]
     lines += [[_shown(row.get(key, "")) for key in keys] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
@@ -71,7 +75,7 @@ def benchmark(name: str) -> str:
             f"Measured on {date} ({cores}), by `benchmarks/{name}/run.py`.",
             _unlinked(bars_table(name)),
             rows_table(name),
-            "\n".join(f"- {sentence}" for sentence in record["protocol"]),
+            "\n".join(f"- {sentence}" for sentence in record.get("protocol", ())),
             f"Versions: {versions}.",
         )
     )
@@ -89,6 +93,11 @@ def read(folder: str) -> tuple[str, dict[str, Any]]:
 
 def _unlinked(text: str) -> str:
     return re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", text)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a cell can show it: a word, a number, a list to count, or a median with its ends."""
+    return not isinstance(value, dict) or "median" in value
 
 
 def _shown(value: object) -> str:
