@@ -1,15 +1,15 @@
-# Two commands: `make demo` and `make test`. Each sets up what it needs in .venv.
+# Two commands: `make demo` and `make test`; `make docs` builds the site. Each sets up what it needs in .venv.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 RUN    := $(BIN)/pocketsize
 DEMO   := demo
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check docs bench clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[llamacpp,transformers,data,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[llamacpp,transformers,data,docs,dev]'
 	touch $@
 
 demo: $(VENV)/ready
@@ -27,8 +27,14 @@ check: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/codespell README.md CHANGELOG.md CONTRIBUTING.md docs src tests benchmarks
+	$(BIN)/codespell README.md CHANGELOG.md CONTRIBUTING.md mkdocs.yml docs examples src tests benchmarks
 	$(BIN)/python -m benchmarks.tables --check
+	$(BIN)/python -m docs.generate --check
+
+docs: $(VENV)/ready
+	$(BIN)/python -m docs.generate
+	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python -m docs.check_site
 
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/file-size/run.py
@@ -36,4 +42,4 @@ bench: $(VENV)/ready
 	$(BIN)/python benchmarks/peers-encoder/run.py
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist
+	rm -rf $(VENV) $(DEMO) site build dist

@@ -11,10 +11,32 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md"]
 MARK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+LINK = "benchmarks/{folder}/README.md"
+# Keys of a row in the order they are shown, with their headings; others follow under their own names.
+COLUMNS = {
+    "text": "text",
+    "side": "side",
+    "bits": "bits",
+    "sequences": "windows",
+    "tokens": "tokens",
+    "seeds": "seeds",
+    "perplexity_original": "perplexity, original",
+    "perplexity": "perplexity",
+    "ratio": "ratio",
+    "bits_per_weight": "bits per weight",
+    "kl": "KL, nats per token",
+    "top1": "top-1",
+    "perplexity_ratio": "perplexity ratio",
+    "one_minus_cosine": "1 - cosine",
+    "spearman": "Spearman",
+    "cpu_s": "CPU s",
+    "rss_peak_mb": "peak MB",
+}
+LEFT_OUT = {"dtype", "threads", "length", "wall_s", "load_1min", "kl_p99", "domains"}
 
 
-def table(name: str) -> str:
-    """The bars of one record, or of all of them, as a table."""
+def bars_table(name: str, link: str = LINK) -> str:
+    """The bars of one record, or of all of them, as a table; `link` leads to a record's own page."""
     records = [read(name)] if name != "all" else [read(p.parent.name) for p in sorted(paths())]
     lines = ["| measured | value | bar | met |", "| --- | ---: | ---: | --- |"]
     for folder, record in records:
@@ -23,9 +45,40 @@ def table(name: str) -> str:
             met = "yes" if bar["met"] else "**no**"
             value, target = (f"{bar[key]:.3g} {bar['unit']}".strip() for key in ("value", "target"))
             lines.append(
-                f"| [{bar['name']}](benchmarks/{folder}/README.md) | {value} | {sign} {target} | {met} |"
+                f"| [{bar['name']}]({link.format(folder=folder)}) | {value} | {sign} {target} | {met} |"
             )
     return "\n".join(lines) + "\n"
+
+
+def rows_table(name: str) -> str:
+    """What each side reached, as a table: medians over seeds, with least and greatest where they differ."""
+    rows = read(name)[1]["rows"]
+    found = dict.fromkeys(key for row in rows for key, value in row.items() if _is_plain(value))
+    keys = [key for key in COLUMNS if key in found]
+    keys += [key for key in found if key not in COLUMNS and key not in LEFT_OUT]
+    words = {key for key in keys if any(isinstance(row.get(key), str) for row in rows)}
+    headings = [COLUMNS.get(key, key.replace("_", " ")) for key in keys]
+    lines = [headings, ["---" if key in words else "---:" for key in keys]]
+    lines += [[_shown(row.get(key, "")) for key in keys] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def benchmark(name: str) -> str:
+    """One benchmark as a section: question, bars, rows, protocol, machine, versions."""
+    _, record = read(name)
+    machine, date, threads = record["machine"], record["date"], record["threads"]
+    cores = f"{machine['cpu']}, {machine['cores']} cores; {threads} thread{'' if threads == 1 else 's'} used"
+    versions = ", ".join(f"{what} {version}" for what, version in record["versions"].items())
+    return "\n\n".join(
+        (
+            f"**{record['question']}**",
+            f"Measured on {date} ({cores}), by `benchmarks/{name}/run.py`.",
+            _unlinked(bars_table(name)),
+            rows_table(name),
+            "\n".join(f"- {sentence}" for sentence in record.get("protocol", ())),
+            f"Versions: {versions}.",
+        )
+    )
 
 
 def paths() -> list[Path]:
@@ -38,12 +91,32 @@ def read(folder: str) -> tuple[str, dict[str, Any]]:
     return folder, json.loads((ROOT / "benchmarks" / folder / "record.json").read_text())
 
 
+def _unlinked(text: str) -> str:
+    return re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", text)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a cell can show it: a word, a number, a list to count, or a median with its ends."""
+    return not isinstance(value, dict) or "median" in value
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        middle, *ends = (_shown(value[key]) for key in ("median", "min", "max"))
+        return middle if ends == [middle, middle] else f"{middle} ({ends[0]} to {ends[1]})"
+    if isinstance(value, list):
+        return str(len(value))
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)
+
+
 def main() -> int:
     """Write the tables; with --check, only say whether they are stale."""
     stale: list[str] = []
     for page in PAGES:
         text = page.read_text()
-        fresh = MARK.sub(lambda m: m[1] + table(m[2]) + m[3], text)
+        fresh = MARK.sub(lambda m: m[1] + bars_table(m[2]) + m[3], text)
         if fresh != text:
             stale.append(page.name)
             if "--check" not in sys.argv:

@@ -64,6 +64,7 @@ EXTRAS: Mapping[str, Extra] = MappingProxyType(
             {"compressed-tensors": "compressed_tensors"},
         ),
         "data": Extra("text in parquet files and in folders of `datasets`", {"pyarrow": "pyarrow"}),
+        "docs": Extra("the documentation site is built", {"mkdocs": "mkdocs"}),
         "dev": Extra(
             "the tests and checks of Pocketsize itself",
             {"pytest": "pytest", "pytest-randomly": "pytest_randomly", "beartype": "beartype"},

@@ -31,7 +31,7 @@ class LayerReport:
     """What quantizing one matrix did.
 
     `error` and `rtn_error` are tr(E H E^T) / tr(W H W^T) of this method and of round-to-nearest
-    on the same grid, over at most 64 evenly spaced rows, with H the mean outer product of the
+    on the same grid, over at most 32 evenly spaced rows, with H the mean outer product of the
     layer's calibration inputs (the identity where no inputs were used). `dead` counts inputs that
     were always zero, `escalations` how often the damping had to be raised, `tokens` the calibration
     tokens that reached the layer.
