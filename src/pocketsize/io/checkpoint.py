@@ -90,9 +90,9 @@ class Checkpoint:
         entry = self.entries[name]
         path = self.folder / entry.file
         buffer = torch.empty(entry.end - entry.begin, dtype=torch.uint8)
-        descriptor, _ = _open(path)
+        descriptor, _ = open_plain(path)
         try:
-            _read_into(descriptor, buffer.numpy().data, entry.begin, path, name)
+            read_into(descriptor, buffer.numpy().data, entry.begin, path, name)
         finally:
             os.close(descriptor)
         return buffer.view(DTYPES[entry.dtype]).reshape(entry.shape)
@@ -224,16 +224,12 @@ def nothing_to_open(folder: Path) -> DataError | RefusedError | UnsupportedError
         return UnsupportedError(f"{folder}: an adapter; merge it into its base model {str(base)!r} first")
     if pickles := [name for name in names if name.endswith(_PICKLE_SUFFIXES)]:
         return RefusedError(f"{folder / pickles[0]}: a pickle, which can run code; save it as safetensors")
-    if ggufs := [name for name in names if name.endswith(".gguf")]:
-        return UnsupportedError(
-            f"{folder / ggufs[0]}: GGUF is written, not yet read; give a safetensors folder"
-        )
     return DataError(f"{folder}: neither {SINGLE} nor {INDEX} is there")
 
 
 def _entries_of(path: Path) -> list[Entry]:
     """All tensors of a file, in the order of their data, after checking the whole layout."""
-    descriptor, size = _open(path)
+    descriptor, size = open_plain(path)
     try:
         if size < 8:
             raise DataError(f"{path}: {size} bytes; a safetensors file has at least 8")
@@ -316,7 +312,7 @@ def _check_layout(entries: list[Entry], base: int, size: int, path: Path) -> Non
         )
 
 
-def _open(path: Path) -> tuple[int, int]:
+def open_plain(path: Path) -> tuple[int, int]:
     """A descriptor of a plain file of the folder, and its size. Never blocks on a pipe."""
     target = path
     if path.is_symlink():
@@ -348,11 +344,11 @@ def _belongs(target: Path, folder: Path) -> bool:
 
 def _read(descriptor: int, count: int, begin: int, path: Path) -> bytes:
     data = bytearray(count)
-    _read_into(descriptor, memoryview(data), begin, path, "")
+    read_into(descriptor, memoryview(data), begin, path, "")
     return bytes(data)
 
 
-def _read_into(descriptor: int, view: memoryview, begin: int, path: Path, name: str) -> None:
+def read_into(descriptor: int, view: memoryview, begin: int, path: Path, name: str) -> None:
     """Fills `view` from byte `begin`; a file that has become shorter is an error."""
     done = 0
     while done < len(view):

