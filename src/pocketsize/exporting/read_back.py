@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from pocketsize.errors import DataError, UnsupportedError
-from pocketsize.exporting.compressed_tensors import unpack_rows
 from pocketsize.exporting.gguf.names import gguf_name, row_order
 from pocketsize.exporting.gguf.writer import main_kind
 from pocketsize.io.checkpoint import Checkpoint, Entry, open_checkpoint
@@ -27,6 +26,7 @@ from pocketsize.models.model import Model, Origin
 from pocketsize.models.quiet import quiet
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.scheme import Scheme
+from pocketsize.quantization.unpack import unpack_rows
 
 _PACKED = "_packed"
 

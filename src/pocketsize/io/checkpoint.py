@@ -13,7 +13,7 @@ import math
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO
@@ -51,7 +51,10 @@ _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a tensor is: bytes `begin` to `end` of `file`, counted from the file's start."""
+    """Where a tensor is: bytes `begin` to `end` of `file`, counted from the file's start.
+
+    `packed_as` says how it is stored where it has to be unpacked; `end` is then the bytes it takes.
+    """
 
     name: str
     file: str
@@ -59,6 +62,7 @@ class Entry:
     shape: tuple[int, ...]
     begin: int
     end: int
+    packed_as: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +76,37 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Packed:
+    """A tensor that others stand for: `make` unpacks it, `files` hold what it is made of."""
+
+    make: Callable[[], Tensor]
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The tensors of a folder of safetensors files; they stay on disk until they are read."""
+    """The tensors of a folder of safetensors files; they stay on disk until they are read.
+
+    `packed` are those that no file holds as they are, by the name of their entry.
+    """
 
     folder: Path
     entries: Mapping[str, Entry]
+    packed: Mapping[str, Packed] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def files(self) -> list[str]:
         """Names of the files that hold tensors, sorted."""
-        return sorted({entry.file for entry in self.entries.values()})
+        plain = {entry.file for entry in self.entries.values()}
+        return sorted(plain.union(*(packed.files for packed in self.packed.values())))
 
     def read(self, name: str) -> Tensor:
         """A tensor in memory of its own, in the dtype it is stored in."""
         if name not in self.entries:
             raise DataError(f"{self.folder}: no tensor {_shown(name)}")
         entry = self.entries[name]
+        if entry.name in self.packed:
+            return self.packed[entry.name].make()
         path = self.folder / entry.file
         buffer = torch.empty(entry.end - entry.begin, dtype=torch.uint8)
         descriptor, _ = open_plain(path)

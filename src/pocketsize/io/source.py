@@ -10,7 +10,7 @@ from pocketsize.errors import DataError, UsageError, did_you_mean
 from pocketsize.io.samples import PREFIX, SAMPLES, Sample, sample_of
 from pocketsize.io.strictjson import refuse_pickle
 
-ORIGIN = "origin.json"
+ORIGIN, GGUF_CACHE = "origin.json", "gguf"
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
 
@@ -54,7 +54,7 @@ def _of_gguf(path: Path) -> Path:
     """The plain folder that a GGUF file has become."""
     from pocketsize.io.gguf.folder import plain_folder
 
-    return plain_folder(path, cache_folder() / "gguf")
+    return plain_folder(path, cache_folder() / GGUF_CACHE)
 
 
 def cached(found: Sample) -> Path:

@@ -38,7 +38,7 @@ from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
 from pocketsize.recipes.journal import Journal, open_journal
 from pocketsize.recipes.recipe import Data, Recipe
-from pocketsize.recipes.record import SCHEMA, RunRecord, SizePart, TextRecord, Timing
+from pocketsize.recipes.record import SCHEMA, Finding, RunRecord, SizePart, TextRecord, Timing
 from pocketsize.recipes.step import Context
 from pocketsize.recipes.texts import Texts, read_texts
 
@@ -207,12 +207,20 @@ def apply_steps(
         ids, mask = torch.cat([ids, own]), torch.cat([mask, torch.ones_like(own, dtype=torch.bool)])
         records = (*texts.records, _written_record(own, len(own) / len(ids)))
         texts = replace(texts, records=records)
-    context = Context(ids, mask, journal, clock.console.progress, list(texts.findings))
+    findings = [*_quantized_before(original), *texts.findings]
+    context = Context(ids, mask, journal, clock.console.progress, findings)
     model = original
     for step in recipe.steps:
         with clock.phase(step.kind):
             model = step.apply(model, context)
     return Done(original, model, recipe, texts, context)
+
+
+def _quantized_before(model: Model) -> Iterator[Finding]:
+    """A finding for a source that was quantized already."""
+    if (form := model.origin.dequantized_from) is not None:
+        message = f"the model was already quantized ({form}); figures are relative to its dequantized weights"
+        yield Finding("already-quantized", message)
 
 
 def publish(
