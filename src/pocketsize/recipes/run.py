@@ -131,8 +131,8 @@ def check_output(out: Path, recipe: Recipe, *, overwrite: bool) -> None:
             "one with --overwrite"
         )
     _require_finished(out)
-    source = resolve(_model_path(recipe)).resolve()
-    if source.is_relative_to(out.resolve()):
+    given = _model_path(recipe)
+    if any(source.resolve().is_relative_to(out.resolve()) for source in (resolve(given), Path(given))):
         raise UsageError(f"{out}: holds the model itself; choose another output with -o")
 
 
@@ -314,4 +314,4 @@ def _written_record(own: Int64[Tensor, "n length"], share: float) -> TextRecord:
 
 def _model_path(recipe: Recipe) -> str:
     beside = recipe.base / recipe.model
-    return str(beside) if not recipe.model.startswith("sample:") and beside.is_dir() else recipe.model
+    return str(beside) if not recipe.model.startswith("sample:") and beside.exists() else recipe.model

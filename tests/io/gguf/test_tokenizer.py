@@ -64,7 +64,8 @@ def test_each_way_of_cutting_comes_back(pre: str, tmp_path: Path) -> None:
     first = [1] if PRE_TOKENIZERS[pre].first else []
     for text in TRIED:
         assert read(text).input_ids == first + own.encode(text).ids, text
-        assert read.decode(read(text).input_ids[len(first) :]) == unicodedata.normalize("NFC", text)
+        composed = unicodedata.normalize("NFC", text) if PRE_TOKENIZERS[pre].normalizer else text
+        assert read.decode(read(text).input_ids[len(first) :]) == composed
 
 
 def sentencepiece(folder: Path) -> None:
@@ -150,7 +151,7 @@ FAULTS: dict[str, tuple[dict[str, Any], tuple[str, ...], int, str]] = {
     "merge without a blank": ({"tokenizer.ggml.merges": ["ab"]}, (), 3, "merge 0 is 'ab'"),
     "merge of an unknown token": ({"tokenizer.ggml.merges": ["a zebra"]}, (), 3, "merge 0: 'zebra' is not a"),
     "first token outside": ({"tokenizer.ggml.bos_token_id": 320}, (), 3, "bos_token_id is 320"),
-    "unknown token outside": ({"tokenizer.ggml.unknown_token_id": 1 << 31}, (), 3, "unknown_token_id is"),
+    "unknown token outside": ({"tokenizer.ggml.unknown_token_id": 320}, (), 3, "unknown_token_id is 320"),
     "a first token without a name": (
         {"tokenizer.ggml.add_bos_token": True},
         ("tokenizer.ggml.bos_token_id",),
