@@ -14,7 +14,9 @@ from gguf import LlamaFileType
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from pocketsize.errors import DataError, ResourceError, UnsupportedError
+from pocketsize.cli.main import main
+from pocketsize.data.chat import chat_renderer
+from pocketsize.errors import DataError, RefusedError, ResourceError, UnsupportedError, UsageError
 from pocketsize.io.gguf import folder as module
 from pocketsize.io.gguf import values
 from pocketsize.io.gguf.folder import plain_folder
@@ -196,3 +198,50 @@ def test_a_damaged_model_is_named_by_its_own_file(tmp_path: Path) -> None:
         load(tmp_path / "a.gguf")
     assert str(caught.value).startswith(f"{tmp_path / 'a.gguf'}: tensor model.layers.1.mlp.up_proj.weight missing")
     assert str(tmp_path / "cache") not in str(caught.value)
+
+
+def test_a_folder_of_one_file_is_that_file(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", "llama")
+    home = tmp_path / "home"
+    home.mkdir()
+    write_gguf(home / "a.gguf", source)
+    (home / "config.json").write_text("{}")
+    folder = load(home / "a.gguf").folder
+    assert load(home).folder == folder
+    (tmp_path / "link.gguf").symlink_to(home / "a.gguf")
+    assert load(tmp_path / "link.gguf").folder == folder
+    write_gguf(home / "b.gguf", source, kind=Kind.Q8_0)
+    with pytest.raises(UsageError, match=r"home: holds 2 GGUF files; give one of them: a.gguf, b.gguf"):
+        load(home)
+
+
+def test_a_template_that_reaches_out_is_refused_when_it_is_used(tmp_path: Path) -> None:
+    evil = {"tokenizer.chat_template": "{{ ''.__class__.__mro__ }}"}
+    write_gguf(tmp_path / "a.gguf", write_source(tmp_path / "source", "llama"), changed=evil)
+    model = load(tmp_path / "a.gguf")
+    with pytest.raises(RefusedError, match="__class__"):
+        chat_renderer(tokenizer_of(model), model.folder)([("row", [{"role": "user", "content": "a"}])])
+
+
+def test_the_commands_take_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("xllamacpp")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text(" ".join(TEXT) * 60)
+    write_gguf(tmp_path / "a.gguf", write_source(tmp_path / "source", "llama"), kind=Kind.Q4_0)
+    texts = ["--calibrate", "text.txt", "--evaluate", "text.txt", "--sequences", "2", "--length", "32"]
+    scheme = ["--method", "rtn", "--scheme", "W8A16", "--tokens", "256"]
+    assert main(["quantize", "a.gguf", *scheme, *texts, "-o", "small"]) == 0
+    record = json.loads((tmp_path / "small" / "record.json").read_text())
+    assert record["origin"]["dequantized_from"] == "GGUF Q4_0"
+    assert [f["code"] for f in record["findings"]].count("already-quantized") == 1
+    assert {a["format"] for a in record["artifacts"]} == {"gguf", "folder"}
+    own = tmp_path / "small" / "Tiny-Q8_0.gguf"
+    again = ["quantize", str(own), *scheme, *texts, "-o", "small", "--overwrite"]
+    assert main(again) == 2 and "holds the model itself" in capsys.readouterr().err and own.exists()
+    words = ["--data", "text.txt", "--tokens", "256", "--json"]
+    assert main(["measure", "a.gguf", "--against", "source", *words]) == 0
+    rows = {(r["name"], r["subject"]): r["value"] for r in json.loads(capsys.readouterr().out)["measurements"]}
+    assert rows["kl_mean", "compressed"] > 0 and rows["decode_rate", "a.gguf"] > 0
+    assert rows["bytes", "a.gguf"] == (tmp_path / "a.gguf").stat().st_size

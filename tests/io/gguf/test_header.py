@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pocketsize.cli.main import main
+from pocketsize.errors import PocketsizeError
 from pocketsize.io.gguf.header import open_gguf, read_header
 from tiny_gguf import write_gguf, write_source
 
@@ -192,3 +193,22 @@ def test_a_missing_or_renamed_part(tmp_path: Path) -> None:
         open_gguf(first)
     with pytest.raises(Exception, match=r"second.gguf: part of 2; give it its name back"):
         open_gguf(tmp_path / "second.gguf")
+
+
+def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "a.gguf", write_source(tmp_path / "source", "llama"))
+    sound = (tmp_path / "a.gguf").read_bytes()
+    random = np.random.default_rng(0)
+    end = min(tensor.begin for tensor in open_gguf(tmp_path / "a.gguf").tensors.values())
+    refused = 0
+    for _ in range(300):
+        data = bytearray(sound)
+        for place in random.integers(0, end, random.integers(1, 6)):
+            data[place] = random.integers(0, 256)
+        (tmp_path / "b.gguf").write_bytes(data)
+        try:
+            open_gguf(tmp_path / "b.gguf")
+        except PocketsizeError as error:
+            assert str(tmp_path / "b.gguf") in str(error) and len(str(error)) < 600
+            refused += 1
+    assert 50 < refused < 300
