@@ -1,4 +1,4 @@
-"""GGUF files of tiny models, written as llama.cpp's converter would: names by the gguf package's own table."""
+"""GGUF files of tiny models, as llama.cpp's converter writes them; names by the gguf package's own table."""
 
 from __future__ import annotations
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
+from pocketsize.io.dequantize import dequantize_folder
 from tokenizers import Tokenizer
 
 from pocketsize.errors import UnsupportedError
-from pocketsize.io.dequantize import dequantize_folder
 from pocketsize.models.load import load, tokenizer_of
 from tiny import CHAT_TEMPLATE, HIDDEN, TEXT, weights, write_tiny
 

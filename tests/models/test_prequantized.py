@@ -1,4 +1,4 @@
-"""Folders that come quantized: read as the matrices they stand for, said to be so, and refused when not known."""
+"""Folders that come quantized: read as the matrices they stand for, or refused by the name of their method."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def compressed(folder: Path, *, symmetric: bool = True, bits: int = 4, group: in
 
     def pack(W: torch.Tensor) -> tuple[Meant, torch.Tensor]:
         group_of = torch.arange(W.shape[1]) // (group or W.shape[1])
-        codes, zeros, scales = _rounded(W, group_of, bits)
+        _, zeros, scales = _rounded(W, group_of, bits)
         middle = 1 << (bits - 1)
         state: Meant = {"weight": W, "weight_scale": scales.T.float().contiguous()}
         if not symmetric:
@@ -255,7 +255,11 @@ PACKED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
 WEIGHTS = {"num_bits": 4, "group_size": 32, "strategy": "group", "symmetric": True}
 FAULTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "bitsandbytes": (said(quant_method="bitsandbytes"), 4, "already quantized (bitsandbytes), and only gptq"),
-    "fp8": (said(quant_method="fp8"), 4, "(fp8), and only gptq, awq, compressed-tensors are read; give the model"),
+    "fp8": (
+        said(quant_method="fp8"),
+        4,
+        "(fp8), and only gptq, awq, compressed-tensors are read; give the model",
+    ),
     "no method": (said(bits=4), 4, "already quantized (unnamed)"),
     "a text": (lambda f: _config(f, "awq"), 4, "already quantized (awq)"),  # type: ignore[arg-type]
     "marlin": (change("checkpoint_format", "marlin"), 4, "(gptq, marlin), which is not read"),
@@ -334,9 +338,7 @@ def _again(folder: Path, end: str, make: Callable[[torch.Tensor], torch.Tensor])
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_cannot_be_read_is_said(
-    fault: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_read_is_said(fault: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     spoil, code, words = FAULTS[fault]
     folder = write_tiny(tmp_path / "model", "llama")
     spoil(folder)

@@ -15,7 +15,7 @@ _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
 
 def resolve(model: str) -> Path:
-    """The folder of a model: a path, a GGUF file as the folder it becomes, or a sample that has been fetched."""
+    """The folder of a model: a path, what a GGUF file becomes, or a sample that has been fetched."""
     if model.startswith(PREFIX):
         found = cached(sample_of(model))
         if not (found / ORIGIN).is_file():

@@ -49,8 +49,9 @@ def recognise(raw: Mapping[str, Any], path: Path) -> Prequantized | None:
     method = found.get("quant_method", "unnamed") if isinstance(found, dict) else found
     reader = _METHODS.get(str(method))
     if reader is None or not isinstance(found, dict):
+        known = ", ".join(_METHODS)
         raise UnsupportedError(
-            f"{path}: already quantized ({str(method)[:80]}), and only {', '.join(_METHODS)} are read; {_WAY_OUT}"
+            f"{path}: already quantized ({str(method)[:80]}), and only {known} are read; {_WAY_OUT}"
         )
     return reader(found, path)
 
@@ -66,7 +67,12 @@ def unpacked(checkpoint: Checkpoint, how: Prequantized, arch: Arch) -> Checkpoin
         held = {part: entries.pop(owner + part) for part in (codes, *parts) if owner + part in entries}
         layer = _Layer(checkpoint, owner, held, how, arch.is_transposed(arch.module_name(f"{owner}weight")))
         entry = Entry(
-            f"{owner}weight", held[codes].file, "F32", layer.shape(), 0, sum(e.end - e.begin for e in held.values())
+            f"{owner}weight",
+            held[codes].file,
+            "F32",
+            layer.shape(),
+            0,
+            sum(e.end - e.begin for e in held.values()),
         )
         entries[entry.name] = replace(entry, packed_as=str(how))
         packed[entry.name] = Packed(partial(make, layer), tuple(sorted({e.file for e in held.values()})))
@@ -75,7 +81,10 @@ def unpacked(checkpoint: Checkpoint, how: Prequantized, arch: Arch) -> Checkpoin
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """The tensors that stand for one matrix, by the ends of their names; `flip`: the family stores inputs first."""
+    """The tensors that stand for one matrix, by the ends of their names.
+
+    `flip`: the family stores inputs first.
+    """
 
     checkpoint: Checkpoint
     owner: str
@@ -92,10 +101,7 @@ class _Layer:
             return tuple(sizes)
         words, width = self.entry("qweight").shape if len(self.entry("qweight").shape) == 2 else (0, 0)
         bits = self.how.bits[0]
-        if self.how.method == "awq":
-            shape = width * 32 // bits, words
-        else:
-            shape = width, words * 32 // bits
+        shape = (width * 32 // bits, words) if self.how.method == "awq" else (width, words * 32 // bits)
         return shape[::-1] if self.flip else shape
 
     def entry(self, part: str) -> Entry:
@@ -126,7 +132,9 @@ class _Layer:
                 raise self.fault(index, f"names a group outside the {groups} that there are")
             return group_of
         if inputs % groups:
-            raise DataError(f"{self.checkpoint.folder}: {self.owner}weight: {groups} groups for {inputs} inputs")
+            raise DataError(
+                f"{self.checkpoint.folder}: {self.owner}weight: {groups} groups for {inputs} inputs"
+            )
         return torch.arange(inputs) // (inputs // groups)
 
     def as_stored(self, W: Tensor) -> Tensor:
@@ -167,7 +175,9 @@ def _compressed_tensors(layer: _Layer) -> Tensor:
     words = layer.entry("weight_packed").shape[-1]
     fits = [bits for bits in layer.how.bits if -(-columns * bits // 32) == words]
     if len(fits) != 1:
-        raise layer.fault("weight_packed", f"has {words} words a row, which no scheme gives {columns} columns")
+        raise layer.fault(
+            "weight_packed", f"has {words} words a row, which no scheme gives {columns} columns"
+        )
     bits = fits[0]
     codes = unpack_rows(layer.part("weight_packed", (rows, words), "I32"), bits, columns)
     tall, wide = layer.entry("weight_scale").shape
@@ -175,7 +185,9 @@ def _compressed_tensors(layer: _Layer) -> Tensor:
     if wide == columns and tall < rows and layer.flip:
         zero = torch.full((tall, wide), 1 << (bits - 1), dtype=torch.uint8)
         if "weight_zero_point" in layer.held:
-            zero = (layer.part("weight_zero_point", (tall, wide), "I8").int() + (1 << (bits - 1))).to(torch.uint8)
+            zero = (layer.part("weight_zero_point", (tall, wide), "I8").int() + (1 << (bits - 1))).to(
+                torch.uint8
+            )
         turned = codes.T.contiguous(), scale.T.contiguous(), zero.T.contiguous()
         return grouped_matrix(*turned, layer.groups(rows, tall, "")).T.contiguous()
     if tall != rows:
@@ -207,35 +219,46 @@ def _read_gptq(said: Mapping[str, Any], path: Path) -> Prequantized:
         odd = "dynamic" if said.get("dynamic") else layout
         raise UnsupportedError(f"{path}: already quantized (gptq, {odd[:80]}), which is not read; {_WAY_OUT}")
     return Prequantized(
-        "gptq", (_bits(said.get("bits"), (2, 3, 4, 8), path),), _group(said.get("group_size"), path), layout == "gptq"
+        "gptq",
+        (_bits(said.get("bits"), (2, 3, 4, 8), path),),
+        _group(said.get("group_size"), path),
+        layout == "gptq",
     )
 
 
 def _read_awq(said: Mapping[str, Any], path: Path) -> Prequantized:
     layout = str(said.get("version") or said.get("format") or "gemm").lower()
     if layout != "gemm" or said.get("zero_point", True) is not True:
-        raise UnsupportedError(f"{path}: already quantized (awq, {layout[:80]}), which is not read; {_WAY_OUT}")
+        raise UnsupportedError(
+            f"{path}: already quantized (awq, {layout[:80]}), which is not read; {_WAY_OUT}"
+        )
     bits = _bits(said.get("bits", said.get("w_bit")), (4,), path)
     return Prequantized("awq", (bits,), _group(said.get("group_size", said.get("q_group_size")), path))
 
 
 def _read_compressed_tensors(said: Mapping[str, Any], path: Path) -> Prequantized:
     groups = said.get("config_groups")
-    schemes = [g.get("weights") for g in groups.values()] if isinstance(groups, dict) else []
-    whole = isinstance(groups, dict) and all(isinstance(scheme, dict) for scheme in schemes) and schemes
-    layout = said.get("format")
-    sparse = (said.get("sparsity_config") or {}).get("format", "dense") != "dense"
-    moving = whole and any(g.get("input_activations") for g in groups.values())
-    if not whole or layout != "pack-quantized" or sparse or moving or said.get("kv_cache_scheme"):
-        odd = "with activations" if moving else "with its cache" if said.get("kv_cache_scheme") else layout
-        odd = "sparse" if sparse else odd
+    listed: list[Any] = list(groups.values()) if isinstance(groups, dict) else []
+    schemes = [g["weights"] for g in listed if isinstance(g, dict) and isinstance(g.get("weights"), dict)]
+    if not schemes or len(schemes) != len(listed):
+        raise DataError(f"{path}: quantization_config has no config_groups that say how weights are stored")
+    odd = {
+        str(said.get("format"))[:80]: said.get("format") != "pack-quantized",
+        "sparse": (said.get("sparsity_config") or {}).get("format", "dense") != "dense",
+        "with activations": any(g.get("input_activations") for g in listed),
+        "with its cache": bool(said.get("kv_cache_scheme")),
+    }
+    if any(odd.values()):
+        word = next(word for word, found in odd.items() if found)
         raise UnsupportedError(
-            f"{path}: already quantized (compressed-tensors, {str(odd)[:80]}), which is not read; {_WAY_OUT}"
+            f"{path}: already quantized (compressed-tensors, {word}), which is not read; {_WAY_OUT}"
         )
     bits = tuple(sorted({_bits(scheme.get("num_bits"), tuple(range(2, 9)), path) for scheme in schemes}))
     first = schemes[0]
     structure = first.get("block_structure") or [None]
-    return Prequantized("compressed-tensors", bits, _group(first.get("group_size") or structure[0] or -1, path))
+    return Prequantized(
+        "compressed-tensors", bits, _group(first.get("group_size") or structure[0] or -1, path)
+    )
 
 
 def _bits(value: object, known: tuple[int, ...], path: Path) -> int:
@@ -246,7 +269,9 @@ def _bits(value: object, known: tuple[int, ...], path: Path) -> int:
 
 def _group(value: object, path: Path) -> int | None:
     if not isinstance(value, int) or isinstance(value, bool) or (value < 1 and value != -1):
-        raise DataError(f"{path}: group_size is {str(value)[:80]}; a whole number, or -1 for a row, is needed")
+        raise DataError(
+            f"{path}: group_size is {str(value)[:80]}; a whole number, or -1 for a row, is needed"
+        )
     return None if value == -1 else value
 
 

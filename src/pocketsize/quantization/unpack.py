@@ -16,7 +16,9 @@ from torch import Tensor
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
-def unpack_rows(packed: Int32[Tensor, "rows words"], bits: int, columns: int) -> UInt8[Tensor, "rows columns"]:
+def unpack_rows(
+    packed: Int32[Tensor, "rows words"], bits: int, columns: int
+) -> UInt8[Tensor, "rows columns"]:
     """The codes of rows that are dense streams of `bits` bits in little-endian 32-bit words."""
     raw = packed.contiguous().numpy().astype("<i4", copy=False).view(np.uint8)
     if 8 % bits == 0:

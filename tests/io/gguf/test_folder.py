@@ -80,7 +80,9 @@ def test_every_family_is_the_model_it_was(family: str, tied: bool, tmp_path: Pat
     shifted = family.startswith("gemma")
     for name in source.checkpoint.entries:
         # One was added to the weights of Gemma's norms, in float32.
-        assert torch.allclose(model.original(name), source.original(name), atol=1.2e-7 * shifted, rtol=0), name
+        assert torch.allclose(model.original(name), source.original(name), atol=1.2e-7 * shifted, rtol=0), (
+            name
+        )
         assert shifted or torch.equal(model.original(name), meant[name])
     assert torch.allclose(logits(model), logits(source), atol=1e-5 if shifted else 0)
 
@@ -156,7 +158,9 @@ def test_the_table_of_llama_3_is_recognised(factor: float, low: float, known: bo
         load(tmp_path / "a.gguf")
 
 
-def test_the_folder_is_made_once_and_follows_the_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_is_made_once_and_follows_the_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = write_source(tmp_path / "source", "llama")
     write_gguf(tmp_path / "a.gguf", source)
     first = plain_folder(tmp_path / "a.gguf", tmp_path / "cache" / "gguf")
@@ -196,7 +200,9 @@ def test_a_damaged_model_is_named_by_its_own_file(tmp_path: Path) -> None:
     write_gguf(tmp_path / "a.gguf", source, without=("blk.1.ffn_up.weight",))
     with pytest.raises(DataError) as caught:
         load(tmp_path / "a.gguf")
-    assert str(caught.value).startswith(f"{tmp_path / 'a.gguf'}: tensor model.layers.1.mlp.up_proj.weight missing")
+    assert str(caught.value).startswith(
+        f"{tmp_path / 'a.gguf'}: tensor model.layers.1.mlp.up_proj.weight missing"
+    )
     assert str(tmp_path / "cache") not in str(caught.value)
 
 
@@ -242,6 +248,8 @@ def test_the_commands_take_a_file(
     assert main(again) == 2 and "holds the model itself" in capsys.readouterr().err and own.exists()
     words = ["--data", "text.txt", "--tokens", "256", "--json"]
     assert main(["measure", "a.gguf", "--against", "source", *words]) == 0
-    rows = {(r["name"], r["subject"]): r["value"] for r in json.loads(capsys.readouterr().out)["measurements"]}
+    rows = {
+        (r["name"], r["subject"]): r["value"] for r in json.loads(capsys.readouterr().out)["measurements"]
+    }
     assert rows["kl_mean", "compressed"] > 0 and rows["decode_rate", "a.gguf"] > 0
     assert rows["bytes", "a.gguf"] == (tmp_path / "a.gguf").stat().st_size

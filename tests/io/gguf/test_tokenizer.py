@@ -19,7 +19,18 @@ from pocketsize.models.load import load, tokenizer_of
 from tiny import TEXT, write_tiny
 from tiny_gguf import write_gguf, write_source
 
-TRIED = [*TEXT, *STRINGS, "  5", "12345 x", "a  b \n\n 3", "    in\n\tout", "", "It's we'LL", "x<|im_end|>y", "ÉÉ éé"]
+TRIED = [
+    *TEXT,
+    *STRINGS,
+    "  5",
+    "12345 x",
+    "a  b \n\n 3",
+    "    in\n\tout",
+    "",
+    "It's we'LL",
+    "x<|im_end|>y",
+    "ÉÉ éé",
+]
 BLANK = "▁"
 
 
@@ -54,7 +65,9 @@ def byte_level(pre: str) -> Tokenizer:
     return tokenizer
 
 
-@pytest.mark.parametrize("pre", sorted({id(p): name for name, p in reversed(PRE_TOKENIZERS.items())}.values()))
+@pytest.mark.parametrize(
+    "pre", sorted({id(p): name for name, p in reversed(PRE_TOKENIZERS.items())}.values())
+)
 def test_each_way_of_cutting_comes_back(pre: str, tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", "llama")
     own = byte_level(pre)
@@ -138,7 +151,11 @@ def test_gemma_has_tokens_of_blanks_and_no_blank_in_front(tmp_path: Path) -> Non
 
 
 TOKENS = [f"t{i}" for i in range(320)]
-SPM = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": TOKENS, "tokenizer.ggml.token_type": [1] * 320}
+SPM = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": TOKENS,
+    "tokenizer.ggml.token_type": [1] * 320,
+}
 FAULTS: dict[str, tuple[dict[str, Any], tuple[str, ...], int, str]] = {
     "none": ({}, ("tokenizer.ggml.model",), 3, "no tokenizer.ggml.model"),
     "no tokens": ({}, ("tokenizer.ggml.tokens",), 3, "no tokenizer.ggml.tokens"),
@@ -161,13 +178,15 @@ FAULTS: dict[str, tuple[dict[str, Any], tuple[str, ...], int, str]] = {
     "no scores": (SPM, (), 3, "no tokenizer.ggml.scores"),
     "scores missing": (SPM | {"tokenizer.ggml.scores": [0.0] * 5}, (), 3, "5 scores for 320 tokens"),
     "byte below 0": (
-        SPM | {"tokenizer.ggml.tokens": ["<0x-1>", *TOKENS[1:]], "tokenizer.ggml.token_type": [6] + [1] * 319},
+        SPM
+        | {"tokenizer.ggml.tokens": ["<0x-1>", *TOKENS[1:]], "tokenizer.ggml.token_type": [6] + [1] * 319},
         (),
         3,
         "token 0 is byte '<0x-1>'",
     ),
     "byte no number": (
-        SPM | {"tokenizer.ggml.tokens": [*TOKENS[1:], "<0xZZ>"], "tokenizer.ggml.token_type": [1] * 319 + [6]},
+        SPM
+        | {"tokenizer.ggml.tokens": [*TOKENS[1:], "<0xZZ>"], "tokenizer.ggml.token_type": [1] * 319 + [6]},
         (),
         3,
         "token 319 is byte '<0xZZ>'",

@@ -101,7 +101,9 @@ def _pre_tokenizer(path: Path, rules: dict[str, Any]) -> str:
     node = rules.get("pre_tokenizer") or {}
     steps = tuple(_step(n) for n in (node["pretokenizers"] if node.get("type") == "Sequence" else [node]))
     whole = bool(core.get("ignore_merges"))
-    found = next((name for name, pre in PRE_TOKENIZERS.items() if (pre.steps, pre.whole) == (steps, whole)), None)
+    found = next(
+        (name for name, pre in PRE_TOKENIZERS.items() if (pre.steps, pre.whole) == (steps, whole)), None
+    )
     if found is None:
         shown = json.dumps(node, ensure_ascii=False)[:200]
         raise UnsupportedError(

@@ -71,7 +71,9 @@ def _count(file: GgufFile, family: Family, word: str) -> int:
     value = file.of(key, object)
     if isinstance(value, list):
         if len(set(value)) != 1:
-            raise UnsupportedError(f"{file.path}: {key} differs from block to block; such models are not read")
+            raise UnsupportedError(
+                f"{file.path}: {key} differs from block to block; such models are not read"
+            )
         value = value[0]
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < _HUGE:
         raise DataError(f"{file.path}: {key} is {str(value)[:80]}; a whole number above 0 is needed")
@@ -96,10 +98,15 @@ def _rotary(file: GgufFile, family: Family, config: Mapping[str, Any]) -> dict[s
     width = width or config["hidden_size"] // heads
     if not 0 < width < _HUGE or file.get(f"{name}.attention.value_length", int) not in (None, width):
         raise UnsupportedError(f"{file.path}: keys {width} wide and values of another width are not read")
-    found: dict[str, Any] = {"head_dim": width, "rope_theta": _decimal(file, f"{name}.rope.freq_base", 10000.0)}
+    found: dict[str, Any] = {
+        "head_dim": width,
+        "rope_theta": _decimal(file, f"{name}.rope.freq_base", 10000.0),
+    }
     if turned is not None and turned != width:
         if name != "phi3" or not 0 < turned < width:
-            raise UnsupportedError(f"{file.path}: {name}.rope.dimension_count {turned} of {width} is not read")
+            raise UnsupportedError(
+                f"{file.path}: {name}.rope.dimension_count {turned} of {width} is not read"
+            )
         found["partial_rotary_factor"] = turned / width
     if (scaling := _scaling(file, family, found)) is not None:
         found["rope_scaling"] = scaling
@@ -112,7 +119,9 @@ def _scaling(file: GgufFile, family: Family, rotary: Mapping[str, Any]) -> dict[
     kind = file.get(f"{key}.type", str) or "none"
     if _LONG in file.tensors or kind not in ("none", "linear"):
         word = "longrope" if _LONG in file.tensors else ascii(kind[:80])
-        raise UnsupportedError(f"{file.path}: rotary embedding stretched by {word}; none, linear and llama3 are read")
+        raise UnsupportedError(
+            f"{file.path}: rotary embedding stretched by {word}; none, linear and llama3 are read"
+        )
     if DIVISORS in file.tensors:
         return _llama3(file, rotary)
     if kind == "none":

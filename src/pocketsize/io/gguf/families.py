@@ -102,7 +102,11 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 "qwen3moe",
                 "qwen3_moe",
                 "Qwen3MoeForCausalLM",
-                {name: path for name, path in _LLAMA.items() if name not in ("ffn_gate", "ffn_up", "ffn_down")}
+                {
+                    name: path
+                    for name, path in _LLAMA.items()
+                    if name not in ("ffn_gate", "ffn_up", "ffn_down")
+                }
                 | _Q_K_NORMS
                 | {
                     "ffn_gate_inp": "mlp.gate",
@@ -119,9 +123,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 # llama.cpp always lets the weights of the experts that are used sum to 1.
                 fixed=_GATED | {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True},
             ),
-            Family(
-                "gemma2", "gemma2", "Gemma2ForCausalLM", _GEMMA, fixed=_GEMMA_FIXED, norm_offset=1.0
-            ),
+            Family("gemma2", "gemma2", "Gemma2ForCausalLM", _GEMMA, fixed=_GEMMA_FIXED, norm_offset=1.0),
             Family(
                 "gemma3",
                 "gemma3_text",
@@ -183,5 +185,5 @@ def family_of(architecture: str, path: object) -> Family:
     """The family that a file's `general.architecture` names; `path` is for the error."""
     if architecture not in FAMILIES:
         known = did_you_mean(architecture, FAMILIES)
-        raise UnsupportedError(f"{path}: architecture {ascii(architecture[:80])} is not read{known}")
+        raise UnsupportedError(f"{path}: architecture {architecture[:80]!a} is not read{known}")
     return FAMILIES[architecture]

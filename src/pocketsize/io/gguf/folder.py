@@ -134,9 +134,7 @@ def _specs(file: GgufFile, tensor: GgufTensor, family: Family, config: dict[str,
     return [_spec(name, tensor, module, family, config)]
 
 
-def _spec(
-    name: str, tensor: GgufTensor, module: str, family: Family, config: dict[str, Any]
-) -> TensorSpec:
+def _spec(name: str, tensor: GgufTensor, module: str, family: Family, config: dict[str, Any]) -> TensorSpec:
     """A tensor that becomes one; turned, un-rotated or shifted as its family has it."""
     shape, dtype = tensor.shape, dtype_of(tensor)
     if module in family.transposed and len(shape) == 2:

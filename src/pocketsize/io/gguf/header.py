@@ -257,9 +257,7 @@ def _tensor(walk: _Walk, alignment: int) -> GgufTensor:
     if offset % alignment:
         raise DataError(f"{walk.path}: tensor {name}: offset {offset} is no multiple of {alignment}")
     end = offset + math.prod(shape) // block * size
-    return GgufTensor(
-        name, GGMLQuantizationType(kind).name, tuple(reversed(shape)), walk.path, offset, end
-    )
+    return GgufTensor(name, GGMLQuantizationType(kind).name, tuple(reversed(shape)), walk.path, offset, end)
 
 
 def _placed(found: dict[str, GgufTensor], walk: _Walk, alignment: int) -> dict[str, GgufTensor]:

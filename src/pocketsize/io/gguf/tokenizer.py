@@ -47,7 +47,7 @@ def tokenizer_of(file: GgufFile, rows: int) -> dict[str, Any]:
         return _byte_level(file, _words(file, rows))
     if kind == "llama":
         return _sentencepiece(file, _words(file, rows, blanks=True))
-    raise UnsupportedError(f"{file.path}: tokenizer {ascii(kind[:80])}; gpt2 and llama are read")
+    raise UnsupportedError(f"{file.path}: tokenizer {kind[:80]!a}; gpt2 and llama are read")
 
 
 def settings_of(file: GgufFile, rows: int, positions: int) -> dict[str, Any]:
@@ -78,14 +78,14 @@ def _words(file: GgufFile, rows: int, *, blanks: bool = False) -> _Words:
     ids: dict[str, int] = {}
     for i, token in enumerate(tokens):
         if (other := ids.setdefault(token, i)) != i:
-            raise DataError(f"{file.path}: tokens {other} and {i} are both {ascii(token[:40])}")
+            raise DataError(f"{file.path}: tokens {other} and {i} are both {token[:40]!a}")
     return _Words(file, tokens, kinds, ids)
 
 
 def _byte_level(file: GgufFile, words: _Words) -> dict[str, Any]:
     """Byte-level BPE, with the cut that the file names."""
     name = file.get("tokenizer.ggml.pre", str)
-    if name not in PRE_TOKENIZERS:
+    if name is None or name not in PRE_TOKENIZERS:
         known = ", ".join(PRE_TOKENIZERS)
         raise UnsupportedError(
             f"{file.path}: tokenizer gpt2/{ascii((name or 'unnamed')[:80])[1:-1]}; gpt2 is read with {known}"
@@ -108,7 +108,7 @@ def _sentencepiece(file: GgufFile, words: _Words) -> dict[str, Any]:
     """BPE of SentencePiece: bytes for what is not in the vocabulary, merges from the scores."""
     for i, kind in enumerate(words.kinds):
         if kind == _BYTE and not re.fullmatch("<0x[0-9A-F]{2}>", words.tokens[i]):
-            raise DataError(f"{file.path}: token {i} is byte {ascii(words.tokens[i][:40])}, not <0x00> to <0xFF>")
+            raise DataError(f"{file.path}: token {i} is byte {words.tokens[i][:40]!a}, not <0x00> to <0xFF>")
     prefix = file.get("tokenizer.ggml.add_space_prefix", bool)
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": _BLANK}
     back: list[dict[str, Any]] = [
@@ -161,10 +161,10 @@ def _merge(file: GgufFile, number: int, text: str, words: _Words) -> tuple[str, 
     """Both halves of a merge; they and the whole must be tokens."""
     a, blank, b = text.partition(" ")
     if not a or not blank or not b or " " in b:
-        raise DataError(f"{file.path}: merge {number} is {ascii(text[:40])}; two tokens and a blank are needed")
+        raise DataError(f"{file.path}: merge {number} is {text[:40]!a}; two tokens and a blank are needed")
     for token in (a, b, a + b):
         if token not in words.ids:
-            raise DataError(f"{file.path}: merge {number}: {ascii(token[:40])} is not a token")
+            raise DataError(f"{file.path}: merge {number}: {token[:40]!a} is not a token")
     return a, b
 
 
@@ -190,7 +190,10 @@ def _merges_of_scores(file: GgufFile, words: _Words) -> list[tuple[str, str]]:
 
 
 def _ends(words: _Words, *, first: bool) -> dict[str, Any] | None:
-    """What is put before and after each text; None for nothing. `first`: what is done where the file is silent."""
+    """What is put before and after each text; None for nothing.
+
+    `first`: whether the first token is put before it where the file does not say.
+    """
     before, after = [], []
     for word, standard, side in (("bos", first, before), ("eos", False, after)):
         said = words.file.get(f"tokenizer.ggml.add_{word}_token", bool)

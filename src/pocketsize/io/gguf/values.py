@@ -44,13 +44,10 @@ def read_values(tensor: GgufTensor) -> Tensor:
     try:
         for a in range(0, rows, step):
             b = min(a + step, rows)
-            if tensor.kind in FLOATS:
-                held = raw[a:b].reshape(-1)
-            else:
-                held = np.empty((b - a) * row_bytes, np.uint8)
-            read_into(descriptor, held.data, tensor.begin + a * row_bytes, tensor.path, tensor.name)
+            own = raw[a:b].reshape(-1) if tensor.kind in FLOATS else np.empty((b - a) * row_bytes, np.uint8)
+            read_into(descriptor, own.data, tensor.begin + a * row_bytes, tensor.path, tensor.name)
             if tensor.kind not in FLOATS:
-                out[a:b] = _dequantized(held.reshape(b - a, row_bytes), kind, tensor)
+                out[a:b] = _dequantized(own.reshape(b - a, row_bytes), kind, tensor)
     finally:
         os.close(descriptor)
     return out.reshape(tensor.shape)
