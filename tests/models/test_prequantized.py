@@ -1,4 +1,4 @@
-"""Folders that come quantized: read as the matrices they stand for, or refused by the name of their method."""
+"""Folders that come quantized: read as the matrices they stand for, or refused by the name of their kind."""
 
 from __future__ import annotations
 
