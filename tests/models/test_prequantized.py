@@ -298,7 +298,11 @@ FAULTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "scales as numbers": (part("scales", lambda t: t.int()), 3, f"{LAYER}scales is stored as I32"),
     "codes as floats": (part("qweight", lambda t: t.float()), 3, f"{LAYER}qweight is stored as F32"),
     "codes cut": (part("qweight", lambda t: t[:4]), 3, "up_proj.weight has shape [128, 32]"),
-    "codes in a row": (part("qweight", lambda t: t.flatten()), 3, f"{LAYER}weight has shape"),
+    "codes in a row": (
+        part("qweight", lambda t: t.flatten()),
+        3,
+        f"{LAYER}qweight has shape [1024]; rows and columns are needed",
+    ),
     "a group outside": (
         part("g_idx", lambda t: t + 1, lambda f: gptq(f, order=True)),
         3,
@@ -310,7 +314,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
             _again(f, "qzeros", lambda t: torch.cat([t, t[:1]])),
         ),
         3,
-        "3 groups for 64 inputs",
+        "up_proj.weight: 3 groups for 64 inputs, which is not gptq 4 bits group 32",
     ),
     "words of a packed row": (
         part("weight_packed", lambda t: t[:, :5], compressed),
@@ -322,6 +326,13 @@ FAULTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
         3,
         f"{LAYER}weight_shape is [-128, -64]",
     ),
+    "one scale for all": (
+        part("weight_scale", lambda t: t[:1, 0], compressed),
+        3,
+        f"{LAYER}weight_scale has shape [1]; rows and columns are needed",
+    ),
+    "no schemes": (said(**PACKED), 3, "quantization_config has no config_groups that say how weights are"),
+    "another group than is said": (change("group_size", 16), 3, "2 groups for 64 inputs, which is not gptq"),
     "a scale that is not a number": (
         part("scales", lambda t: t * float("nan")),
         6,

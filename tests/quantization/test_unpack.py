@@ -41,7 +41,7 @@ def test_gptq_equals_the_layout_written_out(bits: int, shifted: bool, order: str
 
 def test_awq_equals_the_layout_written_out() -> None:
     codes, zeros, scales = drawn(4)
-    W = awq_matrix(oracle.awq_pack(codes), oracle.awq_pack(zeros), scales.float())
+    W = awq_matrix(oracle.awq_pack(codes), oracle.awq_pack(zeros), scales.float(), in_turn())
     assert torch.equal(W.double(), oracle.matrix(codes, zeros, scales, in_turn()))
 
 

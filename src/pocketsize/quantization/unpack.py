@@ -58,16 +58,15 @@ def awq_matrix(
     qweight: Int32[Tensor, "in words"],
     qzeros: Int32[Tensor, "groups words"],
     scales: Float[Tensor, "groups out"],
+    group_of: Int64[Tensor, "in"],
 ) -> Float[Tensor, "out in"]:
     """The matrix of a 4-bit AWQ layer in the `gemm` layout: codes packed along the outputs, out of order."""
-    groups, out = scales.shape
-    inputs = len(qweight)
+    out = scales.shape[1]
     place = torch.tensor(_AWQ_ORDER).argsort()
 
     def unpack(packed: Int32[Tensor, "rows words"]) -> UInt8[Tensor, "rows out"]:
         return unpack_rows(packed, 4, out).reshape(len(packed), -1, 8)[:, :, place].reshape(len(packed), out)
 
-    group_of = torch.arange(inputs) // (inputs // groups)
     columns = unpack(qweight).T.contiguous(), scales.T.contiguous(), unpack(qzeros).T.contiguous()
     return grouped_matrix(*columns, group_of)
 

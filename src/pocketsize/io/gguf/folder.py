@@ -7,6 +7,8 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,16 +58,24 @@ def plain_folder(path: Path, cache: Path) -> Path:
         return final
     clear_leftovers(final)
     _require_room(file, cache)
-    terminal = Terminal()
-    terminal.phase(f"dequantize {path.name}, once")
-    with staging(final) as folder:
+    with _announced(f"dequantize {path.name}, once"), staging(final) as folder:
         kind = dequantize_folder(file, folder)
         name = str(file.get("general.name", str) or path.stem)
         licence = str(file.get("general.license", str) or "unknown")
         said = _Said(name, licence, f"sha256:{digest}", file.bytes, kind)
         _publish_json(folder / ORIGIN, {key: getattr(said, key) for key in _Said.__slots__})
-    terminal.end()
     return final
+
+
+@contextmanager
+def _announced(what: str) -> Iterator[None]:
+    """Says on a terminal what takes its time."""
+    terminal = Terminal()
+    terminal.phase(what)
+    try:
+        yield
+    finally:
+        terminal.end()
 
 
 def dequantize_folder(file: GgufFile, out: Path) -> str:
