@@ -133,6 +133,20 @@ def test_the_end_of_a_turn_ends_an_answer(tmp_path: Path) -> None:
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2, 0]
 
 
+def test_what_newer_files_say_of_windows(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", "gemma3_text")
+    changed = {"gemma3.attention.sliding_window_pattern": [False, True], "gemma3.rope.freq_base_swa": 20000.0}
+    write_gguf(tmp_path / "a.gguf", source, changed=changed)
+    config = load(tmp_path / "a.gguf").config
+    assert config.layer_types == ["full_attention", "sliding_attention"]
+    assert config.rope_parameters["sliding_attention"]["rope_theta"] == 20000.0
+    write_gguf(tmp_path / "a.gguf", source, changed={"gemma3.attention.sliding_window_pattern": 2})
+    assert load(tmp_path / "a.gguf").config.layer_types == ["sliding_attention", "full_attention"]
+    write_gguf(tmp_path / "a.gguf", source, changed={"gemma3.attention.sliding_window_pattern": [True]})
+    with pytest.raises(DataError, match=r"sliding_window_pattern is \[True\]"):
+        load(tmp_path / "a.gguf")
+
+
 def test_stretched_rotary_embeddings(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", "llama")
     linear = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}

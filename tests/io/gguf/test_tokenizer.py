@@ -196,6 +196,13 @@ FAULTS: dict[str, tuple[dict[str, Any], tuple[str, ...], int, str]] = {
     "heads missing": ({}, ("llama.attention.head_count",), 3, "no llama.attention.head_count"),
     "width 0": ({"llama.embedding_length": 0}, (), 3, "llama.embedding_length is 0"),
     "epsilon 0": ({"llama.attention.layer_norm_rms_epsilon": 0.0}, (), 3, "epsilon is 0.0"),
+    "scaled logits": ({"llama.logit_scale": 0.25}, (), 4, "llama.logit_scale is 0.25; such models are not"),
+    "windows": (
+        {"llama.attention.sliding_window": 64},
+        (),
+        4,
+        "sliding_window is 64; a llama is read without",
+    ),
     "experts": ({"llama.expert_count": 8}, (), 4, "a Mixtral of 8 experts"),
 }
 

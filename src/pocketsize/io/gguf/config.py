@@ -26,12 +26,24 @@ _LONG = "rope_factors_long.weight"
 _HUGE = 1 << 31
 # What `rope_freqs.weight` was made of in every Llama 3.x: low and high frequency factor, old length.
 _LLAMA3 = (1.0, 4.0, 8192)
+# Numbers that change what a model computes, and that no family read here has.
+_FOREIGN = (
+    "attention.clamp_kqv",
+    "attention.max_alibi_bias",
+    "attention.scale",
+    "embedding_scale",
+    "expert_shared_count",
+    "expert_weights_scale",
+    "logit_scale",
+    "residual_scale",
+)
 # Blocks of Gemma 2 and 3 27B, whose queries alone are scaled by hidden size over heads.
 _GEMMA_27B = {"gemma2": 46, "gemma3": 62}
 
 
 def config_of(file: GgufFile, family: Family, *, tied: bool) -> dict[str, Any]:
     """The config as its family's users write it, in float32."""
+    _refuse_foreign(file, family)
     config: dict[str, Any] = dict(family.fixed)
     config |= {key: _count(file, family, word) for key, word in family.counts.items()}
     config[family.epsilon[0]] = _decimal(file, f"{family.name}.{family.epsilon[1]}")
@@ -42,6 +54,22 @@ def config_of(file: GgufFile, family: Family, *, tied: bool) -> dict[str, Any]:
     config |= _own(file, family, config)
     start = {"architectures": [family.class_name], "model_type": family.model_type}
     return start | dict(sorted(config.items()))
+
+
+def _refuse_foreign(file: GgufFile, family: Family) -> None:
+    """Refuses a file that says of itself what its family lacks: without it, another model is computed."""
+    for word in _FOREIGN:
+        key = f"{family.name}.{word}"
+        if file.fields.get(key) not in (None, 0, 0.0, 1.0):
+            raise UnsupportedError(
+                f"{file.path}: {key} is {str(file.fields[key])[:80]}; such models are not read"
+            )
+    key = f"{family.name}.attention.sliding_window"
+    window = file.get(key, int) if family.name not in ("phi3", *_GEMMA_27B) else None
+    if window and window < file.of(f"{family.name}.context_length", int):
+        raise UnsupportedError(
+            f"{file.path}: {key} is {window}; a {family.model_type} is read without windows"
+        )
 
 
 def special_ids(file: GgufFile, rows: int) -> dict[str, int]:
@@ -169,11 +197,10 @@ def _gemma(file: GgufFile, family: Family, config: Mapping[str, Any]) -> dict[st
     width = config["head_dim"]
     if blocks == _GEMMA_27B[name]:
         width = config["hidden_size"] // config["num_attention_heads"]
-    # Every second block of Gemma 2, and every sixth of Gemma 3, sees the whole text.
-    period = 2 if name == "gemma2" else 6
-    layers = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(blocks)]
     found: dict[str, Any] = {
-        "layer_types": layers,
+        "layer_types": [
+            "sliding_attention" if near else "full_attention" for near in _near(file, name, blocks)
+        ],
         "query_pre_attn_scalar": width,
         "sliding_window": _count(file, family, "attention.sliding_window"),
     }
@@ -181,5 +208,18 @@ def _gemma(file: GgufFile, family: Family, config: Mapping[str, Any]) -> dict[st
         key = f"{name}.{cap}"
         found[cap] = _decimal(file, key) if key in file.fields or name == "gemma2" else None
     if name == "gemma3":
-        found["rope_local_base_freq"] = 10000.0
+        found["rope_local_base_freq"] = _decimal(file, "gemma3.rope.freq_base_swa", 10000.0)
     return found
+
+
+def _near(file: GgufFile, name: str, blocks: int) -> list[bool]:
+    """Whether each block sees a window alone: all but every second of Gemma 2 and every sixth of Gemma 3."""
+    key = f"{name}.attention.sliding_window_pattern"
+    said = file.fields.get(key, 2 if name == "gemma2" else 6)
+    if isinstance(said, list) and len(said) == blocks and all(isinstance(near, bool) for near in said):
+        return said
+    if not isinstance(said, int) or isinstance(said, bool) or said < 1:
+        raise DataError(
+            f"{file.path}: {key} is {str(said)[:80]}; a number, or one truth value a block, is needed"
+        )
+    return [(i + 1) % said != 0 for i in range(blocks)]
