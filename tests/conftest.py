@@ -14,6 +14,7 @@ MATHS = [
     "pocketsize.quantization.grid",
     "pocketsize.quantization.gptq",
     "pocketsize.quantization.rtn",
+    "pocketsize.quantization.unpack",
 ]
 _hook = install_import_hook(MATHS, "beartype.beartype")
 

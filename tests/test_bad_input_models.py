@@ -187,7 +187,6 @@ FAULTS: dict[str, tuple[Spoil, int, tuple[str, ...]]] = {
         ("_attn_implementation 'org/kernel'",),
     ),
     "nested kernel": (config(text_config={"attn_implementation": "o/k:f"}), 9, ("attn_implementation",)),
-    "already quantized": (config(quantization_config={"quant_method": "awq"}), 4, ("config.json", "(awq)")),
     "hidden as text": (config(hidden_size="64"), 3, ("config.json: hidden_size is '64'",)),
     "hidden zero": (config(hidden_size=0), 3, ("config.json: hidden_size is 0",)),
     "hidden a fraction": (config(hidden_size=64.0), 3, ("config.json: hidden_size is 64.0",)),

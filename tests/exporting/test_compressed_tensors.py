@@ -23,7 +23,6 @@ from pocketsize.exporting.compressed_tensors import (
     predict_bytes,
     require_storable,
     stored_value,
-    unpack_rows,
     write,
 )
 from pocketsize.exporting.read_back import read_folder
@@ -34,6 +33,7 @@ from pocketsize.models.quiet import quiet
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import Scheme
+from pocketsize.quantization.unpack import unpack_rows
 from tiny import write_tiny
 
 IDS = torch.arange(5, 25)[None]

@@ -9,10 +9,10 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from pocketsize.errors import DataError, UnsupportedError
-from pocketsize.exporting.gguf.vocabulary import _LLAMA3
 from pocketsize.exporting.gguf.writer import metadata, write
 from pocketsize.exporting.probes import STRINGS
 from pocketsize.exporting.verify import verify_gguf
+from pocketsize.io.gguf.pretokenizers import PRE_TOKENIZERS
 from pocketsize.models.load import load
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -41,6 +41,10 @@ def train(folder, pre_tokenizer, **options):
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
+def pattern(name):
+    return PRE_TOKENIZERS[name].steps[0][1]
+
+
 def split_then_bytes(pattern):
     return pre_tokenizers.Sequence(
         [
@@ -54,7 +58,11 @@ def split_then_bytes(pattern):
     ("pre_tokenizer", "options", "name"),
     [
         (pre_tokenizers.ByteLevel(add_prefix_space=False), {}, "gpt-2"),
-        (split_then_bytes(_LLAMA3), {"ignore_merges": True}, "llama-bpe"),
+        (split_then_bytes(pattern("llama-bpe")), {"ignore_merges": True}, "llama-bpe"),
+        (split_then_bytes(pattern("qwen2")), {}, "qwen2"),
+        (split_then_bytes(pattern("tekken")), {"ignore_merges": True}, "tekken"),
+        (split_then_bytes(pattern("gpt-4o")), {}, "gpt-4o"),
+        (split_then_bytes(pattern("dbrx")), {}, "dbrx"),
     ],
 )
 def test_byte_level_rules_are_named_and_cut_alike(folder, pre_tokenizer, options, name):

@@ -366,7 +366,7 @@ def test_single_file_and_index_together(tmp_path: Path) -> None:
     [
         ("pytorch_model.bin", RefusedError),
         ("adapter_config.json", UnsupportedError),
-        ("model.gguf", UnsupportedError),
+        ("model.gguf", DataError),
         ("README.md", DataError),
     ],
 )

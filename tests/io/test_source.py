@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketsize.errors import PocketsizeError, UnsupportedError, UsageError
+from pocketsize.errors import DataError, PocketsizeError, UsageError
 from pocketsize.io.samples import SAMPLES, sample_of
 from pocketsize.io.source import cache_folder, cached, resolve
 
@@ -36,8 +36,8 @@ def test_fetched_sample() -> None:
         ("sample:smollm", UsageError, "did you mean 'sample:smollm2-135m'?"),
         ("smollm2-135m", UsageError, "did you mean 'sample:smollm2-135m'?"),
         ("org/name", UsageError, "org/name: no such folder"),
-        ("{tmp}/a.txt", UsageError, "a.txt: not a folder"),
-        ("{tmp}/a.gguf", UnsupportedError, "a.gguf: GGUF is written, not yet read"),
+        ("{tmp}/a.txt", UsageError, "a.txt: neither a folder nor a .gguf file"),
+        ("{tmp}/a.gguf", DataError, "a.gguf: not a GGUF file"),
     ],
 )
 def test_mistakes(tmp_path: Path, typed: str, kind: type[PocketsizeError], words: str) -> None:
@@ -60,5 +60,5 @@ def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, t
 
 def test_samples_are_pinned() -> None:
     for name, sample in SAMPLES.items():
-        assert sample.name == name and sample.licence == "apache-2.0"
+        assert sample.name == name and (sample.licence == "apache-2.0") is (sample.terms is None)
         assert all(len(wheel.sha256) == 64 and wheel.version for wheel in sample.wheels)

@@ -28,4 +28,6 @@ def command(sample: str, json_: bool) -> None:
     if json_:
         click.echo(json.dumps({"sample": PREFIX + known.name, "folder": str(folder)}))
     else:
-        click.echo(f"{PREFIX}{known.name} is in {folder}")
+        click.echo(f"{PREFIX}{known.name} is in {folder}; licence: {known.licence}")
+        if known.terms:
+            click.echo(known.terms)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pocketsize.models.ledger import Ledger, Row
-    from pocketsize.models.model import Model
+    from pocketsize.models.model import Model, Origin
 
 
 @click.command(name="inspect")
@@ -46,13 +46,13 @@ def _show(model: Model, found: Ledger, vocabulary: int) -> None:
     from rich.console import Console
 
     origin = model.origin
-    release = f", dequantized from {origin.dequantized_from}" if origin.dequantized_from else ""
     tied = "; the head is the embedding" if found.tied else ""
     groups = ", ".join(str(group) for group in found.groups) or "none; use one scale per row"
     fit = f"groups that divide every width: {groups}"
     console = Console(highlight=False, markup=False, soft_wrap=True)
     for line in (
-        f"{_printable(origin.name)}: {model.config.model_type}, to {model.arch.task}{release}",
+        f"{_printable(origin.name)}: {model.config.model_type}, to {model.arch.task}",
+        *_already(origin),
         f"{origin.parameters:,} parameters, {vocabulary:,} tokens{tied}",
         f"{_megabytes(origin.source_bytes)} as downloaded, {_megabytes(origin.bf16_bytes)} in bf16",
         f"licence {_printable(origin.licence)}",
@@ -60,6 +60,14 @@ def _show(model: Model, found: Ledger, vocabulary: int) -> None:
     ):
         console.print(line)
     console.print(_table(model, found))
+
+
+def _already(origin: Origin) -> list[str]:
+    """A line for what comes quantized."""
+    if origin.dequantized_from is None:
+        return []
+    form = _printable(origin.dequantized_from)
+    return [f"already quantized: {form}; figures are relative to its dequantized weights"]
 
 
 def _table(model: Model, found: Ledger) -> Table:

@@ -42,7 +42,7 @@ def command(
     small = _open(model)
     original = _open(against) if against else small
     found = _quality(original, small, data, tokens)
-    rows = [*found.measurements, *_size_and_speed(original, small)]
+    rows = [*found.measurements, *_size_and_speed(original, small, Path(model))]
     if json_:
         _print_json(rows, found.protocol)
     else:
@@ -50,30 +50,25 @@ def command(
 
 
 def _open(source: str) -> Model:
-    """A plain model, or one that Pocketsize wrote with its weights packed."""
+    """A model as it is loaded, or one that Pocketsize wrote, with its weights packed."""
     from pocketsize.exporting.read_back import read_folder
     from pocketsize.io.source import resolve
     from pocketsize.io.strictjson import read_json_object
     from pocketsize.models.load import load
 
     config = resolve(source) / "config.json"
-    packed = config.exists() and "quantization_config" in read_json_object(config)
+    ours = config.exists() and config.with_name("record.json").exists()
+    packed = ours and "quantization_config" in read_json_object(config)
     return _with_origin(read_folder(config.parent)) if packed else load(source)
 
 
 def _with_origin(model: Model) -> Model:
-    """The model with the origin that its record tells; without a record, with its own size."""
+    """The model with the origin that its record tells."""
     from dataclasses import replace
-    from math import prod
 
     from pocketsize.recipes.record import read_record
 
-    record = model.folder / "record.json"
-    if record.exists():
-        return replace(model, origin=read_record(record).origin)
-    parameters = sum(prod(entry.shape) for entry in model.checkpoint.entries.values())
-    own = replace(model.origin, parameters=parameters, source_bytes=_stored(model), bf16_bytes=2 * parameters)
-    return replace(model, origin=own)
+    return replace(model, origin=read_record(model.folder / "record.json").origin)
 
 
 def _stored(model: Model) -> int:
@@ -122,13 +117,15 @@ def _same_tokens(original: Model, small: Model) -> None:
         )
 
 
-def _size_and_speed(original: Model, small: Model) -> list[Measurement]:
+def _size_and_speed(original: Model, small: Model, source: Path) -> list[Measurement]:
+    """Sizes of what lies at `source`, and the speed of each GGUF file there."""
     from pocketsize.measurement.size import sizes
     from pocketsize.measurement.suite import latency
 
-    files = sorted(small.folder.glob("*.gguf"))
+    alone = source.suffix == ".gguf" and source.is_file()
+    files = [source] if alone else sorted(small.folder.glob("*.gguf"))
     counts = {path.name: path.stat().st_size for path in files}
-    if small is not original or small.quantized:
+    if not alone and (small is not original or small.quantized):
         counts["."] = _stored(small)
     return [*sizes(original.origin, counts), *latency(original, files)]
 

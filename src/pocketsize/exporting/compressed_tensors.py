@@ -23,6 +23,7 @@ from pocketsize.io.publish import publish_bytes
 from pocketsize.io.strictjson import read_json_object
 from pocketsize.models.arch import Arch
 from pocketsize.models.model import Model
+from pocketsize.models.prequantized import KEYS
 from pocketsize.models.skeleton import skeleton
 from pocketsize.quantization.scheme import Scheme
 
@@ -54,7 +55,8 @@ def write(model: Model, out: Path) -> Artifact:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
         files[INDEX] = publish_bytes(out / INDEX, _json(index))
     config = read_json_object(model.folder / "config.json")
-    config.pop("torch_dtype", None)
+    for key in ("torch_dtype", *KEYS):
+        config.pop(key, None)
     config["dtype"] = str(model.dtype).removeprefix("torch.")
     if schemes:
         config["quantization_config"] = quantization_config(model, schemes)
@@ -154,16 +156,6 @@ def pack_rows(codes: UInt8[Tensor, "rows columns"], bits: int) -> Int32[Tensor, 
     packed = np.zeros((rows, words * 4), np.uint8)
     packed[:, : -(-columns * bits // 8)] = np.packbits(stream, axis=1, bitorder="little")
     return torch.from_numpy(packed.view("<i4").astype(np.int32, copy=False))
-
-
-def unpack_rows(
-    packed: Int32[Tensor, "rows words"], bits: int, columns: int
-) -> UInt8[Tensor, "rows columns"]:
-    """The codes that `pack_rows` packed."""
-    raw = packed.contiguous().numpy().astype("<i4", copy=False).view(np.uint8)
-    stream = np.unpackbits(raw, axis=1, count=columns * bits, bitorder="little")
-    grouped = stream.reshape(len(raw), columns, bits)
-    return torch.from_numpy(np.packbits(grouped, axis=2, bitorder="little")[:, :, 0])
 
 
 def _packed(model: Model) -> list[str]:

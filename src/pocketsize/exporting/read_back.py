@@ -15,11 +15,10 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from pocketsize.errors import DataError, UnsupportedError
-from pocketsize.exporting.compressed_tensors import unpack_rows
 from pocketsize.exporting.gguf.names import gguf_name, row_order
-from pocketsize.exporting.gguf.scan import scan
 from pocketsize.exporting.gguf.writer import main_kind
 from pocketsize.io.checkpoint import Checkpoint, Entry, open_checkpoint
+from pocketsize.io.gguf.header import read_header
 from pocketsize.io.strictjson import read_json_object
 from pocketsize.models.arch import Arch, arch_of
 from pocketsize.models.load import as_module_names
@@ -27,6 +26,7 @@ from pocketsize.models.model import Model, Origin
 from pocketsize.models.quiet import quiet
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.scheme import Scheme
+from pocketsize.quantization.unpack import unpack_rows
 
 _PACKED = "_packed"
 
@@ -155,7 +155,7 @@ class Gguf:
 
 def read_gguf(path: Path) -> Gguf:
     """The file, its header checked first."""
-    scan(path)
+    read_header(path)
     try:
         reader = GGUFReader(path)
         fields = {

@@ -13,7 +13,7 @@ import math
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO
@@ -51,7 +51,10 @@ _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a tensor is: bytes `begin` to `end` of `file`, counted from the file's start."""
+    """Where a tensor is: bytes `begin` to `end` of `file`, counted from the file's start.
+
+    `packed_as` says how it is stored where it has to be unpacked; `end` is then the bytes it takes.
+    """
 
     name: str
     file: str
@@ -59,6 +62,7 @@ class Entry:
     shape: tuple[int, ...]
     begin: int
     end: int
+    packed_as: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,27 +76,42 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Packed:
+    """A tensor that others stand for: `make` unpacks it, `files` hold what it is made of."""
+
+    make: Callable[[], Tensor]
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The tensors of a folder of safetensors files; they stay on disk until they are read."""
+    """The tensors of a folder of safetensors files; they stay on disk until they are read.
+
+    `packed` are those that no file holds as they are, by the name of their entry.
+    """
 
     folder: Path
     entries: Mapping[str, Entry]
+    packed: Mapping[str, Packed] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def files(self) -> list[str]:
         """Names of the files that hold tensors, sorted."""
-        return sorted({entry.file for entry in self.entries.values()})
+        plain = {entry.file for entry in self.entries.values()}
+        return sorted(plain.union(*(packed.files for packed in self.packed.values())))
 
     def read(self, name: str) -> Tensor:
         """A tensor in memory of its own, in the dtype it is stored in."""
         if name not in self.entries:
             raise DataError(f"{self.folder}: no tensor {_shown(name)}")
         entry = self.entries[name]
+        if entry.name in self.packed:
+            return self.packed[entry.name].make()
         path = self.folder / entry.file
         buffer = torch.empty(entry.end - entry.begin, dtype=torch.uint8)
-        descriptor, _ = _open(path)
+        descriptor, _ = open_plain(path)
         try:
-            _read_into(descriptor, buffer.numpy().data, entry.begin, path, name)
+            read_into(descriptor, buffer.numpy().data, entry.begin, path, name)
         finally:
             os.close(descriptor)
         return buffer.view(DTYPES[entry.dtype]).reshape(entry.shape)
@@ -224,16 +243,12 @@ def nothing_to_open(folder: Path) -> DataError | RefusedError | UnsupportedError
         return UnsupportedError(f"{folder}: an adapter; merge it into its base model {str(base)!r} first")
     if pickles := [name for name in names if name.endswith(_PICKLE_SUFFIXES)]:
         return RefusedError(f"{folder / pickles[0]}: a pickle, which can run code; save it as safetensors")
-    if ggufs := [name for name in names if name.endswith(".gguf")]:
-        return UnsupportedError(
-            f"{folder / ggufs[0]}: GGUF is written, not yet read; give a safetensors folder"
-        )
     return DataError(f"{folder}: neither {SINGLE} nor {INDEX} is there")
 
 
 def _entries_of(path: Path) -> list[Entry]:
     """All tensors of a file, in the order of their data, after checking the whole layout."""
-    descriptor, size = _open(path)
+    descriptor, size = open_plain(path)
     try:
         if size < 8:
             raise DataError(f"{path}: {size} bytes; a safetensors file has at least 8")
@@ -316,7 +331,7 @@ def _check_layout(entries: list[Entry], base: int, size: int, path: Path) -> Non
         )
 
 
-def _open(path: Path) -> tuple[int, int]:
+def open_plain(path: Path) -> tuple[int, int]:
     """A descriptor of a plain file of the folder, and its size. Never blocks on a pipe."""
     target = path
     if path.is_symlink():
@@ -348,11 +363,11 @@ def _belongs(target: Path, folder: Path) -> bool:
 
 def _read(descriptor: int, count: int, begin: int, path: Path) -> bytes:
     data = bytearray(count)
-    _read_into(descriptor, memoryview(data), begin, path, "")
+    read_into(descriptor, memoryview(data), begin, path, "")
     return bytes(data)
 
 
-def _read_into(descriptor: int, view: memoryview, begin: int, path: Path, name: str) -> None:
+def read_into(descriptor: int, view: memoryview, begin: int, path: Path, name: str) -> None:
     """Fills `view` from byte `begin`; a file that has become shorter is an error."""
     done = 0
     while done < len(view):

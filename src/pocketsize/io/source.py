@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
-from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
+from pocketsize.errors import DataError, UsageError, did_you_mean
 from pocketsize.io.samples import PREFIX, SAMPLES, Sample, sample_of
 from pocketsize.io.strictjson import refuse_pickle
 
-ORIGIN = "origin.json"
+ORIGIN, GGUF_CACHE = "origin.json", "gguf"
+_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
 
 def resolve(model: str) -> Path:
-    """The folder of a model: a path, or a sample that has been fetched."""
+    """The folder of a model: a path, what a GGUF file becomes, or a sample that has been fetched."""
     if model.startswith(PREFIX):
         found = cached(sample_of(model))
         if not (found / ORIGIN).is_file():
@@ -21,16 +23,38 @@ def resolve(model: str) -> Path:
         return found
     path = Path(model).expanduser()
     if path.is_dir():
-        return path
+        return _of_gguf(inside) if (inside := only_gguf(path)) else path
     if path.is_file():
         with path.open("rb") as file:
             refuse_pickle(file.read(64), path)
     if path.suffix == ".gguf" and path.is_file():
-        raise UnsupportedError(f"{path}: GGUF is written, not yet read; give a safetensors folder")
+        hub = path.absolute().parent.parent.name == "snapshots"
+        return _of_gguf(path.resolve() if path.is_symlink() and not hub else path)
     if path.exists():
-        raise UsageError(f"{path}: not a folder; give the folder that holds config.json")
+        raise UsageError(f"{path}: neither a folder nor a .gguf file; give the folder that holds config.json")
     hint = did_you_mean(PREFIX + model, [PREFIX + known for known in SAMPLES])
     raise UsageError(f"{model}: no such folder; give one in Hugging Face layout, or a sample{hint}")
+
+
+def only_gguf(folder: Path) -> Path | None:
+    """The GGUF file, or the first part of it, of a folder that holds one and no other weights."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise DataError(f"{folder}: {error.strerror or error}") from error
+    if any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names):
+        return None
+    whole = [name for name in names if name.endswith(".gguf") and not _LATER_PART.search(name)]
+    if len(whole) > 1:
+        raise UsageError(f"{folder}: holds {len(whole)} GGUF files; give one of them: {', '.join(whole[:5])}")
+    return folder / whole[0] if whole else None
+
+
+def _of_gguf(path: Path) -> Path:
+    """The plain folder that a GGUF file has become."""
+    from pocketsize.io.gguf.folder import plain_folder
+
+    return plain_folder(path, cache_folder() / GGUF_CACHE)
 
 
 def cached(found: Sample) -> Path:

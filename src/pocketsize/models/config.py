@@ -13,6 +13,7 @@ from pocketsize.errors import DataError, RefusedError, UnsupportedError
 from pocketsize.io.checkpoint import INDEX, SINGLE, nothing_to_open
 from pocketsize.io.strictjson import read_json_object
 from pocketsize.models.arch import arch_of
+from pocketsize.models.prequantized import KEYS, recognise
 from pocketsize.models.quiet import quiet
 
 NAME, GENERATION = "config.json", "generation_config.json"
@@ -26,13 +27,16 @@ _IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "
 
 
 def read_config(folder: Path) -> PretrainedConfig:
-    """The config of a folder whose family is known and which asks for no code of its own."""
+    """The config of a folder whose family is known and which asks for no code of its own.
+
+    It describes the matrices: that they may be packed is not in it.
+    """
     path = folder / NAME
     if not any(os.path.lexists(folder / name) for name in (NAME, SINGLE, INDEX)):
         raise nothing_to_open(folder)
     raw = read_json_object(path)
     refuse_code(raw, path)
-    _require_plain_weights(raw, path)
+    recognise(raw, path)
     family = raw.get("model_type")
     if not isinstance(family, str):
         raise DataError(f"{path}: model_type is {family!r}; it must name the model's family")
@@ -45,9 +49,13 @@ def read_config(folder: Path) -> PretrainedConfig:
     _check_generation(folder / GENERATION, int(str(raw["vocab_size"])))
     try:
         with quiet():
-            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the loader's own classes are many, and all mean: not a config
         raise DataError(f"{path}: {' '.join(str(error).split())[:200]}") from error
+    for key in KEYS:
+        if hasattr(config, key):
+            delattr(config, key)
+    return config
 
 
 def refuse_code(raw: Mapping[str, object], path: Path) -> None:
@@ -70,13 +78,6 @@ def _items(value: object) -> Iterator[tuple[str, object]]:
     elif isinstance(value, list):
         for inner in value:
             yield from _items(inner)
-
-
-def _require_plain_weights(raw: Mapping[str, object], path: Path) -> None:
-    found = raw.get("quantization_config") or raw.get("compression_config")
-    if found:
-        method = found.get("quant_method", "unnamed") if isinstance(found, dict) else found
-        raise UnsupportedError(f"{path}: already quantized ({method}); give the model it was made from")
 
 
 def _check_numbers(raw: Mapping[str, object], path: Path) -> None:

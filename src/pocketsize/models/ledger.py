@@ -56,7 +56,14 @@ def ledger(model: Model) -> Ledger:
     """The ledger of a model as it is on disk."""
     targets = set(model.linears)
     rows = tuple(
-        Row(name, e.shape, e.dtype, e.file, e.end - e.begin, _role(model, name, e.shape, targets))
+        Row(
+            name,
+            e.shape,
+            e.packed_as or e.dtype,
+            e.file,
+            e.end - e.begin,
+            _role(model, name, e.shape, targets),
+        )
         for name, e in model.checkpoint.entries.items()
     )
     widths = {model.matrix_shape(row.name)[1] for row in rows if row.role == "compressible"}

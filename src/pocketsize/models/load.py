@@ -13,13 +13,21 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from pocketsize.errors import DataError, NumericalError, RefusedError, UnsupportedError, did_you_mean
-from pocketsize.io.checkpoint import Checkpoint, Entry, open_checkpoint
-from pocketsize.io.source import ORIGIN, resolve
+from pocketsize.errors import (
+    DataError,
+    NumericalError,
+    PocketsizeError,
+    RefusedError,
+    UnsupportedError,
+    did_you_mean,
+)
+from pocketsize.io.checkpoint import SINGLE, Checkpoint, Entry, open_checkpoint
+from pocketsize.io.source import GGUF_CACHE, ORIGIN, resolve
 from pocketsize.io.strictjson import read_json_object
 from pocketsize.models.arch import Arch, arch_of
 from pocketsize.models.config import NAME, read_config, refuse_code
 from pocketsize.models.model import Model, Origin
+from pocketsize.models.prequantized import Prequantized, recognise, unpacked
 from pocketsize.models.probe import probe_tokenizer
 from pocketsize.models.quiet import quiet
 from pocketsize.models.skeleton import skeleton, stored, tied_names
@@ -36,18 +44,36 @@ def load(source: str | Path) -> Model:
     and all numbers are finite.
     """
     folder = resolve(str(source))
+    if folder.parent.name == GGUF_CACHE:
+        return _load_named(folder, Path(source).expanduser())
+    return _load(folder)
+
+
+def _load_named(folder: Path, source: Path) -> Model:
+    """The model in the folder that the GGUF file `source` has become; errors name the file itself."""
+    try:
+        return _load(folder)
+    except PocketsizeError as error:
+        text = str(error).replace(str(folder / SINGLE), str(source)).replace(str(folder), str(source))
+        raise type(error)(text) from error
+
+
+def _load(folder: Path) -> Model:
     config = read_config(folder)
     arch = arch_of(config.model_type)
     if (folder / _TOKENIZER_FILES[1]).is_file():
         _read_tokenizer_file(folder / _TOKENIZER_FILES[1])
         probe_tokenizer(folder / _TOKENIZER_FILES[1])
-    checkpoint = as_module_names(open_checkpoint(folder), arch)
+    checkpoint = open_checkpoint(folder)
+    if (how := recognise(read_json_object(folder / NAME), folder / NAME)) is not None:
+        checkpoint = unpacked(checkpoint, how, arch)
+    checkpoint = as_module_names(checkpoint, arch)
     checkpoint = _without_copy_of_embedding(checkpoint, config, arch)
     model = Model(folder, config, arch, _no_origin(folder), checkpoint)
     _account(model)
     for name in checkpoint.entries:
         _require_finite(checkpoint, name)
-    return replace(model, origin=_origin(folder, checkpoint))
+    return replace(model, origin=_origin(folder, checkpoint, how))
 
 
 def tokenizer_of(model: Model) -> PreTrainedTokenizerBase:
@@ -95,7 +121,7 @@ def as_module_names(checkpoint: Checkpoint, arch: Arch) -> Checkpoint:
             both = f"{entries[name].name} and {entry.name}"
             raise DataError(f"{checkpoint.folder / entry.file}: tensors {both} are both {name}; remove one")
         entries[name] = entry
-    return Checkpoint(checkpoint.folder, MappingProxyType(entries))
+    return replace(checkpoint, entries=MappingProxyType(entries))
 
 
 def _read_tokenizer_file(path: Path) -> None:
@@ -123,7 +149,7 @@ def _without_copy_of_embedding(checkpoint: Checkpoint, config: PretrainedConfig,
             f"yet {NAME} ties them; set tie_word_embeddings to false"
         )
     left = {name: entry for name, entry in entries.items() if name != head}
-    return Checkpoint(checkpoint.folder, MappingProxyType(left))
+    return replace(checkpoint, entries=MappingProxyType(left))
 
 
 def _account(model: Model) -> None:
@@ -223,13 +249,13 @@ def _no_origin(folder: Path) -> Origin:
     return Origin(folder.name, "", 0, 0, 0)
 
 
-def _origin(folder: Path, checkpoint: Checkpoint) -> Origin:
+def _origin(folder: Path, checkpoint: Checkpoint, how: Prequantized | None) -> Origin:
     """Where the model came from: as `origin.json` says, else from the folder's name and card."""
     parameters = sum(_size(entry) for entry in checkpoint.entries.values() if entry.dtype in _FLOATS)
     size = sum((folder / file).stat().st_size for file in checkpoint.files)
     said = read_json_object(folder / ORIGIN) if (folder / ORIGIN).exists() else {}
     name, revision = _name_of(folder)
-    dequantized = said.get("dequantized_from")
+    dequantized = said.get("dequantized_from") if how is None else str(how)
     source_bytes = said.get("source_bytes", size)
     if not isinstance(source_bytes, int):
         raise DataError(f"{folder / ORIGIN}: source_bytes is {source_bytes!r}; a number is needed")

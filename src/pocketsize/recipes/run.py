@@ -131,8 +131,8 @@ def check_output(out: Path, recipe: Recipe, *, overwrite: bool) -> None:
             "one with --overwrite"
         )
     _require_finished(out)
-    source = resolve(_model_path(recipe)).resolve()
-    if source.is_relative_to(out.resolve()):
+    given = _model_path(recipe)
+    if any(source.resolve().is_relative_to(out.resolve()) for source in (resolve(given), Path(given))):
         raise UsageError(f"{out}: holds the model itself; choose another output with -o")
 
 
@@ -207,12 +207,20 @@ def apply_steps(
         ids, mask = torch.cat([ids, own]), torch.cat([mask, torch.ones_like(own, dtype=torch.bool)])
         records = (*texts.records, _written_record(own, len(own) / len(ids)))
         texts = replace(texts, records=records)
-    context = Context(ids, mask, journal, clock.console.progress, list(texts.findings))
+    findings = [*_quantized_before(original), *texts.findings]
+    context = Context(ids, mask, journal, clock.console.progress, findings)
     model = original
     for step in recipe.steps:
         with clock.phase(step.kind):
             model = step.apply(model, context)
     return Done(original, model, recipe, texts, context)
+
+
+def _quantized_before(model: Model) -> Iterator[Finding]:
+    """A finding for a source that was quantized already."""
+    if (form := model.origin.dequantized_from) is not None:
+        message = f"the model was already quantized ({form}); figures are relative to its dequantized weights"
+        yield Finding("already-quantized", message)
 
 
 def publish(
@@ -313,4 +321,4 @@ def _written_record(own: Int64[Tensor, "n length"], share: float) -> TextRecord:
 
 def _model_path(recipe: Recipe) -> str:
     beside = recipe.base / recipe.model
-    return str(beside) if not recipe.model.startswith("sample:") and beside.is_dir() else recipe.model
+    return str(beside) if not recipe.model.startswith("sample:") and beside.exists() else recipe.model

@@ -16,20 +16,11 @@ from gguf import GGUFWriter, TokenType
 from transformers import PreTrainedTokenizerBase
 
 from pocketsize.errors import DataError, UnsupportedError
+from pocketsize.io.gguf.pretokenizers import PRE_TOKENIZERS
 from pocketsize.io.strictjson import read_json_object
 from pocketsize.models.load import tokenizer_of
 from pocketsize.models.model import Model
 
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
-# Rules in the order they run, and whether whole words found in the vocabulary skip the merges.
-_BYTE_LEVEL = {
-    ((("ByteLevel", False, True),), False): "gpt-2",
-    ((("Digits", True), ("ByteLevel", False, True)), False): "smollm",
-    ((("Split", _LLAMA3, "Isolated", False), ("ByteLevel", False, False)), True): "llama-bpe",
-}
 _SENTENCEPIECE = [
     {"type": "Prepend", "prepend": "▁"},
     {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
@@ -109,7 +100,10 @@ def _pre_tokenizer(path: Path, rules: dict[str, Any]) -> str:
         )
     node = rules.get("pre_tokenizer") or {}
     steps = tuple(_step(n) for n in (node["pretokenizers"] if node.get("type") == "Sequence" else [node]))
-    found = _BYTE_LEVEL.get((steps, bool(core.get("ignore_merges"))))
+    whole = bool(core.get("ignore_merges"))
+    found = next(
+        (name for name, pre in PRE_TOKENIZERS.items() if (pre.steps, pre.whole) == (steps, whole)), None
+    )
     if found is None:
         shown = json.dumps(node, ensure_ascii=False)[:200]
         raise UnsupportedError(

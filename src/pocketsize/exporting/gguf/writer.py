@@ -20,6 +20,7 @@ from pocketsize.exporting.artifact import Artifact
 from pocketsize.exporting.gguf.blocks import BLOCK, block_type, pack
 from pocketsize.exporting.gguf.names import ROPE_FACTORS, gguf_name, row_order
 from pocketsize.exporting.gguf.vocabulary import add_vocabulary
+from pocketsize.io.gguf.rope import llama3_divisors
 from pocketsize.io.publish import publish_stream
 from pocketsize.models.model import Model
 from pocketsize.quantization.grid import QWeight
@@ -149,11 +150,7 @@ def context_length(model: Model) -> int:
 
 
 def rope_factors(model: Model) -> Tensor | None:
-    """The divisor of each rotary frequency under Llama 3's scaling; None where there is none.
-
-    Wavelengths above old / low are stretched by the whole factor, those below old / high not at
-    all, those between by a mean of both.
-    """
+    """The divisor of each rotary frequency under Llama 3's scaling; None where there is none."""
     rope = _rope(model)
     if rope["rope_type"] != "llama3":
         return None
@@ -161,12 +158,14 @@ def rope_factors(model: Model) -> Tensor | None:
         getattr(model.config, "head_dim", None)
         or model.config.hidden_size // model.config.num_attention_heads
     )
-    frequency = rope["rope_theta"] ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
-    old, factor = rope["original_max_position_embeddings"], rope["factor"]
-    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    turns = old * frequency / (2 * math.pi)
-    smooth = ((turns - low) / (high - low)).clamp(0, 1)
-    return (1 / ((1 - smooth) / factor + smooth)).to(torch.float32)
+    return llama3_divisors(
+        rope["rope_theta"],
+        width,
+        factor=rope["factor"],
+        low=rope["low_freq_factor"],
+        high=rope["high_freq_factor"],
+        old=rope["original_max_position_embeddings"],
+    )
 
 
 def refuses(model: Model) -> str | None:

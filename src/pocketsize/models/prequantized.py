@@ -1,0 +1,295 @@
+"""Folders that are quantized already: recognised by their config, and read as the matrices they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pocketsize.errors import DataError, UnsupportedError
+from pocketsize.io.checkpoint import Checkpoint, Entry, Packed
+from pocketsize.models.arch import Arch
+from pocketsize.quantization.unpack import awq_matrix, gptq_matrix, grouped_matrix, unpack_rows
+
+# Where a config.json says that its weights are quantized.
+KEYS = ("quantization_config", "compression_config")
+_WAY_OUT = "give the model it was made from"
+_SCALES = ("F16", "BF16", "F32")
+
+
+@dataclass(frozen=True, slots=True)
+class Prequantized:
+    """How the weights of a folder are packed: the bits and groups that occur; group None is a row.
+
+    `shifted`: GPTQ's zeros are stored less one.
+    """
+
+    method: str
+    bits: tuple[int, ...]
+    groups: tuple[int | None, ...]
+    shifted: bool = False
+
+    def __str__(self) -> str:
+        """As people say it: `gptq 4 bits group 128`."""
+        along = " or ".join("one scale a row" if g is None else f"group {g}" for g in self.groups)
+        return f"{self.method} {'/'.join(map(str, self.bits))} bits {along}"
+
+
+def recognise(raw: Mapping[str, Any], path: Path) -> Prequantized | None:
+    """How the weights beside the config `raw` are packed; None: they are not. `path` is for errors."""
+    found = next((raw[key] for key in KEYS if raw.get(key)), None)
+    if found is None:
+        return None
+    method = found.get("quant_method", "unnamed") if isinstance(found, dict) else found
+    reader = _METHODS.get(str(method))
+    if reader is None or not isinstance(found, dict):
+        known = ", ".join(_METHODS)
+        raise UnsupportedError(
+            f"{path}: already quantized ({str(method)[:80]}), and only {known} are read; {_WAY_OUT}"
+        )
+    return reader(found, path)
+
+
+def unpacked(checkpoint: Checkpoint, how: Prequantized, arch: Arch) -> Checkpoint:
+    """The checkpoint with each packed matrix as one tensor, unpacked whenever it is read."""
+    codes, parts, make = _LAYOUTS[how.method]
+    owners = [name.removesuffix(codes) for name in checkpoint.entries if name.endswith(f".{codes}")]
+    if not owners:
+        raise DataError(f"{checkpoint.folder}: said to be {how}, yet no tensor ends in {codes}")
+    entries, packed = dict(checkpoint.entries), {}
+    for owner in owners:
+        held = {part: entries.pop(owner + part) for part in (codes, *parts) if owner + part in entries}
+        layer = _Layer(checkpoint, owner, held, how, arch.is_transposed(arch.module_name(f"{owner}weight")))
+        entry = Entry(
+            f"{owner}weight",
+            held[codes].file,
+            "F32",
+            layer.shape(),
+            0,
+            sum(e.end - e.begin for e in held.values()),
+        )
+        entries[entry.name] = replace(entry, packed_as=str(how))
+        packed[entry.name] = Packed(partial(make, layer), tuple(sorted({e.file for e in held.values()})))
+    return Checkpoint(checkpoint.folder, MappingProxyType(entries), MappingProxyType(packed))
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """The tensors that stand for one matrix, by the ends of their names.
+
+    `flip`: the family stores inputs first.
+    """
+
+    checkpoint: Checkpoint
+    owner: str
+    held: Mapping[str, Entry]
+    how: Prequantized
+    flip: bool
+
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the matrix as the family stores it."""
+        if self.how.method == "compressed-tensors":
+            sizes = self.part("weight_shape", None, "I32", "I64").tolist()
+            if len(sizes) != 2 or not all(0 < n < 1 << 31 for n in sizes):
+                raise self.fault("weight_shape", f"is {str(sizes)[:80]}; two sizes are needed")
+            return tuple(sizes)
+        words, width = self.table("qweight")
+        bits = self.how.bits[0]
+        shape = (width * 32 // bits, words) if self.how.method == "awq" else (width, words * 32 // bits)
+        return shape[::-1] if self.flip else shape
+
+    def entry(self, part: str) -> Entry:
+        """Where a part is; it must be there."""
+        if part not in self.held:
+            raise DataError(f"{self.checkpoint.folder}: tensor {self.owner}{part} is missing")
+        return self.held[part]
+
+    def table(self, part: str) -> tuple[int, int]:
+        """Rows and columns of a part, which must be a matrix."""
+        shape = self.entry(part).shape
+        if len(shape) != 2 or 0 in shape:
+            raise self.fault(part, f"has shape {list(shape)}; rows and columns are needed")
+        return shape[0], shape[1]
+
+    def part(self, part: str, shape: tuple[int, ...] | None, *dtypes: str) -> Tensor:
+        """A part, of this shape and one of these types."""
+        entry = self.entry(part)
+        if entry.dtype not in dtypes:
+            raise self.fault(part, f"is stored as {entry.dtype}; needed: {', '.join(dtypes)}")
+        if shape is not None and entry.shape != shape:
+            raise self.fault(part, f"has shape {list(entry.shape)}, {list(shape)} is needed")
+        return self.checkpoint.read(entry.name)
+
+    def fault(self, part: str, text: str) -> DataError:
+        """An error about a part."""
+        file = self.checkpoint.folder / self.held[part].file
+        return DataError(f"{file}: tensor {self.owner}{part} {text}")
+
+    def groups(self, inputs: int, groups: int, index: str) -> Tensor:
+        """The group of each input: as the tensor `index` says, or one after the other.
+
+        There must be as many as the config implies.
+        """
+        width = next((w for w in (g or inputs for g in self.how.groups) if -(-inputs // w) == groups), None)
+        if width is None:
+            where = f"{self.checkpoint.folder}: {self.owner}weight"
+            raise DataError(f"{where}: {groups} groups for {inputs} inputs, which is not {self.how}")
+        if index in self.held:
+            group_of = self.part(index, (inputs,), "I32", "I64").long()
+            if int(group_of.min()) < 0 or int(group_of.max()) >= groups:
+                raise self.fault(index, f"names a group outside the {groups} that there are")
+            return group_of
+        return torch.arange(inputs) // width
+
+    def as_stored(self, W: Tensor) -> Tensor:
+        """A matrix with a row for each output as the family stores it."""
+        return W.T.contiguous() if self.flip else W
+
+
+def _gptq(layer: _Layer) -> Tensor:
+    outputs, inputs = layer.shape()[::-1] if layer.flip else layer.shape()
+    bits = layer.how.bits[0]
+    groups = layer.table("scales")[0]
+    W = gptq_matrix(
+        layer.part("qweight", None, "I32"),
+        layer.part("qzeros", (groups, outputs * bits // 32), "I32"),
+        layer.part("scales", (groups, outputs), *_SCALES).float(),
+        layer.groups(inputs, groups, "g_idx"),
+        bits=bits,
+        shifted=layer.how.shifted,
+    )
+    return layer.as_stored(W)
+
+
+def _awq(layer: _Layer) -> Tensor:
+    outputs, inputs = layer.shape()[::-1] if layer.flip else layer.shape()
+    groups = layer.table("scales")[0]
+    W = awq_matrix(
+        layer.part("qweight", (inputs, outputs // 8), "I32"),
+        layer.part("qzeros", (groups, outputs // 8), "I32"),
+        layer.part("scales", (groups, outputs), *_SCALES).float(),
+        layer.groups(inputs, groups, ""),
+    )
+    return layer.as_stored(W)
+
+
+def _compressed_tensors(layer: _Layer) -> Tensor:
+    """Rows of codes with a scale for each group; or, inputs first, with one for a block of rows."""
+    rows, columns = layer.shape()
+    words = layer.table("weight_packed")[1]
+    fits = [bits for bits in layer.how.bits if -(-columns * bits // 32) == words]
+    if len(fits) != 1:
+        raise layer.fault(
+            "weight_packed", f"has {words} words a row, which no scheme gives {columns} columns"
+        )
+    bits = fits[0]
+    codes = unpack_rows(layer.part("weight_packed", (rows, words), "I32"), bits, columns)
+    tall, wide = layer.table("weight_scale")
+    scale = layer.part("weight_scale", None, *_SCALES).float()
+    if wide == columns and tall < rows and layer.flip:
+        zero = torch.full((tall, wide), 1 << (bits - 1), dtype=torch.uint8)
+        if "weight_zero_point" in layer.held:
+            zero = (layer.part("weight_zero_point", (tall, wide), "I8").int() + (1 << (bits - 1))).to(
+                torch.uint8
+            )
+        turned = codes.T.contiguous(), scale.T.contiguous(), zero.T.contiguous()
+        return grouped_matrix(*turned, layer.groups(rows, tall, "")).T.contiguous()
+    if tall != rows:
+        raise layer.fault("weight_scale", f"has {tall} rows, {rows} are needed")
+    zero = torch.full((rows, wide), 1 << (bits - 1), dtype=torch.uint8)
+    if "weight_zero_point" in layer.held:
+        packed = layer.part("weight_zero_point", (-(-rows * bits // 32), wide), "I32")
+        zero = unpack_rows(packed.T.contiguous(), bits, rows).T.contiguous()
+    return grouped_matrix(codes, scale, zero, layer.groups(columns, wide, "weight_g_idx"))
+
+
+# The end of the codes' name, those of what belongs to them, and what makes the matrix of them.
+_LAYOUTS: Mapping[str, tuple[str, tuple[str, ...], Callable[[_Layer], Tensor]]] = MappingProxyType(
+    {
+        "gptq": ("qweight", ("qzeros", "scales", "g_idx"), _gptq),
+        "awq": ("qweight", ("qzeros", "scales"), _awq),
+        "compressed-tensors": (
+            "weight_packed",
+            ("weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx"),
+            _compressed_tensors,
+        ),
+    }
+)
+
+
+def _read_gptq(said: Mapping[str, Any], path: Path) -> Prequantized:
+    layout = str(said.get("checkpoint_format") or said.get("format") or "gptq")
+    if layout not in ("gptq", "gptq_v2") or said.get("is_marlin_format") or said.get("dynamic"):
+        odd = "dynamic" if said.get("dynamic") else layout
+        raise UnsupportedError(f"{path}: already quantized (gptq, {odd[:80]}), which is not read; {_WAY_OUT}")
+    return Prequantized(
+        "gptq",
+        (_bits(said.get("bits"), (2, 3, 4, 8), path),),
+        (_group(said.get("group_size"), path),),
+        layout == "gptq",
+    )
+
+
+def _read_awq(said: Mapping[str, Any], path: Path) -> Prequantized:
+    layout = str(said.get("version") or said.get("format") or "gemm").lower()
+    if layout != "gemm" or said.get("zero_point", True) is not True:
+        raise UnsupportedError(
+            f"{path}: already quantized (awq, {layout[:80]}), which is not read; {_WAY_OUT}"
+        )
+    bits = _bits(said.get("bits", said.get("w_bit")), (4,), path)
+    return Prequantized("awq", (bits,), (_group(said.get("group_size", said.get("q_group_size")), path),))
+
+
+def _read_compressed_tensors(said: Mapping[str, Any], path: Path) -> Prequantized:
+    groups = said.get("config_groups")
+    listed: list[Any] = list(groups.values()) if isinstance(groups, dict) else []
+    schemes = [g["weights"] for g in listed if isinstance(g, dict) and isinstance(g.get("weights"), dict)]
+    if not schemes or len(schemes) != len(listed):
+        raise DataError(f"{path}: quantization_config has no config_groups that say how weights are stored")
+    odd = {
+        str(said.get("format"))[:80]: said.get("format") != "pack-quantized",
+        "sparse": (said.get("sparsity_config") or {}).get("format", "dense") != "dense",
+        "with activations": any(g.get("input_activations") for g in listed),
+        "with its cache": bool(said.get("kv_cache_scheme")),
+    }
+    if any(odd.values()):
+        word = next(word for word, found in odd.items() if found)
+        raise UnsupportedError(
+            f"{path}: already quantized (compressed-tensors, {word}), which is not read; {_WAY_OUT}"
+        )
+    bits = sorted({_bits(scheme.get("num_bits"), tuple(range(2, 9)), path) for scheme in schemes})
+    groups = dict.fromkeys(_group(_height(scheme), path) for scheme in schemes)
+    return Prequantized("compressed-tensors", tuple(bits), tuple(groups))
+
+
+def _height(scheme: Mapping[str, Any]) -> object:
+    """How many inputs have one scale, -1 for all; blocks are ours, for matrices stored inputs first."""
+    if scheme.get("strategy") == "block":
+        structure = scheme.get("block_structure")
+        return structure[0] if isinstance(structure, list) and structure[1:] == [1] else None
+    return scheme.get("group_size") or -1
+
+
+def _bits(value: object, known: tuple[int, ...], path: Path) -> int:
+    if value not in known or isinstance(value, bool):
+        raise UnsupportedError(f"{path}: {str(value)[:80]} bits; known here: {', '.join(map(str, known))}")
+    return int(str(value))
+
+
+def _group(value: object, path: Path) -> int | None:
+    if not isinstance(value, int) or isinstance(value, bool) or (value < 1 and value != -1):
+        raise DataError(
+            f"{path}: group_size is {str(value)[:80]}; a whole number, or -1 for a row, is needed"
+        )
+    return None if value == -1 else value
+
+
+_METHODS: Mapping[str, Callable[[Mapping[str, Any], Path], Prequantized]] = MappingProxyType(
+    {"gptq": _read_gptq, "awq": _read_awq, "compressed-tensors": _read_compressed_tensors}
+)
