@@ -28,7 +28,7 @@ def filled(folder: Path, units: int = 3) -> Journal:
 
 
 def test_what_was_kept_comes_back_exactly(tmp_path: Path) -> None:
-    filled(tmp_path / "w").close(remove=False)
+    filled(tmp_path / "w")
     journal = open_journal(tmp_path / "w", PRINT)
     assert journal.resumed == 3 and journal.finished("u3") is None
     for i in range(3):
@@ -45,32 +45,32 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
     journal = filled(tmp_path / "w")
     with pytest.raises(BusyError, match="is working on this output"):
         open_journal(tmp_path / "w", PRINT)
-    journal.close(remove=False)
-    open_journal(tmp_path / "w", PRINT).close(remove=False)
+    journal
+    open_journal(tmp_path / "w", PRINT)
 
 
 def test_another_job_is_refused_with_old_and_new_value(tmp_path: Path) -> None:
-    filled(tmp_path / "w").close(remove=False)
+    filled(tmp_path / "w")
     with pytest.raises(IntegrityError, match=r"threads was '1' and is now '2'"):
         open_journal(tmp_path / "w", PRINT | {"threads": "2"})
-    open_journal(tmp_path / "w", PRINT).close(remove=False)  # nothing was lost by asking
+    open_journal(tmp_path / "w", PRINT)  # nothing was lost by asking
 
 
 @pytest.mark.parametrize("cut", [1, 10, 200])
 def test_a_line_cut_short_does_not_count(cut: int, tmp_path: Path) -> None:
-    filled(tmp_path / "w").close(remove=False)
+    filled(tmp_path / "w")
     path = tmp_path / "w" / "journal"
     path.write_bytes(path.read_bytes()[:-cut])
     journal = open_journal(tmp_path / "w", PRINT)
     assert journal.resumed == 2 and journal.finished("u2") is None
     assert len(list((tmp_path / "w" / "objects").iterdir())) == 2
     journal.keep("u2", *unit(2))  # type: ignore[arg-type]
-    journal.close(remove=False)
+    journal
     assert len([json.loads(line) for line in path.read_text().splitlines()]) == 4
 
 
 def test_a_damaged_object_and_all_after_it_are_done_again(tmp_path: Path) -> None:
-    filled(tmp_path / "w").close(remove=False)
+    filled(tmp_path / "w")
     line = json.loads((tmp_path / "w" / "journal").read_text().splitlines()[2])
     held = tmp_path / "w" / "objects" / f"{line['object']}.safetensors"
     data = bytearray(held.read_bytes())
@@ -78,14 +78,14 @@ def test_a_damaged_object_and_all_after_it_are_done_again(tmp_path: Path) -> Non
     held.write_bytes(data)
     journal = open_journal(tmp_path / "w", PRINT)
     assert journal.resumed == 1 and journal.finished("u1") is None and journal.finished("u0") is not None
-    journal.close(remove=False)
+    journal
 
 
 def test_leftovers_are_dropped(tmp_path: Path) -> None:
-    filled(tmp_path / "w").close(remove=False)
+    filled(tmp_path / "w")
     (tmp_path / "w" / "objects" / ".123.partial").write_bytes(b"half")
     (tmp_path / "w" / "objects" / "unnamed.safetensors").write_bytes(b"half")
-    open_journal(tmp_path / "w", PRINT).close(remove=False)
+    open_journal(tmp_path / "w", PRINT)
     assert len(list((tmp_path / "w" / "objects").iterdir())) == 3
 
 
