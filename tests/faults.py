@@ -1,8 +1,6 @@
 """A laboratory for faults: tiny runs in forked processes, killed or failed at any file operation.
 
-    python tests/faults.py FOLDER EXPERIMENT
-
-prints what went wrong as JSON. Runs are forked from a process that has everything imported. What only
+Runs are forked from a process that has everything imported. What only
 reads (loading in other processes, llama.cpp, timings) is left out; with `Lab.quick` what was computed
 once (quality, behaviour, written text) is not computed again. Everything that writes is real.
 """
@@ -15,11 +13,8 @@ import hashlib
 import io
 import json
 import os
-import random
 import shutil
-import signal
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,6 +142,15 @@ class Ended:
 
 
 @dataclass(slots=True)
+class Resumed:
+    """What came of giving the same command again: layers done twice, the same bytes, and what is wrong."""
+
+    redone: int
+    same: bool
+    problems: list[str]
+
+
+@dataclass(slots=True)
 class Lab:
     """A tiny model, a recipe, and what an undisturbed run of it leaves."""
 
@@ -185,7 +189,7 @@ class Lab:
                 _remember()
             code = main(["run", str(self.base / f"{name}.yaml"), "-o", str(self.base / name), "--json"])
             assert code == 0, f"the undisturbed run ended with {code}"
-        self.new, self.record = _bytes_of(self.base / "new"), _record_of(self.base / "new")
+        self.new, self.record = bytes_of(self.base / "new"), record_of(self.base / "new")
 
     def place(self, *, overwrite: bool) -> Path:
         """A folder for one case; with `overwrite` it holds a finished output of another recipe."""
@@ -196,7 +200,12 @@ class Lab:
             shutil.copytree(self.base / "old", place / "out")
         return place
 
-    def start(self, place: Path, prepare: Callable[[], Callable[[], dict[str, Any]] | None]) -> int:
+    def start(
+        self,
+        place: Path,
+        prepare: Callable[[], Callable[[], dict[str, Any]] | None],
+        args: list[str] | None = None,
+    ) -> int:
         """Fork a run into `place`; `prepare` is called in it first, what it gives is called last."""
         sys.stdout.flush()
         if pid := os.fork():
@@ -213,7 +222,7 @@ class Lab:
             _log_layers(begun, os.write)
             finish = prepare()
             overwrite = ["--overwrite"] if (place / "out").exists() else []
-            code = main(["run", str(self.base / "new.yaml"), "-o", str(place / "out"), *overwrite])
+            code = main(args or ["run", str(self.base / "new.yaml"), "-o", str(place / "out"), *overwrite])
             if finish is not None:
                 (self.base / f"{place.name}.notes").write_text(json.dumps(finish()))
         finally:
@@ -243,7 +252,7 @@ class Lab:
         out = place / "out"
         if not overwrite and not out.exists():
             return "old"
-        found = _bytes_of(out)
+        found = bytes_of(out)
         if found == self.new:
             from pocketsize.exporting.manifest import check_manifest
 
@@ -252,20 +261,20 @@ class Lab:
         whole = overwrite and tree(out) == tree(self.base / "old")
         return "old" if whole else f"torn: {sorted(found)}"
 
-    def go_on(self, place: Path, begun: list[str], *, overwrite: bool) -> list[str]:
-        """What is wrong when the same command is given again in `place`, as sentences."""
-        kept = _units_in(place / ".out.work" / "journal")
+    def go_on(self, place: Path, begun: list[str], *, overwrite: bool) -> Resumed:
+        """The same command again in `place`, where a run that had begun these layers was cut off."""
+        kept = units_in(place)
         was = self.state(place, overwrite=overwrite)
         again = self.run(place)
         if again.code:
-            return [f"given again, it ends with {again.code}: {again.error}"]
+            return Resumed(0, False, [f"given again, it ends with {again.code}: {again.error}"])
         problems = []
-        if self.state(place, overwrite=False) != "new" or _record_of(place / "out") != self.record:
-            problems.append(f"other bytes than undisturbed: {_bytes_of(place / 'out')}")
-        if twice := {*begun} & {*again.begun} if len({*begun} & {*again.begun}) > 1 else set():
-            problems.append(f"done twice: {sorted(twice)}")
-        if was == "old" and len(again.begun) > len(set(again.begun)):
-            problems.append(f"a layer is done twice at once: {again.begun}")
+        same = self.state(place, overwrite=False) == "new" and record_of(place / "out") == self.record
+        if not same:
+            problems.append(f"other bytes than undisturbed: {bytes_of(place / 'out')}")
+        redone = sum((begun + again.begun).count(layer) - 1 for layer in {*begun, *again.begun})
+        if redone > 1:
+            problems.append(f"begun before: {begun}, and again: {again.begun}")
         timing = json.loads((place / "out" / "record.json").read_text())["timing"]
         if was == "old" and timing["resumed"] != kept:
             problems.append(f"{kept} layers were kept, {timing['resumed']} were taken up")
@@ -273,167 +282,23 @@ class Lab:
             problems.append(f"was finished, yet layers are done again: {again.begun}")
         if left := sorted({p.name for p in place.iterdir()} - {"out"}):
             problems.append(f"left behind: {left}")
-        return problems
+        return Resumed(redone, same, problems)
 
 
-def kills(lab: Lab, *, overwrite: bool, every: bool = False) -> dict[str, Any]:
-    """A run killed before each operation, and half-way through each write.
-
-    What SIGKILL leaves is what the file system holds at that moment: it is copied, and the run goes
-    on. From each state that differs (with `every`, from each) a run is started that has to finish.
-    """
-    place, states = lab.place(overwrite=overwrite), lab.base / f"states-{lab.count}"
-    seen: dict[str, int] = {}
-    found: list[dict[str, Any]] = []
-
-    def snapshot(number: int, name: str) -> None:
-        key = json.dumps([tree(place, partial=every), name if every else ""])
-        new = key not in seen
-        seen.setdefault(key, len(seen))
-        if new:
-            shutil.copytree(place, states / str(seen[key]) / "case", symlinks=True)
-        begun = (lab.base / f"{place.name}.begun").read_text().split()
-        state = lab.state(place, overwrite=overwrite)
-        found.append({"at": number, "name": name, "state": state, "copy": seen[key], "begun": begun})
-
-    def fault(number: int, name: str, real: Real, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        snapshot(number, name)
-        half = len(args[1]) // 2 if name in ("write", "pwrite") else 0
-        if not half:
-            return real(*args, **kwargs)
-        done = real(args[0], bytes(args[1])[:half], *args[2:])
-        snapshot(number, f"half {name}")
-        return done
-
-    def prepare() -> Callable[[], dict[str, Any]]:
-        watch = Watch(fault)
-        return lambda: {"found": found, "names": watch.names, "strays": watch.strays}
-
-    ended = lab.end(place, lab.start(place, prepare))
-    assert ended.code == 0, ended.error
-    found, problems = ended.notes["found"], [f"written past publish: {s}" for s in ended.notes["strays"]]
-    for case in found:
-        if case["state"] not in ("old", "new"):
-            problems.append(f"killed at {case['at']} ({case['name']}): {case['state']}")
-    first = {case["copy"]: case for case in reversed(found)}
-    for number, case in sorted(first.items()):
-        said = lab.go_on(states / str(number) / "case", case["begun"], overwrite=overwrite)
-        problems += [f"killed at {case['at']} ({case['name']}): {text}" for text in said]
-    return _summary(problems, len(found), len(first), [case["state"] for case in found])
-
-
-def failures(lab: Lab, *, overwrite: bool, code: int) -> dict[str, Any]:
-    """A run in which each operation fails: a disk that is full from there on, or one error."""
-    names = lab.run(lab.place(overwrite=overwrite)).notes["names"]
-    full = code == errno.ENOSPC
-    counted = [k for k, name in enumerate(names) if (name in GROWING if full else name == "fsync")]
-    problems: list[str] = []
-    known: set[str] = set()
-    states: list[str] = []
-    for k in counted:
-        place = lab.place(overwrite=overwrite)
-        ended = lab.run(place, full_disk(k) if full else failing(k, code))
-        states.append(lab.state(place, overwrite=overwrite))
-        said = [] if states[-1] in ("old", "new") else [states[-1]]
-        wanted = f"error[resources]: {lab.base}"
-        if ended.code != 5 or ended.error.count("\n") != 1 or not ended.error.startswith(wanted):
-            said.append(f"ends with {ended.code}: {ended.error}")
-        if left := [p.name for p in place.iterdir() if p.name.endswith((".partial", ".replaced"))]:
-            said += [f"left behind: {left}"] if states[-1] == "old" else []
-        key = json.dumps(tree(place))
-        if key not in known:
-            known.add(key)
-            said += lab.go_on(place, ended.begun, overwrite=overwrite)
-        problems += [f"failed at {k} ({names[k]}): {text}" for text in said]
-        shutil.rmtree(place)
-    return _summary(problems, len(counted), len(known), states)
-
-
-def shots(lab: Lab, count: int, *, seed: int = 0) -> dict[str, Any]:
-    """Runs killed at random moments of their CPU time, a quarter of them again while they go on."""
-    chance = random.Random(seed)
-    lengths = [_seconds(lab, lab.place(overwrite=False)) for _ in range(2)]
-    problems: list[str] = []
-    states: list[str] = []
-    resumes = kept = missed = 0
-    rows: list[dict[str, Any]] = []
-    while len(states) < count:
-        overwrite = chance.random() < 0.5
-        place = lab.place(overwrite=overwrite)
-        moments = [chance.uniform(0, max(lengths))]
-        if chance.random() < 0.25:
-            moments.append(chance.uniform(0, max(lengths)))
-        begun: list[str] = []
-        for number, moment in enumerate(moments):
-            ended = _shot(lab, place, moment)
-            if ended.code != -signal.SIGKILL:
-                missed += number == 0
-                break
-            resumes += number
-            begun = ended.begun
-            states.append(lab.state(place, overwrite=overwrite))
-            kept = _units_in(place / ".out.work" / "journal")
-            said = [] if states[-1] in ("old", "new") else [states[-1]]
-            problems += [f"shot {len(states)} at {moment:.3f} s: {text}" for text in said]
-        else:
-            said = lab.go_on(place, begun, overwrite=overwrite)
-            problems += [f"shot {len(states)} at {moments[-1]:.3f} s: {text}" for text in said]
-            rows.append({"at_s": round(moments[-1], 3), "state": states[-1], "kept": kept, "wrong": said})
-        shutil.rmtree(place)
-    return _summary(problems, len(states), len(rows), states) | {
-        "rows": rows,
-        "killed_resumes": resumes,
-        "missed": missed,
-        "run_s": round(max(lengths), 3),
-    }
-
-
-def _shot(lab: Lab, place: Path, moment: float) -> Ended:
-    """A run that is killed once it has used `moment` seconds of CPU."""
-    pid = lab.start(place, lambda: None)
-    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        if _cpu_s(pid) >= moment:
-            os.kill(pid, signal.SIGKILL)
-            break
-        time.sleep(0.001)
-    return lab.end(place, pid)
-
-
-def _seconds(lab: Lab, place: Path) -> float:
-    """CPU seconds of an undisturbed run."""
-    pid, used = lab.start(place, lambda: None), 0.0
-    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        used = max(used, _cpu_s(pid))
-        time.sleep(0.001)
-    assert lab.end(place, pid).code == 0
-    return used
-
-
-def _cpu_s(pid: int) -> float:
-    try:
-        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
-    except (OSError, IndexError):
-        return 0.0
-
-
-def _summary(problems: list[str], cases: int, resumed: int, states: list[str]) -> dict[str, Any]:
-    counts = {name: states.count(name) for name in ("old", "new")}
-    return {"problems": problems, "cases": cases, "resumed": resumed, "states": counts}
-
-
-def _bytes_of(out: Path) -> dict[str, str]:
+def bytes_of(out: Path) -> dict[str, str]:
     """Every file of an output; those that hold timings only by name."""
     return {name: "" if name in TIMED else sha for name, sha in tree(out).items()}
 
 
-def _record_of(out: Path) -> dict[str, Any]:
+def record_of(out: Path) -> dict[str, Any]:
     record = json.loads((out / "record.json").read_text())
     del record["timing"]
     return record
 
 
-def _units_in(journal: Path) -> int:
+def units_in(place: Path, *, name: str = ".out.work/journal") -> int:
     """How many layers a journal holds whole."""
+    journal = place / name
     return max(0, journal.read_bytes().count(b"\n") - 1) if journal.exists() else 0
 
 
@@ -467,6 +332,7 @@ def _remember() -> None:
     from pocketsize.recipes import run
 
     for owner, name in (
+        (run, "prepare"),
         (run, "quality_of"),
         (run, "behaviours"),
         (run, "write_windows"),
@@ -484,31 +350,3 @@ def _once(real: Real) -> Real:
         return answers[0]
 
     return remembered
-
-
-EXPERIMENTS: dict[str, Callable[[Lab], dict[str, Any]]] = {
-    "killed": lambda lab: kills(lab, overwrite=False),
-    "killed-overwriting": lambda lab: kills(lab, overwrite=True),
-    "full-disk": lambda lab: failures(lab, overwrite=False, code=errno.ENOSPC),
-    "full-disk-overwriting": lambda lab: failures(lab, overwrite=True, code=errno.ENOSPC),
-    "failed-fsync": lambda lab: failures(lab, overwrite=True, code=errno.EIO),
-    "shots": lambda lab: shots(lab, 40),
-}
-
-
-def main() -> None:
-    """Run one experiment in a new folder, and print what it found."""
-    folder, name = sys.argv[1:]
-    lab = Lab(Path(folder), quick=name != "shots")
-    printed, sys.stdout = sys.stdout, sys.stderr
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    start = time.process_time()
-    lab.prepare()
-    found = EXPERIMENTS[name](lab)
-    used = os.times()
-    found["cpu_s"] = round(time.process_time() - start + used.children_user + used.children_system, 1)
-    printed.write(json.dumps(found) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,7 @@ import pocketsize
 from pocketsize.exporting.companions import companion_prints
 from pocketsize.measurement.machine import machine, versions
 from pocketsize.models.model import Model
-from pocketsize.recipes.recipe import Recipe
+from pocketsize.recipes.recipe import TEXTS, Recipe
 from pocketsize.recipes.texts import Texts
 
 
@@ -20,6 +20,7 @@ def fingerprint(model: Model, recipe: Recipe, texts: Texts) -> dict[str, str]:
     """
     here = machine()
     options = {key: value for key, value in recipe.to_dict().items() if key != "model"}
+    options["data"] = {key: value for key, value in options["data"].items() if key not in TEXTS}
     config = {key: value for key, value in model.config.to_dict().items() if not key.startswith("_")}
     return {
         **dict(_flat("recipe", options)),
@@ -31,7 +32,7 @@ def fingerprint(model: Model, recipe: Recipe, texts: Texts) -> dict[str, str]:
         "model weights": model.origin.sha256,
         **dict(_flat("model config", config)),
         **{f"model file {name}": sha for name, sha in companion_prints(model.folder).items()},
-        **{f"{t.role} text {i + 1}": f"{t.name} ({t.sha256})" for i, t in enumerate(texts.records)},
+        **{f"{t.role} text {i + 1}": t.sha256 for i, t in enumerate(texts.records)},
         "calibration tokens": hashlib.sha256(texts.calibrate.input_ids.numpy().tobytes()).hexdigest(),
     }
 

@@ -19,7 +19,7 @@ from pocketsize.recipes.recipe import Data
 _SAID = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
 _ASKED = (re.compile(r"allocate (\d+) bytes"), re.compile(r"allocate ([\d.]+) ([KMGT])iB"))
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# Of the memory that is left, the share that hidden states may take: a block needs room to run in.
+# Of the memory that is left, the share that calibration may count on: the block and its statistics need room.
 _SHARE = 0.5
 
 
@@ -67,12 +67,16 @@ def left_bytes() -> int | None:
 
 
 def sequences_that_fit(data: Data, model: Model, asked: int, left: int) -> int:
-    """About how many calibration sequences would have left room for what was asked for."""
-    one = min(data.length, model.positions) * int(model.config.hidden_size) * forward_dtype().itemsize
-    states = data.sequences * one
-    # Where the states themselves were asked for, none of them are held; else all of them are.
-    held = 0 if asked >= states else states
-    return min(data.sequences - 1, int(_SHARE * max(0, left + held - (asked if held else 0)) / one))
+    """About how many calibration sequences there is room for, all of them waiting inside one block.
+
+    Where less was asked for than the hidden states between blocks take, those are held already.
+    """
+    hidden, widest = int(model.config.hidden_size), max(max(model.matrix_shape(n)) for n in model.linears)
+    tokens, item = min(data.length, model.positions), forward_dtype().itemsize
+    states = data.sequences * tokens * hidden * item
+    room = left + (states if asked < states else 0)
+    one = tokens * (4 * hidden + 2 * widest) * item
+    return min(data.sequences - 1, int(_SHARE * room / one))
 
 
 def _way_out(phase: str, data: Data, model: Model | None, asked: int | None, left: int | None) -> str:

@@ -59,7 +59,7 @@ def stopping(say: Callable[[str], None]) -> Iterator[Stop]:
         stop.asked = True
         if stop.leaving:
             stop.safe_point(f"during {stop.leaving}")
-        say("finishing this layer, then stopping (Ctrl-C again: at once)")
+        say("finishing what is in work, then stopping (Ctrl-C again: at once)")
 
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
