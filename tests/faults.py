@@ -307,8 +307,11 @@ def _log_layers(descriptor: int, write: Real) -> None:
 
     real = quantize.quantize_site
 
+    begun: list[str] = []
+
     def logged(site: Any, *args: Any) -> Any:
-        if site.last:
+        if begun[-1:] != [site.block]:
+            begun.append(site.block)
             write(descriptor, f"{site.block}\n".encode())
         return real(site, *args)
 

@@ -17,6 +17,8 @@ from pocketsize.recipes.recipe import Data
 
 # What torch's allocators say; they raise RuntimeError.
 _SAID = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
+# What oneDNN says, of this and of other things: it counts where little memory is left.
+_HINTED, _LITTLE_BYTES = "could not create a primitive", 128 << 20
 _ASKED = (re.compile(r"allocate (\d+) bytes"), re.compile(r"allocate ([\d.]+) ([KMGT])iB"))
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # Of the memory that is left, the share that calibration may count on: the block and its statistics need room.
@@ -36,7 +38,7 @@ def memory_explained(phase: Callable[[], str], data: Data, model: Model | None =
         words = [f"out of memory in phase {phase()}"]
         if asked:
             words.append(
-                f"{_mb(asked)} more were asked for" + ("" if left is None else f", {_mb(left)} left")
+                f"{_mb(asked)} more were asked for" + ("" if left is None else f", {_mb(left)} were left")
             )
         raise ResourceError(f"{': '.join(words)}; {_way_out(phase(), data, model, asked, left)}") from error
 
@@ -45,6 +47,8 @@ def is_shortage(error: Exception) -> bool:
     """Whether an error says that memory could not be had."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
+    if _HINTED in str(error):
+        return (left_bytes() or _LITTLE_BYTES) < _LITTLE_BYTES
     return isinstance(error, MemoryError) or bool(_SAID.search(str(error)))
 
 
