@@ -91,6 +91,9 @@ def failures(lab: Lab, *, overwrite: bool, code: int) -> dict[str, Any]:
             said.append(f"ends with {ended.code}: {ended.error}")
         if left := [p.name for p in place.iterdir() if p.name.endswith((".partial", ".replaced"))]:
             said += [f"left behind: {left}"] if states[-1] == "old" else []
+        work = place / ".out.work"
+        if states[-1] == "old" and work.exists() and not (work / "journal").exists():
+            said.append("a work folder is left behind in which no work was begun")
         key = json.dumps(tree(place))
         if key not in known:
             known.add(key)

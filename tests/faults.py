@@ -1,14 +1,16 @@
 """A laboratory for faults: tiny runs in forked processes, killed or failed at any file operation.
 
-Runs are forked from a process that has everything imported. What only
-reads (loading in other processes, llama.cpp, timings) is left out; with `Lab.quick` what was computed
-once (quality, behaviour, written text) is not computed again. Everything that writes is real.
+Runs are forked from a process that has everything imported. What only reads (loading in other
+processes, llama.cpp, timings) is left out; with `Lab.quick` what was computed once (quality,
+behaviour, written text, pages) is not computed again. Everything that writes is real but the
+flushing of disks, which a kill does not need: those calls count, and can fail, like all others.
 """
 
 from __future__ import annotations
 
 import builtins
 import errno
+import gc
 import hashlib
 import io
 import json
@@ -189,6 +191,9 @@ class Lab:
                 _remember()
             code = main(["run", str(self.base / f"{name}.yaml"), "-o", str(self.base / name), "--json"])
             assert code == 0, f"the undisturbed run ended with {code}"
+        # Forked processes share what nobody collects.
+        gc.collect()
+        gc.freeze()
         self.new, self.record = bytes_of(self.base / "new"), record_of(self.base / "new")
 
     def place(self, *, overwrite: bool) -> Path:
@@ -327,21 +332,29 @@ def _leave_out_what_reads() -> None:
     table.reload_check = lambda model, folder: ("left out",)
     verify.installed = lambda: None
     run.latency = lambda *args, **kwargs: []
+    # A kill loses nothing that was written, flushed or not; each call still counts, and can fail.
+    os.fsync = lambda descriptor: None
 
 
 def _remember() -> None:
     """What is computed of the model is computed once: each function gives its first answer again."""
+    from pocketsize import api
     from pocketsize.exporting import table
-    from pocketsize.recipes import run
+    from pocketsize.recipes import fingerprint, run
 
-    for owner, name in (
-        (run, "prepare"),
-        (run, "quality_of"),
-        (run, "behaviours"),
-        (run, "write_windows"),
-        (table, "verify_gguf"),
-    ):
+    reading = (
+        "prepare",
+        "materialise",
+        "tokenizer_of",
+        "write_windows",
+        "quality_of",
+        "behaviours",
+        "versions",
+    )
+    named = [*((run, name) for name in reading), (fingerprint, "versions"), (table, "verify_gguf")]
+    for owner, name in named:
         setattr(owner, name, _once(getattr(owner, name)))
+    api.PAGES = {name: _once(page) for name, page in api.PAGES.items()}
 
 
 def _once(real: Real) -> Real:

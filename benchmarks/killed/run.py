@@ -92,7 +92,8 @@ def record(shot: dict[str, Any], points: dict[str, dict[str, Any]], count: int) 
             "through each write, is copied; from each state that differs the same command is given again",
             "old or new: no output, or the old one byte by byte; or the new one byte by byte with a manifest "
             "that agrees; record.json equal but for its timing; files that hold timings by name",
-            "left out: loading in transformers and llama.cpp, timings of latency; they write no files",
+            "left out: loading in transformers and llama.cpp, timings of latency (they write no files)",
+            "fsync is counted and made to fail, not carried out: power loss is not simulated",
         ],
         versions={name: version(name) for name in ("torch", "transformers", "numpy", "gguf")},
         rows=rows,

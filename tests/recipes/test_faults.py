@@ -23,8 +23,8 @@ SRC = Path(__file__).parents[2] / "src"
 OPERATIONS = {
     "killed": (150, 30),
     "killed-overwriting": (150, 30),
-    "full-disk": (100, 20),
-    "failed-fsync": (45, 10),
+    "full-disk": (100, 15),
+    "failed-fsync": (45, 8),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,16 +45,26 @@ def lock_file(path: Path) -> int:
         raise ResourceError(f"{path}: cannot be made: {error.strerror}; choose another output") from error
     try:
         lock(descriptor, path)
-        os.ftruncate(descriptor, 0)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        os.pwrite(descriptor, f"process {os.getpid()}, since {now}".encode(), 0)
     except BusyError as error:
         holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "a process that just began"
         os.close(descriptor)
         raise BusyError(f"{path.parent}: {holder}, is working on this output; wait for it to end") from error
     except BaseException as error:
-        os.close(descriptor)
-        if isinstance(error, OSError):
-            raise ResourceError(f"{path}: {error.strerror}") from error
+        _give_up(descriptor, path if isinstance(error, ResourceError) else None)
         raise
+    try:
+        os.ftruncate(descriptor, 0)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        os.pwrite(descriptor, f"process {os.getpid()}, since {now}".encode(), 0)
+    except OSError as error:
+        _give_up(descriptor, path)
+        raise ResourceError(f"{path}: {error.strerror}") from error
     return descriptor
+
+
+def _give_up(descriptor: int, path: Path | None) -> None:
+    """Close a lock file, and remove it where nobody else can hold it."""
+    if path is not None:
+        with suppress(OSError):
+            path.unlink()
+    os.close(descriptor)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from pocketsize.errors import IntegrityError
-from pocketsize.io.checkpoint import TensorSpec, open_file, write_safetensors
+from pocketsize.io.checkpoint import Checkpoint, TensorSpec, open_file, write_safetensors
 from pocketsize.io.lock import lock_file
 from pocketsize.io.publish import append, make_folder, move, publish_bytes, remove, remove_empty, sha256_of
 from pocketsize.quantization.grid import QWeight
@@ -103,10 +103,13 @@ class StoredWeights(Mapping[str, QWeight]):
     """Quantized weights that stay on disk until one is asked for."""
 
     where: dict[str, tuple[Path, Scheme]]
+    opened: dict[Path, Checkpoint] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> QWeight:
         path, scheme = self.where[name]
-        stored = open_file(path)
+        if path not in self.opened:
+            self.opened[path] = open_file(path)
+        stored = self.opened[path]
         codes, scale, zero = (stored.read(f"{name}.{part}") for part in PARTS)
         return QWeight(codes, scale, zero, scheme)
 
