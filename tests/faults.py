@@ -212,14 +212,15 @@ class Lab:
         args: list[str] | None = None,
     ) -> int:
         """Fork a run into `place`; `prepare` is called in it first, what it gives is called last."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        said, begun = (os.open(self.base / f"{place.name}.{end}", flags, 0o644) for end in ("said", "begun"))
         sys.stdout.flush()
         if pid := os.fork():
+            os.close(said)
+            os.close(begun)
             return pid
         from pocketsize.cli.main import main
 
-        aside = self.base / f"{place.name}.said"
-        said = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        begun = os.open(self.base / f"{place.name}.begun", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(said, 2)
         code = 99
