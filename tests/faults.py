@@ -16,6 +16,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -172,6 +173,8 @@ class Lab:
         from tiny import write_tiny
 
         torch.set_num_threads(1)
+        # Whoever started this in the background made it deaf to Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         _leave_out_what_reads()
         self.base.mkdir(parents=True)
