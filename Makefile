@@ -38,6 +38,7 @@ docs: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/file-size/run.py
+	$(BIN)/python benchmarks/killed/run.py
 	$(BIN)/python benchmarks/peers-gptq/run.py
 	$(BIN)/python benchmarks/peers-encoder/run.py
 

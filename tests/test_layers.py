@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,26 @@ def test_archs_are_literals() -> None:
             continue
         kinds = [type(node).__name__ for node in ast.parse(path.read_text()).body]
         assert kinds == ["Expr", "ImportFrom", "Assign"], f"{path.name}: a family is one literal"
+
+
+CHANGES_FILES = {
+    *("write_text", "write_bytes", "mkdir", "makedirs", "touch", "unlink", "rmdir", "rmtree", "rename"),
+    *("symlink_to", "hardlink_to", "ftruncate", "truncate", "fsync", "copyfile", "copytree", "mkstemp"),
+    *("TemporaryDirectory", "NamedTemporaryFile"),
+}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_one_place_writes_files(path: Path) -> None:
+    if str(path.relative_to(SRC)) in ("io/publish.py", "io/lock.py"):
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        given = [*node.args, *(keyword.value for keyword in node.keywords)]
+        modes = [str(a.value) for a in given if isinstance(a, ast.Constant)]
+        opens = name == "open" and any(re.fullmatch(r"[wax]b?\+?|rb?\+b?", mode) for mode in modes)
+        where = f"{path.name}:{node.lineno}"
+        assert name not in CHANGES_FILES and not opens, f"{where}: {name} writes past io/publish.py"
+        assert ast.unparse(node.func) != "os.replace", f"{where}: os.replace writes past io/publish.py"

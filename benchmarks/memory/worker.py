@@ -46,7 +46,6 @@ def quantize(folder: Path, sequences: int, length: int) -> int:
         done = step.apply(model, context)
         (Path(room) / "out").mkdir()
         compressed_tensors.write(done, Path(room) / "out")
-        journal.close(remove=True)
     return len(walked)
 
 

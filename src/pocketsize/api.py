@@ -87,7 +87,9 @@ def run(
     """Run a recipe (a Recipe, a YAML file, or a model with steps) into the folder `out`.
 
     `dtype`, `export` and `data` are for a model with steps; a recipe has its own. With `overwrite`
-    a finished `out` is replaced once the new one is verified.
+    a finished `out` is replaced once the new one is verified. A run that was cut off goes on; one that is
+    finished already gives its result. Ctrl-C once finishes the layer in work and raises
+    `pocketsize.errors.Stopped`, a KeyboardInterrupt, after which the same call goes on.
     """
     if isinstance(model, Recipe):
         recipe = model

@@ -70,6 +70,16 @@ class RefusedError(PocketsizeError):
     word = "refused"
 
 
+class Stopped(KeyboardInterrupt):
+    """A run that was asked to stop, and did at a point from which the same call goes on.
+
+    In Python it is a KeyboardInterrupt; the command ends with exit code 75.
+    """
+
+    exit_code: ClassVar[int] = 75
+    word: ClassVar[str] = "stopped"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint to append to an error: `; did you mean 'group'?`, or the list of known words."""
     names = sorted(known)

@@ -30,6 +30,17 @@ def test_progress_estimates_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "20 s" in out.getvalue()
 
 
+def test_a_terminal_that_went_away_stops_nothing() -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    terminal = Terminal(Gone(), watched=True)
+    terminal.phase("gptq")
+    terminal.progress(1, 2, "block 0")
+    terminal.end()
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
 )

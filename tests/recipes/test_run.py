@@ -35,7 +35,7 @@ setattr(owner, name, wrapped)
 sys.exit(main(sys.argv[3:]))
 """
 POINTS = [
-    ("pocketsize.recipes.journal._append", 2),  # the second block is quantized, its line not written
+    ("pocketsize.recipes.journal.append", 1),  # the second block is quantized, its line not written
     ("pocketsize.recipes.journal.write_safetensors", 1),  # before the second block's object
     ("pocketsize.recipes.run.quality_of", 0),  # all quantized, nothing measured
     ("pocketsize.recipes.run.behaviours", 0),  # exported into the hidden folder, not recorded
@@ -122,7 +122,7 @@ def test_a_changed_recipe_does_not_take_up_an_unfinished_run(
     subprocess.run([*args, "-o", str(tmp_path / "out")], env=source_env, capture_output=True, check=False)
     recipe(tmp_path, steps=[{"gptq": {"scheme": "W8A16"}}])
     assert main(["run", str(path), "-o", str(tmp_path / "out")]) == 7
-    assert "recipe was" in capsys.readouterr().err
+    assert "recipe.steps.0.gptq.scheme was 'W4A16' and is now 'W8A16'" in capsys.readouterr().err
 
 
 BAD = {

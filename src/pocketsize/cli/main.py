@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from pocketsize import __version__
-from pocketsize.errors import PocketsizeError, did_you_mean
+from pocketsize.errors import PocketsizeError, Stopped, did_you_mean
 
 # A command is cli/<word>.py; its help line stands here so that `--help` imports none of them.
 WORDS: Mapping[str, str] = MappingProxyType(
@@ -53,6 +53,13 @@ class Words(click.Group):
             raise click.UsageError(f"unknown command {args[0]!r}{did_you_mean(args[0], WORDS)}", ctx)
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Like click's, which would take a run that stopped for one that was broken off."""
+        try:
+            return super().invoke(ctx)
+        except Stopped as stopped:
+            ctx.exit(_fail(stopped.word, str(stopped), stopped.exit_code, ctx.obj))
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands, without importing any."""
         with formatter.section("Commands"):
@@ -75,7 +82,7 @@ def main(args: list[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        code = command.main(args=words, prog_name="pocketsize", standalone_mode=False)
+        code = command.main(args=words, prog_name="pocketsize", standalone_mode=False, obj=words)
     except PocketsizeError as error:
         return _fail(error.word, str(error), error.exit_code, words)
     except click.ClickException as error:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path, PurePosixPath
 
 from pocketsize.errors import DataError, RefusedError
-from pocketsize.io.publish import publish_bytes, sha256_of
+from pocketsize.io.publish import make_folder, publish_bytes, sha256_of
 
 NAMES = (
     "tokenizer.json",
@@ -35,7 +35,7 @@ def copy_companions(source: Path, out: Path) -> dict[str, str]:
     """Copy the companions that `source` has, byte for byte; their SHA-256 by name."""
     copied: dict[str, str] = {}
     for name in companions(source):
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        make_folder((out / name).parent)
         try:
             data = (source / name).read_bytes()
         except OSError as error:

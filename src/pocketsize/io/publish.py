@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import hashlib
 import io
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from pocketsize.errors import BusyError, ResourceError, UsageError
+from pocketsize.io.lock import lock
 
 _CHUNK = 1 << 20
 # AT_FDCWD, and RENAME_EXCHANGE of Linux, which is RENAME_SWAP of macOS.
@@ -42,17 +42,66 @@ def publish_stream(path: Path, write: Callable[[BinaryIO], None]) -> str:
     try:
         out = _Hashing(descriptor, path)
         write(cast(BinaryIO, out))
+        out.drain()
         with _explained(path):
             os.fsync(descriptor)
             os.rename(partial, path)
     except BaseException:
-        with suppress(OSError):
-            partial.unlink()
+        remove(partial)
         raise
     finally:
         os.close(descriptor)
     fsync(path.parent)
     return out.sha256.hexdigest()
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add `data` to the end of a file, durably. When it raises, a part of it may stand there."""
+    new = not path.exists()
+    with _explained(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    try:
+        out = _Hashing(descriptor, path)
+        out.write(data)
+        out.drain()
+        with _explained(path):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if new:
+        fsync(path.parent)
+
+
+def move(source: Path, target: Path) -> None:
+    """Give a file another name in its folder, durably; what had that name is replaced."""
+    with _explained(target):
+        os.replace(source, target)
+    fsync(target.parent)
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder with its parents where they are missing; those that had to be made, innermost first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    with _explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def remove(*paths: Path) -> None:
+    """Remove files and folders, in this order; what cannot be removed stays, and is no error."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove these folders, in this order, as far as they are empty."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 @contextmanager
@@ -66,7 +115,7 @@ def staging(final: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     final = Path(os.path.abspath(final))
     _require_free(final, replace=replace)
-    made = _make_parents(final)
+    made = make_folder(final.parent)
     partial = _partial(final)
     lock = None
     try:
@@ -81,10 +130,8 @@ def staging(final: Path, *, replace: bool = False) -> Iterator[Path]:
             old = _put(partial, final)
     except BaseException:
         if lock is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
+            remove(partial)
+        remove_empty(made)
         raise
     finally:
         if lock is not None:
@@ -92,7 +139,7 @@ def staging(final: Path, *, replace: bool = False) -> Iterator[Path]:
     for folder in [final.parent, *(m.parent for m in made)]:
         fsync(folder)
     if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
 
 
 def clear_leftovers(final: Path) -> None:
@@ -104,7 +151,7 @@ def clear_leftovers(final: Path) -> None:
     aside, partial = _aside(final), _partial(final)
     if aside.is_dir() and not aside.is_symlink():
         if os.path.lexists(final):
-            shutil.rmtree(aside, ignore_errors=True)
+            remove(aside)
         else:
             with _explained(final):
                 os.rename(aside, final)
@@ -116,7 +163,7 @@ def clear_leftovers(final: Path) -> None:
     except BusyError:
         return
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
     finally:
         os.close(lock)
 
@@ -172,13 +219,14 @@ def sha256_of(path: Path) -> str:
 
 
 class _Hashing(io.RawIOBase):
-    """A write-only stream over a descriptor that hashes what passes."""
+    """A write-only stream over a descriptor that hashes what passes; small pieces go out together."""
 
     def __init__(self, descriptor: int, path: Path) -> None:
         self.sha256 = hashlib.sha256()
         self._descriptor = descriptor
         self._path = path
         self._position = 0
+        self._held = bytearray()
 
     def writable(self) -> bool:
         return True
@@ -189,12 +237,25 @@ class _Hashing(io.RawIOBase):
     def write(self, data: object, /) -> int:
         view = memoryview(data).cast("B")  # type: ignore[arg-type]
         self.sha256.update(view)
+        self._position += len(view)
+        if len(self._held) + len(view) > _CHUNK:
+            self.drain()
+        if len(view) > _CHUNK:
+            self._out(view)
+        else:
+            self._held += view
+        return len(view)
+
+    def drain(self) -> None:
+        """Write what is held; without this it is never written, which an error relies on."""
+        self._out(memoryview(bytes(self._held)))
+        self._held.clear()
+
+    def _out(self, view: memoryview) -> None:
         done = 0
         with _explained(self._path):
             while done < len(view):
                 done += os.write(self._descriptor, view[done:])
-        self._position += done
-        return done
 
 
 def _write_all(out: BinaryIO, data: bytes) -> None:
@@ -232,7 +293,7 @@ def _claim_file(partial: Path) -> int:
     with _explained(partial):
         descriptor = os.open(partial, flags, 0o644)
     try:
-        _lock(descriptor, partial)
+        lock(descriptor, partial)
         os.ftruncate(descriptor, 0)
     except BaseException:
         os.close(descriptor)
@@ -246,7 +307,7 @@ def _claim_folder(partial: Path) -> int:
         partial.mkdir(exist_ok=True)
         descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        _lock(descriptor, partial)
+        lock(descriptor, partial)
         with _explained(partial):
             for entry in list(partial.iterdir()):
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
@@ -256,21 +317,6 @@ def _claim_folder(partial: Path) -> int:
     return descriptor
 
 
-def _lock(descriptor: int, partial: Path) -> None:
-    """Takes the lock, and makes sure that the locked thing still has that name.
-
-    Between opening and locking, its former owner may have renamed it into place: writing on would
-    change a file that is already published.
-    """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        ours, named = os.fstat(descriptor), os.stat(partial, follow_symlinks=False)
-    except (BlockingIOError, FileNotFoundError) as error:
-        raise BusyError(f"{partial}: another process is writing it; wait for it to end") from error
-    if (ours.st_dev, ours.st_ino) != (named.st_dev, named.st_ino):
-        raise BusyError(f"{partial}: another process is writing it; wait for it to end")
-
-
 def _require_free(final: Path, *, replace: bool = False) -> None:
     """Refuses a name that is taken by anything but an empty folder, or with `replace` a folder."""
     with _explained(final):
@@ -278,14 +324,6 @@ def _require_free(final: Path, *, replace: bool = False) -> None:
             raise UsageError(f"{final}: exists and is not a folder; give a new folder")
         if not replace and final.is_dir() and os.listdir(final):
             raise UsageError(f"{final}: exists and is not empty; give a new folder")
-
-
-def _make_parents(final: Path) -> list[Path]:
-    """The parents of `final` that had to be made, innermost first."""
-    missing = [parent for parent in final.parents if not parent.exists()]
-    with _explained(final.parent):
-        final.parent.mkdir(parents=True, exist_ok=True)
-    return missing
 
 
 def fsync(path: Path) -> None:

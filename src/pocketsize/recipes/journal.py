@@ -6,66 +6,93 @@ named after their content. Nothing in a work folder is ever changed in place.
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pocketsize.errors import BusyError, IntegrityError, ResourceError
-from pocketsize.io.checkpoint import TensorSpec, open_file, write_safetensors
-from pocketsize.io.publish import fsync, publish_bytes, sha256_of
+from pocketsize.errors import IntegrityError
+from pocketsize.io.checkpoint import Checkpoint, TensorSpec, open_file, write_safetensors
+from pocketsize.io.lock import lock_file
+from pocketsize.io.publish import append, make_folder, move, publish_bytes, remove, remove_empty, sha256_of
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.scheme import Scheme
 from pocketsize.recipes.record import LayerReport
 
+JOURNAL, LOCK = "journal", "lock"
 PARTS = ("codes", "scale", "zero")
+
+
+@contextmanager
+def working(folder: Path) -> Iterator[None]:
+    """The work folder, held by this process alone; another one at work is a BusyError.
+
+    It goes when the block ends without error, and when no journal was begun in it.
+    """
+    made = make_folder(folder)
+    try:
+        lock = lock_file(folder / LOCK)
+    except BaseException:
+        remove_empty(made)
+        raise
+    try:
+        yield
+        _clear(folder)
+    except BaseException:
+        if not any(folder.rglob(JOURNAL)):
+            _clear(folder)
+            remove_empty(made)
+        raise
+    finally:
+        os.close(lock)
+
+
+def _clear(folder: Path) -> None:
+    """Remove a work folder, its lock last: until then nobody else can begin in it."""
+    remove(*(path for path in folder.iterdir() if path.name != LOCK), folder / LOCK)
+    remove_empty([folder])
 
 
 @dataclass(slots=True)
 class Journal:
-    """The open work folder of one run; holds its lock until closed."""
+    """What a run has finished so far. `safe_point` is told whenever all of it is durable."""
 
     folder: Path
-    lock: int
+    fingerprint: dict[str, str]
+    safe_point: Callable[[str], None] = lambda where: None
     units: dict[str, tuple[LayerReport, ...]] = field(default_factory=dict)
     kept: StoredWeights = field(default_factory=lambda: StoredWeights({}))
     resumed: int = 0
 
     def keep(self, key: str, weights: Mapping[str, QWeight], reports: tuple[LayerReport, ...]) -> None:
         """Make the finished unit `key` durable: its object first, then its journal line."""
-        temporary = self.folder / "objects" / f".{os.getpid()}.partial"
+        unnamed = self.folder / "objects" / "unnamed"
         schemes = {name: asdict(q.scheme) for name, q in weights.items()}
-        sha = write_safetensors(temporary, _specs(weights), {"schemes": json.dumps(schemes, sort_keys=True)})
-        path = self.folder / "objects" / f"{sha}.safetensors"
-        os.replace(temporary, path)
-        fsync(path.parent)
+        sha = write_safetensors(unnamed, _specs(weights), {"schemes": json.dumps(schemes, sort_keys=True)})
+        move(unnamed, _object(self.folder, sha))
         line = {"unit": key, "object": sha, "schemes": schemes, "reports": [asdict(r) for r in reports]}
-        _append(self.folder / "journal", line)
+        append(self.folder / JOURNAL, _encoded(line))
         self.add(line)
+        self.safe_point(f"after {key}")
 
     def finished(self, key: str) -> tuple[LayerReport, ...] | None:
         """The reports of a durable unit, else None."""
+        self.safe_point(f"before {key}")
         return self.units.get(key)
 
     def weights(self) -> Mapping[str, QWeight]:
         """All weights kept so far, read from disk when asked for."""
         return self.kept
 
-    def close(self, *, remove: bool) -> None:
-        """Give the lock back; with `remove` the work folder goes too."""
-        if remove:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        os.close(self.lock)
-
     def add(self, line: dict[str, Any]) -> None:
         """Take up a journal line that is durable."""
-        path = self.folder / "objects" / f"{line['object']}.safetensors"
+        path = _object(self.folder, line["object"])
         self.units[line["unit"]] = tuple(LayerReport(**r) for r in line["reports"])
         for name, scheme in line["schemes"].items():
             self.kept.where[name] = (path, Scheme(**scheme))
@@ -76,12 +103,18 @@ class StoredWeights(Mapping[str, QWeight]):
     """Quantized weights that stay on disk until one is asked for."""
 
     where: dict[str, tuple[Path, Scheme]]
+    opened: dict[Path, Checkpoint] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> QWeight:
         path, scheme = self.where[name]
-        stored = open_file(path)
+        if path not in self.opened:
+            self.opened[path] = open_file(path)
+        stored = self.opened[path]
         codes, scale, zero = (stored.read(f"{name}.{part}") for part in PARTS)
         return QWeight(codes, scale, zero, scheme)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.where
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.where)
@@ -90,80 +123,68 @@ class StoredWeights(Mapping[str, QWeight]):
         return len(self.where)
 
 
-def open_journal(folder: Path, fingerprint: Mapping[str, str]) -> Journal:
-    """The work folder of the run with this fingerprint, new or unfinished.
+def open_journal(
+    folder: Path, fingerprint: Mapping[str, str], safe_point: Callable[[str], None] = lambda where: None
+) -> Journal:
+    """The journal of the run with this fingerprint, new or unfinished; its folder is held (`working`).
 
-    Another process at work: BusyError. An unfinished run of something else: IntegrityError that
-    names what differs. Objects that are damaged, or that no journal line names, are dropped, and
-    their units done again.
+    Finished units of something else: IntegrityError that names what differs. Objects that are
+    damaged, or that no journal line names, are dropped, and their units done again.
     """
-    try:
-        (folder / "objects").mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise ResourceError(f"{folder}: cannot create the work folder: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(lock, 64, 0).decode(errors="replace").strip()
-        os.close(lock)
-        raise BusyError(f"{folder}: process {holder or 'unknown'} is working on this output") from error
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, str(os.getpid()).encode(), 0)
-    journal = Journal(folder, lock)
-    try:
-        _replay(journal, dict(fingerprint))
-    except BaseException:
-        os.close(lock)
-        raise
-    return journal
-
-
-def _replay(journal: Journal, fingerprint: dict[str, str]) -> None:
-    path = journal.folder / "journal"
-    lines = _complete_lines(path)
-    if not lines:
-        path.unlink(missing_ok=True)
-        _append(path, {"fingerprint": fingerprint})
-        return
-    _same(journal.folder, lines[0]["fingerprint"], fingerprint)
+    make_folder(folder / "objects")
+    path = folder / JOURNAL
+    journal, (first, *lines) = Journal(folder, dict(fingerprint), safe_point), _lines(path)
     sound: list[dict[str, Any]] = []
-    for line in lines[1:]:
-        held = journal.folder / "objects" / f"{line['object']}.safetensors"
-        if held.is_file() and sha256_of(held) == line["object"]:
-            sound.append(line)
-        else:
+    for line in lines:
+        held = _object(folder, line["object"])
+        if not held.is_file() or sha256_of(held) != line["object"]:
             break  # later units were calibrated on this one: they are done again with it
-    named = {f"{line['object']}.safetensors" for line in sound}
-    for held in (journal.folder / "objects").iterdir():
-        if held.name not in named:
-            held.unlink()
-    if len(sound) != len(lines) - 1 or not path.read_bytes().endswith(b"\n"):
-        publish_bytes(path, b"".join(_encoded(line) for line in [lines[0], *sound]))
+        sound.append(line)
+    if sound:
+        _require_same(folder, first["fingerprint"], fingerprint)
+    named = {_object(folder, line["object"]) for line in sound}
+    remove(*({*(folder / "objects").iterdir()} - named))
+    text = b"".join(map(_encoded, [{"fingerprint": journal.fingerprint}, *sound]))
+    if not path.is_file() or path.read_bytes() != text:
+        publish_bytes(path, text)
     for line in sound:
         journal.add(line)
     journal.resumed = len(sound)
+    return journal
 
 
-def _complete_lines(path: Path) -> list[dict[str, Any]]:
-    """The journal's lines up to the first that is cut short."""
+def fingerprint_in(folder: Path) -> dict[str, str]:
+    """Whose work a folder holds; empty where there is none."""
+    return _lines(folder / JOURNAL)[0].get("fingerprint", {})
+
+
+def _object(folder: Path, sha: str) -> Path:
+    return folder / "objects" / f"{sha}.safetensors"
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The journal's lines up to the first that is cut short or damaged; the first has the fingerprint."""
     lines: list[dict[str, Any]] = []
     if path.is_file():
         for text in path.read_bytes().split(b"\n")[:-1]:
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
+            digest, _, body = text.partition(b" ")
+            if digest != _digest(body):
                 break
-    return lines
+            lines.append(json.loads(body))
+    return lines or [{}]
 
 
-def _same(folder: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    for key in sorted({*before, *now}):
-        if before.get(key) != now.get(key):
-            raise IntegrityError(
-                f"{folder}: holds an unfinished run of something else: {key} was {before.get(key)!r} and "
-                f"is now {now.get(key)!r}; run it as before to finish it, or delete this folder to start anew"
-            )
+def _require_same(folder: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuse an unfinished run of something else: what is named first comes first in `now`."""
+    differ = [key for key in {**now, **before} if before.get(key) != now.get(key)]
+    if not differ:
+        return
+    key, more = differ[0], f" (and {len(differ) - 1} more differ)" if len(differ) > 1 else ""
+    raise IntegrityError(
+        f"{folder}: holds an unfinished run of something else: {key} was {before.get(key, 'absent')!r} and "
+        f"is now {now.get(key, 'absent')!r}{more}; run it as before to finish it, or delete this folder to "
+        "start anew"
+    )
 
 
 def _specs(weights: Mapping[str, QWeight]) -> list[TensorSpec]:
@@ -179,19 +200,10 @@ def _specs(weights: Mapping[str, QWeight]) -> list[TensorSpec]:
     return specs
 
 
-def _append(path: Path, line: Mapping[str, Any]) -> None:
-    """One durable journal line."""
-    new = not path.exists()
-    try:
-        with path.open("ab") as file:
-            file.write(_encoded(line))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
-    if new:
-        fsync(path.parent)
-
-
 def _encoded(line: Mapping[str, Any]) -> bytes:
-    return json.dumps(line, sort_keys=True).encode() + b"\n"
+    body = json.dumps(line, sort_keys=True).encode()
+    return _digest(body) + b" " + body + b"\n"
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest()[:16].encode()

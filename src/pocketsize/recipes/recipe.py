@@ -110,6 +110,12 @@ class Recipe:
         steps = tuple(step.resolve(model, self.export) for step in self.steps)
         return replace(self, steps=steps, data=self.data.resolved(model))
 
+    @property
+    def source(self) -> str:
+        """The model's folder or file, which may lie beside the recipe, or the name of a sample."""
+        beside = self.base / self.model
+        return str(beside) if not self.model.startswith("sample:") and beside.exists() else self.model
+
     def to_dict(self) -> dict[str, Any]:
         """The recipe as a recipe file holds it."""
         data = asdict(self.data)

@@ -101,7 +101,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """One run, whole. Two runs of a recipe on one machine differ in `timing` alone."""
+    """One run, whole. Two runs of a recipe on one machine differ in `timing` alone.
+
+    `fingerprint` names all that could change a byte: a run with the same one makes the same output.
+    """
 
     schema: int
     version: str
@@ -121,6 +124,7 @@ class RunRecord:
     artifacts: tuple[Artifact, ...]
     behaviour: dict[str, object]
     timing: Timing
+    fingerprint: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The record as JSON text, keys in declaration order."""

@@ -6,7 +6,7 @@ import hashlib
 import io
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,15 +19,12 @@ from torch import Tensor
 
 import pocketsize
 from pocketsize.data.written import write_windows
-from pocketsize.errors import UsageError
 from pocketsize.exporting.artifact import Artifact
 from pocketsize.exporting.compressed_tensors import require_storable
-from pocketsize.exporting.manifest import NAME as MANIFEST
-from pocketsize.exporting.manifest import added_files, write_manifest
+from pocketsize.exporting.manifest import write_manifest
 from pocketsize.exporting.table import EXPORTERS, behaviours
 from pocketsize.exporting.verify import require_sound, verify_folder
-from pocketsize.io.publish import clear_leftovers, publish_bytes, staging
-from pocketsize.io.source import resolve
+from pocketsize.io.publish import publish_bytes, sha256_of, staging
 from pocketsize.measurement.machine import cpu_seconds, machine, peak_rss_bytes, versions
 from pocketsize.measurement.measurement import Measurement
 from pocketsize.measurement.size import sizes
@@ -36,10 +33,14 @@ from pocketsize.models.dtype import NAMES, forward_dtype
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
-from pocketsize.recipes.journal import Journal, open_journal
+from pocketsize.recipes.fingerprint import fingerprint
+from pocketsize.recipes.journal import Journal, open_journal, working
+from pocketsize.recipes.output import check_output, made_by, refuse_taken, require_finished, work_folder
 from pocketsize.recipes.recipe import Data, Recipe
 from pocketsize.recipes.record import SCHEMA, Finding, RunRecord, SizePart, TextRecord, Timing
+from pocketsize.recipes.shortage import memory_explained
 from pocketsize.recipes.step import Context
+from pocketsize.recipes.stop import Stop, stopping
 from pocketsize.recipes.texts import Texts, read_texts
 
 
@@ -57,19 +58,38 @@ class Console(Protocol):
 
 @dataclass(slots=True)
 class Clock:
-    """Seconds spent in each phase."""
+    """Seconds spent in each phase, and how a phase ends when a stop is asked for."""
 
     console: Console
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     phases_s: dict[str, float] = field(default_factory=dict)
+    stop: Stop = field(default_factory=Stop)
+    current: str = "load"
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time a phase and announce it."""
+    def phase(self, name: str, *, layers: bool = False) -> Iterator[None]:
+        """Time a phase and announce it. One that has `layers` stops between them, others at once."""
         self.console.phase(name)
-        start = time.perf_counter()
-        yield
+        self.current, start = name, time.perf_counter()
+        with nullcontext() if layers else self.stop.at_once(name):
+            yield
         self.phases_s[name] = self.phases_s.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be done: a model, its recipe with every choice made, the texts, and where it all goes."""
+
+    original: Model
+    recipe: Recipe
+    texts: Texts
+    out: Path
+    work: Path
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """Everything that can change a byte of the result, by name."""
+        return fingerprint(self.original, self.recipe, self.texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,73 +107,46 @@ Page = Callable[[RunRecord], str]
 
 
 def run(
-    recipe: Recipe,
-    out: Path,
-    *,
-    console: Console,
-    pages: Mapping[str, Page],
-    work: Path | None = None,
-    overwrite: bool = False,
+    recipe: Recipe, out: Path, *, console: Console, pages: Mapping[str, Page], overwrite: bool = False
 ) -> RunRecord:
     """Run a recipe into the folder `out`, or go on with an unfinished run of it.
 
     `out` must be absent or empty, or with `overwrite` an output that is finished; that stays until the
     new one is verified, and takes its place at once. The output appears complete or not at all; until
-    then the work is kept in `work`, by default a hidden folder beside it. `pages` are files made from
-    the record (report, model card).
+    then the work is kept in a hidden folder beside it. Where `out` is what this run would make, there
+    is nothing to do. `pages` are files made from the record (report, model card).
     """
-    check_output(out, recipe, overwrite=overwrite)
-    clock = Clock(console)
-    with clock.phase("load"):
-        original, recipe, texts = prepare(recipe)
-    journal = open_journal(work or work_folder(out), fingerprint(original, recipe, texts))
-    finished = False
-    try:
-        done = apply_steps(original, recipe, texts, journal, clock, kept=work_folder(out))
-        record = publish(done, out, journal, clock, pages, overwrite=overwrite)
-        finished = True
+    with starting(recipe, out, console, overwrite=overwrite) as clock:
+        with clock.phase("load"):
+            original, recipe, texts = prepare(recipe)
+        job = Job(original, recipe, texts, out, work_folder(out))
+        return carry_out(job, clock, pages, overwrite=overwrite)
+
+
+@contextmanager
+def starting(recipe: Recipe, out: Path, console: Console, *, overwrite: bool) -> Iterator[Clock]:
+    """What holds while there is work on `out`: nobody else is at it, and a stop loses nothing."""
+    with stopping(console.phase) as stop, working(work_folder(out)):
+        clock = Clock(console, stop=stop)
+        check_output(out, recipe, overwrite=overwrite)
+        with memory_explained(lambda: clock.current, recipe.data):
+            yield clock
+
+
+def carry_out(job: Job, clock: Clock, pages: Mapping[str, Page], *, overwrite: bool) -> RunRecord:
+    """The steps of a job and its output, as far as they are not there yet."""
+    job_print = job.fingerprint
+    if (record := made_by(job.out, job_print)) is not None:
         return record
-    finally:
-        journal.close(remove=finished)
-
-
-def check_output(out: Path, recipe: Recipe, *, overwrite: bool) -> None:
-    """Refuse an output that holds something already; with `overwrite`, all but a finished one.
-
-    What a killed process left beside it is cleared away, before any work needs the room.
-    """
-    clear_leftovers(out)
-    if not out.is_symlink() and (not out.exists() or (out.is_dir() and not any(out.iterdir()))):
-        return
-    if not overwrite:
-        raise UsageError(
-            f"{out}: exists and is not an empty folder; choose another output with -o, or replace a finished "
-            "one with --overwrite"
-        )
-    _require_finished(out)
-    given = _model_path(recipe)
-    if any(source.resolve().is_relative_to(out.resolve()) for source in (resolve(given), Path(given))):
-        raise UsageError(f"{out}: holds the model itself; choose another output with -o")
-
-
-def _require_finished(out: Path) -> None:
-    """Refuse to replace what is not an output of ours, or holds anything that no run wrote."""
-    if out.is_symlink() or not (out / MANIFEST).is_file() or not (out / "record.json").is_file():
-        raise UsageError(f"{out}: is not a finished output (no {MANIFEST} and record.json); it is left alone")
-    if added := added_files(out):
-        raise UsageError(
-            f"{out}: holds {added[0]}, which no run wrote; move it away, or choose another output"
-        )
-
-
-def work_folder(out: Path) -> Path:
-    """Where unfinished work for `out` is kept."""
-    return out.resolve().parent / f".{out.resolve().name}.work"
+    refuse_taken(job.out, overwrite=overwrite)
+    journal = open_journal(job.work, job_print, clock.stop.safe_point)
+    with memory_explained(lambda: clock.current, job.recipe.data, job.original):
+        return publish(apply_steps(job, journal, clock), job.out, journal, clock, pages, overwrite=overwrite)
 
 
 def prepare(recipe: Recipe) -> tuple[Model, Recipe, Texts]:
     """The model, the recipe with every choice made, and the texts: all that can fail early."""
-    original = replace(load(_model_path(recipe)), dtype=NAMES[recipe.dtype])
+    original = replace(load(recipe.source), dtype=NAMES[recipe.dtype])
     recipe = recipe.resolved(original)
     if "folder" in recipe.export:
         require_storable(original)
@@ -162,48 +155,28 @@ def prepare(recipe: Recipe) -> tuple[Model, Recipe, Texts]:
 
 def written(model: Model, data: Data, kept: Path, *, length: int) -> Int64[Tensor, "n length"]:
     """The windows that the model writes, read from the folder `kept` if they were written before."""
-    count = data.written_windows
-    what = (
-        model.origin.sha256,
-        data.seed,
-        count,
-        length,
-        torch.get_num_threads(),
-        sorted(versions().items()),
-    )
-    path = kept / f"written-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}.npy"
-    if not path.exists():
-        module = materialise(model, forward_dtype())
-        own = write_windows(module, tokenizer_of(model), count=count, length=length, seed=data.seed)
-        out = io.BytesIO()
-        np.save(out, own.numpy())
-        publish_bytes(path, out.getvalue())
-    return torch.from_numpy(np.load(path, allow_pickle=False))
+    count, threads = data.written_windows, torch.get_num_threads()
+    what = (model.origin.sha256, data.seed, count, length, threads, sorted(versions().items()))
+    stem = f"written-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}"
+    for path in kept.glob(f"{stem}-*.npy"):
+        if sha256_of(path) == path.stem.removeprefix(f"{stem}-"):
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+    module = materialise(model, forward_dtype())
+    own = write_windows(module, tokenizer_of(model), count=count, length=length, seed=data.seed)
+    out = io.BytesIO()
+    np.save(out, own.numpy())
+    data_bytes = out.getvalue()
+    publish_bytes(kept / f"{stem}-{hashlib.sha256(data_bytes).hexdigest()}.npy", data_bytes)
+    return own
 
 
-def fingerprint(model: Model, recipe: Recipe, texts: Texts) -> dict[str, str]:
-    """Everything that can change a byte of the result, by name."""
-    ids = hashlib.sha256(texts.calibrate.input_ids.numpy().tobytes()).hexdigest()
-    here = machine()
-    return {
-        "recipe": recipe.sha256,
-        "model weights": model.origin.sha256,
-        "calibration tokens": ids,
-        "evaluation text": texts.evaluate.sha256,
-        "threads": str(here["threads"]),
-        "processor": str(here["cpu"]),
-        **{f"version of {name}": version for name, version in versions().items()},
-    }
-
-
-def apply_steps(
-    original: Model, recipe: Recipe, texts: Texts, journal: Journal, clock: Clock, *, kept: Path
-) -> Done:
-    """The steps of a recipe, one after the other; what the model writes for them is kept in `kept`."""
+def apply_steps(job: Job, journal: Journal, clock: Clock) -> Done:
+    """The steps of a recipe, one after the other; what the model writes for them is kept beside."""
+    original, recipe, texts = job.original, job.recipe, job.texts
     ids, mask = texts.calibrate.input_ids, texts.calibrate.mask
     if recipe.data.written_windows and any(step.calibrated for step in recipe.steps):
         with clock.phase("write"):
-            own = written(original, recipe.data, kept, length=ids.shape[1])
+            own = written(original, recipe.data, work_folder(job.out), length=ids.shape[1])
         ids, mask = torch.cat([ids, own]), torch.cat([mask, torch.ones_like(own, dtype=torch.bool)])
         records = (*texts.records, _written_record(own, len(own) / len(ids)))
         texts = replace(texts, records=records)
@@ -211,7 +184,7 @@ def apply_steps(
     context = Context(ids, mask, journal, clock.console.progress, findings)
     model = original
     for step in recipe.steps:
-        with clock.phase(step.kind):
+        with clock.phase(step.kind, layers=True):
             model = step.apply(model, context)
     return Done(original, model, recipe, texts, context)
 
@@ -243,7 +216,7 @@ def publish(
         timing = Timing(
             clock.started, clock.phases_s, cpu_seconds(), peak_rss_bytes(), journal.resumed, tuple(timed)
         )
-        record = replace(record, timing=timing)
+        record = replace(record, timing=timing, fingerprint=journal.fingerprint)
         publish_bytes(folder / "recipe.yaml", done.recipe.to_yaml().encode())
         publish_bytes(folder / "record.json", record.to_json().encode())
         for name, page in pages.items():
@@ -252,7 +225,7 @@ def publish(
         if overwrite and out.exists() and any(out.iterdir()):
             with clock.phase("verify"):
                 require_sound(verify_folder(folder))
-            _require_finished(out)  # again: hours may have passed
+            require_finished(out)  # again: hours may have passed
     return record
 
 
@@ -317,8 +290,3 @@ def _written_record(own: Int64[Tensor, "n length"], share: float) -> TextRecord:
     return TextRecord(
         "calibrate", "written by the model itself", digest, count, count, length, own.numel(), share
     )
-
-
-def _model_path(recipe: Recipe) -> str:
-    beside = recipe.base / recipe.model
-    return str(beside) if not recipe.model.startswith("sample:") and beside.exists() else recipe.model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,21 +13,14 @@ from pocketsize.measurement.embedding import keep_of
 from pocketsize.measurement.suite import quality_of
 from pocketsize.models.model import Model
 from pocketsize.quantization.scheme import Scheme
+from pocketsize.recipes.fingerprint import fingerprint
 from pocketsize.recipes.journal import open_journal
+from pocketsize.recipes.output import made_by, refuse_taken, work_folder
 from pocketsize.recipes.quantize import Gptq, block_scheme, embedding_scheme
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.record import RunRecord
-from pocketsize.recipes.run import (
-    Clock,
-    Console,
-    Page,
-    apply_steps,
-    check_output,
-    fingerprint,
-    prepare,
-    run,
-    work_folder,
-)
+from pocketsize.recipes.run import Clock, Console, Job, Page, apply_steps, carry_out, prepare, starting
+from pocketsize.recipes.shortage import memory_explained
 from pocketsize.search.ladder import Rung, ladder
 
 UNITS: Mapping[str, float] = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -102,10 +94,30 @@ def shrink(
     With `keep`, rungs are quantized and measured from the smallest upwards until one keeps
     enough. What was tried stays in the work folder until the run ends, so nothing is done twice.
     """
-    check_output(out, recipe, overwrite=overwrite)
-    model, first, _ = prepare(recipe)
-    rungs = ladder(model, first.export)
-    sized = [(rung, predicted_bytes(model, first, rung)) for rung in rungs]
+    with starting(recipe, out, console, overwrite=overwrite) as clock:
+        with clock.phase("load"):
+            model, first, texts = prepare(recipe)
+        fitting = _fitting(recipe, goal, model, first)
+        if goal.keep is None:
+            fitting = [max(fitting, key=lambda pair: pair[1])]
+        for rung, _ in fitting:
+            resolved = with_rung(recipe, rung).resolved(model)
+            record = made_by(out, fingerprint(model, resolved, texts))
+            if record is not None and (goal.keep or 0) <= keep_of(record.measurements, record.task):
+                return record
+        refuse_taken(out, overwrite=overwrite)
+        chosen = fitting[0][0]
+        if goal.keep is not None:
+            chosen = _enough(recipe, goal.keep, sorted(fitting, key=lambda pair: pair[1]), out, clock)
+        console.phase(f"chosen: {chosen.name}")
+        with clock.phase("load"):
+            job = _job(recipe, out, chosen)
+        return carry_out(job, clock, pages, overwrite=overwrite)
+
+
+def _fitting(recipe: Recipe, goal: Goal, model: Model, first: Recipe) -> list[tuple[Rung, int]]:
+    """The rungs within the goal's size, each with its bytes."""
+    sized = [(rung, predicted_bytes(model, first, rung)) for rung in ladder(model, first.export)]
     limit = goal.limit_bytes(model)
     fitting = [(rung, size) for rung, size in sized if limit is None or size <= limit]
     if not fitting:
@@ -114,16 +126,11 @@ def shrink(
             f"{recipe.model}: {_mb(limit or 0)} is below the smallest {first.export[0]} file possible: "
             f"{_mb(size)} ({rung.name}); ask for --fit {_mb(size, up=True)} or more"
         )
-    if goal.keep is None:
-        chosen = max(fitting, key=lambda pair: pair[1])[0]
-    else:
-        chosen = _enough(recipe, goal.keep, sorted(fitting, key=lambda pair: pair[1]), out, console)
-    console.phase(f"chosen: {chosen.name}")
-    work = trial_folder(out, chosen)
-    chosen_recipe = with_rung(recipe, chosen)
-    record = run(chosen_recipe, out, console=console, pages=pages, work=work, overwrite=overwrite)
-    shutil.rmtree(work.parent, ignore_errors=True)
-    return record
+    return fitting
+
+
+def _job(recipe: Recipe, out: Path, rung: Rung) -> Job:
+    return Job(*prepare(with_rung(recipe, rung)), out, trial_folder(out, rung))
 
 
 def trial_folder(out: Path, rung: Rung) -> Path:
@@ -150,28 +157,31 @@ def predicted_bytes(model: Model, recipe: Recipe, rung: Rung) -> int:
     return EXPORTERS[recipe.export[0]].predict_bytes(model, scheme_of)
 
 
-def _enough(recipe: Recipe, keep: float, rungs: list[tuple[Rung, int]], out: Path, console: Console) -> Rung:
+def _enough(recipe: Recipe, keep: float, rungs: list[tuple[Rung, int]], out: Path, clock: Clock) -> Rung:
     """The smallest rung whose measured quality reaches `keep`."""
     tried: list[str] = []
     for rung, size in rungs:
-        kept = _kept(recipe, out, rung, console)
+        with clock.phase("load"):
+            job = _job(recipe, out, rung)
+        kept = _kept(job, clock)
         tried.append(f"{rung.name} ({_mb(size)}) keeps {kept:.1%}")
-        console.phase(tried[-1])
+        clock.console.phase(tried[-1])
         if kept >= keep:
             return rung
     raise ResourceError(f"{recipe.model}: nothing within the size keeps {keep:.1%}: {'; '.join(tried)}")
 
 
-def _kept(recipe: Recipe, out: Path, rung: Rung, console: Console) -> float:
-    """The share of quality kept at a rung, measured; its work stays for the run to take up."""
-    original, resolved, texts = prepare(with_rung(recipe, rung))
-    journal = open_journal(trial_folder(out, rung), fingerprint(original, resolved, texts))
-    try:
-        done = apply_steps(original, resolved, texts, journal, Clock(console), kept=work_folder(out))
-        quality = quality_of(original, done.model, texts.evaluate, texts.corpus, seed=recipe.data.seed)
-        return keep_of(quality.measurements, original.arch.task)
-    finally:
-        journal.close(remove=False)
+def _kept(job: Job, clock: Clock) -> float:
+    """The share of quality kept by a job, measured; its work stays for the run to take up."""
+    journal = open_journal(job.work, job.fingerprint, clock.stop.safe_point)
+    with memory_explained(lambda: clock.current, job.recipe.data, job.original):
+        done = apply_steps(job, journal, clock)
+        with clock.phase("measure"):
+            texts = job.texts
+            quality = quality_of(
+                job.original, done.model, texts.evaluate, texts.corpus, seed=job.recipe.data.seed
+            )
+    return keep_of(quality.measurements, job.original.arch.task)
 
 
 def _mb(size: int, *, up: bool = False) -> str:
