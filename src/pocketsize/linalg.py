@@ -81,17 +81,20 @@ def feedback_factor(H: Float[Tensor, "in in"], damp: float) -> Factor:
     Where the factorisation fails the damping is tripled, at most five times; the count is part
     of the answer, so that nobody is left with a matrix that was quietly regularised away.
     """
-    mean = H.diagonal().mean()
+    n, mean = len(H), H.diagonal().mean()
+    damped = H.to(torch.float32).flip(0, 1)
+    del H  # wide matrices are let go of as soon as they are used up
+    plain = damped.diagonal().clone()
     used = damp
     for escalation in range(ESCALATIONS + 1):
         used = damp * 3.0**escalation
-        damped = H.to(torch.float32).flip(0, 1)
-        damped.diagonal().add_(used * mean)
+        damped.diagonal().copy_(plain + used * mean)
         L, info = torch.linalg.cholesky_ex(damped)
         root = L.diagonal().flip(0)
         if int(info) == 0 and bool(torch.isfinite(root).all()):
+            del damped
             return Factor(L.flip(0, 1).div_(root), root**2, used, escalation)
     raise NumericalError(
-        f"Gram matrix of {H.shape[0]} inputs is not positive definite even with damping {used:g}; "
+        f"Gram matrix of {n} inputs is not positive definite even with damping {used:g}; "
         "use more calibration tokens or a larger damp"
     )

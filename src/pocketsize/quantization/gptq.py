@@ -53,15 +53,22 @@ def gptq(
     activity = H.diagonal().to(torch.float32)
     perm = group_order(activity, width) if order else torch.arange(columns)
     dead = torch.nonzero(activity[perm] == 0)[:, 0]
-    ordered = _columns(H.to(torch.float32)[perm], perm)
-    ordered[dead, dead] = 1
-    factor = feedback_factor(ordered, damp)
+    factor = feedback_factor(_ordered(H, perm, dead), damp)
     W = _columns(W.to(torch.float32), perm)
     W[:, dead] = 0
     codes, scale, zero = sweep(W, factor, scheme, search=search)
     back, groups = torch.argsort(perm), torch.argsort(perm[::width] // width)
     weight = QWeight(_columns(codes, back), _columns(scale, groups), _columns(zero, groups), scheme)
     return GptqResult(weight, factor.damp, factor.escalations, len(dead))
+
+
+def _ordered(
+    H: Float[Tensor, "in in"], perm: Int64[Tensor, "in"], dead: Int64[Tensor, "dead"]
+) -> Float[Tensor, "in in"]:
+    """H in the order of the sweep; an input that was always zero stands for itself."""
+    ordered = _columns(H.to(torch.float32)[perm], perm)
+    ordered[dead, dead] = 1
+    return ordered
 
 
 def _columns(T: Shaped[Tensor, "out in"], picked: Int64[Tensor, "in"]) -> Shaped[Tensor, "out in"]:
