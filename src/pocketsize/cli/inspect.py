@@ -20,15 +20,23 @@ if TYPE_CHECKING:
 
 @click.command(name="inspect")
 @click.argument("model")
+@options.fetch
 @options.as_json
-def command(model: str, json_: bool) -> None:
+def command(model: str, fetch_: bool, json_: bool) -> None:
     """Check MODEL and list what is inside: tensors by role, and what can be compressed.
 
-    Every tensor is read: a missing, unexpected or misshapen one, a NaN or an infinity is an error.
+    Every tensor is read: a missing, unexpected or misshapen one, a NaN or an infinity is an error. Of a
+    model that was fetched, so is every file that no longer has the hash it came with.
     """
+    from pocketsize.cli.network import fetch_first
+    from pocketsize.io.hub.copies import is_copy, require_whole
+    from pocketsize.io.source import resolve
     from pocketsize.models.ledger import ledger
     from pocketsize.models.load import load, tokenizer_of
 
+    fetch_first(fetch_, model, json_=json_)
+    if is_copy(folder := resolve(model)):
+        require_whole(folder, hashes=True)
     loaded = load(model)
     vocabulary = len(tokenizer_of(loaded))
     found = ledger(loaded)
@@ -48,6 +56,7 @@ def _show(model: Model, found: Ledger, vocabulary: int) -> None:
     origin = model.origin
     release = f", dequantized from {origin.dequantized_from}" if origin.dequantized_from else ""
     tied = "; the head is the embedding" if found.tied else ""
+    revision = f", revision {_printable(origin.revision)}" if origin.revision else ""
     groups = ", ".join(str(group) for group in found.groups) or "none; use one scale per row"
     fit = f"groups that divide every width: {groups}"
     console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -55,7 +64,7 @@ def _show(model: Model, found: Ledger, vocabulary: int) -> None:
         f"{_printable(origin.name)}: {model.config.model_type}, to {model.arch.task}{release}",
         f"{origin.parameters:,} parameters, {vocabulary:,} tokens{tied}",
         f"{_megabytes(origin.source_bytes)} as downloaded, {_megabytes(origin.bf16_bytes)} in bf16",
-        f"licence {_printable(origin.licence)}",
+        f"licence {_printable(origin.licence)}{revision}",
         f"nothing in it can be compressed: {model.arch.refuses}" if model.arch.refuses else fit,
     ):
         console.print(line)

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
 
 @click.command(name="verify")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("model", metavar="FOLDER")
 @click.option("--llamacpp/--no-llamacpp", default=None, help="Run GGUF files in llama.cpp (if installed).")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
-def command(folder: Path, llamacpp: bool | None, json_: bool) -> None:
+def command(model: str, llamacpp: bool | None, json_: bool) -> None:
     """Check FOLDER: hashes of files, every tensor, the tokenizer, and what the model answers.
+
+    FOLDER may also be the hub id of a fetched model; its files are checked against their hashes.
 
     Ends with exit code 7 when something is not as it was made.
     """
     from rich.console import Console
     from rich.markup import escape
 
-    from pocketsize.errors import UsageError
     from pocketsize.exporting.verify import require_sound, verify_folder
+    from pocketsize.io.source import resolve
 
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder")
-    checks = verify_folder(folder, llamacpp=llamacpp)
+    checks = verify_folder(resolve(model), llamacpp=llamacpp)
     if json_ and all(check.ok for check in checks):
         click.echo(json.dumps({"ok": True, "checks": [asdict(check) for check in checks]}, indent=1))
     elif not json_:

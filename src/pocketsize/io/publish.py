@@ -56,13 +56,14 @@ def publish_stream(path: Path, write: Callable[[BinaryIO], None]) -> str:
 
 
 @contextmanager
-def staging(final: Path, *, replace: bool = False) -> Iterator[Path]:
+def staging(final: Path, *, replace: bool = False, resume: bool = False) -> Iterator[Path]:
     """A folder beside `final` to write into; it becomes `final` when the block ends without error.
 
     `final` must not exist, or be an empty folder. Then every file is flushed, the folder is
     renamed, and its parent is flushed. With `replace`, `final` may be a folder with something in
     it: it is there, as it was, until the new one is in its place, and is then removed. On an
-    exception nothing stays.
+    exception nothing stays; with `resume` what was written stays, and is there when the next
+    `staging` of `final` begins.
     """
     final = Path(os.path.abspath(final))
     _require_free(final, replace=replace)
@@ -70,7 +71,7 @@ def staging(final: Path, *, replace: bool = False) -> Iterator[Path]:
     partial = _partial(final)
     lock = None
     try:
-        lock = _claim_folder(partial)
+        lock = _claim_folder(partial, clear=not resume)
         yield partial
         for folder, _, files in os.walk(partial):
             for name in files:
@@ -80,9 +81,10 @@ def staging(final: Path, *, replace: bool = False) -> Iterator[Path]:
         with _explained(final):
             old = _put(partial, final)
     except BaseException:
-        if lock is not None:
+        if lock is not None and not resume:
             shutil.rmtree(partial, ignore_errors=True)
-        for folder in made:
+        # Where nothing was written, there is nothing to go on with.
+        for folder in [partial, *made] if lock is not None else made:
             with suppress(OSError):
                 folder.rmdir()
         raise
@@ -240,15 +242,15 @@ def _claim_file(partial: Path) -> int:
     return descriptor
 
 
-def _claim_folder(partial: Path) -> int:
-    """A descriptor of the empty, locked folder `partial`; what a killed process left is removed."""
+def _claim_folder(partial: Path, *, clear: bool = True) -> int:
+    """A descriptor of the locked folder `partial`; with `clear`, what a killed process left is removed."""
     with _explained(partial):
         partial.mkdir(exist_ok=True)
         descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         _lock(descriptor, partial)
         with _explained(partial):
-            for entry in list(partial.iterdir()):
+            for entry in list(partial.iterdir()) if clear else ():
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     except BaseException:
         os.close(descriptor)

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
+from pocketsize.io.hub.copies import find, other_ids, require_whole
+from pocketsize.io.hub.ids import HubId, is_address, parse_hub
 from pocketsize.io.samples import PREFIX, SAMPLES, Sample, sample_of
 from pocketsize.io.strictjson import refuse_pickle
 
 ORIGIN = "origin.json"
 
 
+class NotFetchedError(UsageError):
+    """A model that is not on this machine yet; `what` is what `pocketsize fetch` is to be given."""
+
+    def __init__(self, said: str, what: str) -> None:
+        super().__init__(f"{said}; run: pocketsize fetch {what}")
+        self.what = what
+
+
 def resolve(model: str) -> Path:
-    """The folder of a model: a path, or a sample that has been fetched."""
+    """The folder of a model: a path, a sample that has been fetched, or a fetched model of the hub.
+
+    A local folder comes before a hub id of the same name.
+    """
     if model.startswith(PREFIX):
         found = cached(sample_of(model))
         if not (found / ORIGIN).is_file():
-            raise UsageError(f"{model} is not on this machine yet; run: pocketsize fetch {model}")
+            raise NotFetchedError(f"{model} is not on this machine yet", model)
         return found
     path = Path(model).expanduser()
     if path.is_dir():
         return path
+    asked = None if path.exists() else parse_hub(model)
+    if asked:
+        path = _fetched(asked, model)
+        if path.is_dir():
+            return path
     if path.is_file():
         with path.open("rb") as file:
             refuse_pickle(file.read(64), path)
@@ -30,7 +48,19 @@ def resolve(model: str) -> Path:
     if path.exists():
         raise UsageError(f"{path}: not a folder; give the folder that holds config.json")
     hint = did_you_mean(PREFIX + model, [PREFIX + known for known in SAMPLES])
-    raise UsageError(f"{model}: no such folder; give one in Hugging Face layout, or a sample{hint}")
+    raise UsageError(f"{model}: no such folder; give one in Hugging Face layout, a hub id, or a sample{hint}")
+
+
+def _fetched(asked: HubId, model: str) -> Path:
+    """The copy of a hub model: its folder, or its one GGUF file. Its files have the sizes they came with."""
+    folder = find(asked, cache_folder())
+    if folder is None:
+        where = "" if is_address(model) else "no such folder, and "
+        others = other_ids(asked, cache_folder())
+        also = f" (fetched are: {', '.join(others)})" if others else ""
+        raise NotFetchedError(f"{model}: {where}not fetched from the hub yet{also}", str(asked))
+    require_whole(folder, hashes=False)
+    return folder / PurePosixPath(asked.file).name if asked.file else folder
 
 
 def cached(found: Sample) -> Path:

@@ -131,7 +131,7 @@ def check_output(out: Path, recipe: Recipe, *, overwrite: bool) -> None:
             "one with --overwrite"
         )
     _require_finished(out)
-    source = resolve(_model_path(recipe)).resolve()
+    source = resolve(model_path(recipe)).resolve()
     if source.is_relative_to(out.resolve()):
         raise UsageError(f"{out}: holds the model itself; choose another output with -o")
 
@@ -153,7 +153,7 @@ def work_folder(out: Path) -> Path:
 
 def prepare(recipe: Recipe) -> tuple[Model, Recipe, Texts]:
     """The model, the recipe with every choice made, and the texts: all that can fail early."""
-    original = replace(load(_model_path(recipe)), dtype=NAMES[recipe.dtype])
+    original = replace(load(model_path(recipe)), dtype=NAMES[recipe.dtype])
     recipe = recipe.resolved(original)
     if "folder" in recipe.export:
         require_storable(original)
@@ -304,6 +304,7 @@ def _written_record(own: Int64[Tensor, "n length"], share: float) -> TextRecord:
     )
 
 
-def _model_path(recipe: Recipe) -> str:
+def model_path(recipe: Recipe) -> str:
+    """The recipe's model: a folder beside the recipe comes before anything else of that name."""
     beside = recipe.base / recipe.model
     return str(beside) if not recipe.model.startswith("sample:") and beside.is_dir() else recipe.model
