@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -44,6 +45,16 @@ class Repo:
 Fault = Callable[["Handler"], bool]
 
 
+class Server(ThreadingHTTPServer):
+    """Answers each request in a thread of its own, and says nothing when a client hangs up."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
 class StandIn:
     """Two servers that share what they hold: the hub, and the host that large files come from."""
 
@@ -53,9 +64,8 @@ class StandIn:
         self.faults: dict[str, Fault] = {}
         self.seen: list[Seen] = []
         self.sent_bytes = 0
-        self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2)]
+        self.servers = [Server(("127.0.0.1", 0), Handler) for _ in range(2)]
         for server in self.servers:
-            server.daemon_threads = True
             server.stand_in = self  # type: ignore[attr-defined]
 
     @property

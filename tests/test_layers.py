@@ -84,3 +84,27 @@ def test_archs_are_literals() -> None:
             continue
         kinds = [type(node).__name__ for node in ast.parse(path.read_text()).body]
         assert kinds == ["Expr", "ImportFrom", "Assign"], f"{path.name}: a family is one literal"
+
+
+NETWORK = {
+    "huggingface_hub",
+    "httpx",
+    "httpx2",
+    "requests",
+    "urllib3",
+    "aiohttp",
+    "http",
+    "socket",
+    "urllib.request",
+}
+# One talks to hubs; the other to llama.cpp's server, in this machine alone.
+TALKING = {"io/hub/http.py", "io/llamacpp.py"}
+
+
+def test_one_file_talks_to_hubs() -> None:
+    talking = {
+        path.relative_to(SRC).as_posix()
+        for path in FILES
+        if {m for m in imports(path) if m in NETWORK or m.split(".")[0] in NETWORK}
+    }
+    assert talking == TALKING

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import click
 
 # Loaders read these when they are imported.
-_SEAL: Mapping[str, str] = MappingProxyType(
+SEAL: Mapping[str, str] = MappingProxyType(
     {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
@@ -23,15 +23,15 @@ _SEAL: Mapping[str, str] = MappingProxyType(
 )
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN")
 # The names that were set here, so that a fetch in a process of its own can do without them.
-_OURS = "POCKETSIZE_SEALED"
+OURS = "POCKETSIZESEALED"
 
 
 def seal(*, keep_token: bool) -> None:
     """Tell every loader, here and in child processes, to stay offline; drop the user's hub token."""
-    ours = [name for name in _SEAL if name not in os.environ]
+    ours = [name for name in SEAL if name not in os.environ]
     if ours:
-        os.environ.update({name: _SEAL[name] for name in ours})
-        os.environ[_OURS] = ",".join(filter(None, [os.environ.get(_OURS), *ours]))
+        os.environ.update({name: SEAL[name] for name in ours})
+        os.environ[OURS] = ",".join(filter(None, [os.environ.get(OURS), *ours]))
     if not keep_token:
         _drop_token()
 
@@ -53,15 +53,16 @@ def fetch_first(wanted: bool, *models: str, json_: bool) -> None:
 def _fetch(what: str, *, json_: bool) -> None:
     """Run `pocketsize fetch`; where it fails, end as it ended: it has said why."""
     call = [sys.executable, "-m", "pocketsize.cli.main", "fetch", what, "--json"]
-    done = subprocess.run(call, env=_unsealed(), stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(call, env=unsealed(), stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         if json_:
             click.echo(done.stdout, nl=False)
         raise click.exceptions.Exit(done.returncode if done.returncode > 0 else 128 - done.returncode)
 
 
-def _unsealed() -> dict[str, str]:
-    ours = {*os.environ.get(_OURS, "").split(","), _OURS}
+def unsealed() -> dict[str, str]:
+    """The environment as it was before `seal`, less a token that was dropped."""
+    ours = {*os.environ.get(OURS, "").split(","), OURS}
     return {name: value for name, value in os.environ.items() if name not in ours}
 
 

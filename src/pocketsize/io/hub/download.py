@@ -115,7 +115,7 @@ def _complete(source: Source, part: _Part, progress: Callable[[int], None]) -> N
 
     progress(part.have)
     if part.have < part.remote.bytes:
-        patiently(source.hub, receive, tries=_TRIES, so_far=lambda: part.have)
+        patiently(receive, tries=_TRIES, so_far=lambda: part.have)
 
 
 def _receive(source: Source, part: _Part, progress: Callable[[int], None]) -> None:
@@ -126,7 +126,7 @@ def _receive(source: Source, part: _Part, progress: Callable[[int], None]) -> No
             # The whole file comes, whatever was asked for.
             part.restart()
         _check_extent(response.status_code, response.headers, part, where)
-        for piece in response.iter_bytes(_CHUNK):
+        for piece in response.iter_bytes():
             if part.have + len(piece) > remote.bytes:
                 part.restart()
                 raise IntegrityError(f"{where}: longer than the {remote.bytes} bytes that were listed")

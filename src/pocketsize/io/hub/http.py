@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from time import sleep
 from typing import TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -54,7 +54,6 @@ class Hub:
 
     endpoint: str
     token: str | None = field(default=None, repr=False)
-    pause: Callable[[float], None] = time.sleep
 
     @property
     def host(self) -> str:
@@ -78,7 +77,7 @@ def connect() -> Hub:
         raise ResourceError(f"the token for {endpoint} cannot be had ({reason}); set HF_TOKEN") from None
 
 
-def patiently(hub: Hub, work: Callable[[], T], *, tries: int, so_far: Callable[[], int] = lambda: 0) -> T:
+def patiently(work: Callable[[], T], *, tries: int, so_far: Callable[[], int] = lambda: 0) -> T:
     """What `work` gives; while only the connection is at fault it is tried again, after longer and longer.
 
     It ends when `tries` in a row brought nothing: `so_far` tells how far the work has come.
@@ -92,7 +91,7 @@ def patiently(hub: Hub, work: Callable[[], T], *, tries: int, so_far: Callable[[
             before = so_far()
             if failed >= tries or error.wait_s > LONGEST_WAIT_S:
                 raise
-            hub.pause(max(error.wait_s, 2 ** (failed - 1)))
+            sleep(max(error.wait_s, 2 ** (failed - 1)))
 
 
 @contextmanager

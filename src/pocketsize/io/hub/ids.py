@@ -88,10 +88,11 @@ def _of_page(text: str) -> HubId:
     if not name or owner in _OTHERS or (place and place not in _PLACES):
         raise UsageError(f"{text}: not the page of a model; fetch takes hub ids such as OWNER/NAME")
     where = "/".join(rest).strip("/")
-    found = re.fullmatch(rf"({_REVISION})(?:/(.*\.gguf))?", where, re.ASCII) if where else None
-    if where and found is None:
-        raise UsageError(f"{text}: names no revision and no .gguf file; give the id {owner}/{name}")
-    return HubId(f"{owner}/{name}", found[1] if found else None, found[2] if found else None)
+    wanted = rf"({_REVISION})()" if place == "tree" else rf"({_REVISION})/(.*\.gguf)"
+    found = re.fullmatch(wanted, where, re.ASCII) if place else None
+    if place and found is None:
+        raise UsageError(f"{text}: no revision and no .gguf file of a model; give the id {owner}/{name}")
+    return HubId(f"{owner}/{name}", found[1] if found else None, (found[2] or None) if found else None)
 
 
 def _is_revision(text: str) -> bool:

@@ -55,7 +55,7 @@ class Listing:
 def read_listing(hub: Hub, asked: HubId) -> Listing:
     """What the hub says of a model; its revision is resolved to a commit."""
     url = f"{hub.endpoint}/api/models/{asked.repo}/revision/{quote(asked.branch, safe='')}?blobs=true"
-    body = patiently(hub, lambda: read_answer(hub, url, asked, limit_bytes=_LIMIT_BYTES), tries=_TRIES)
+    body = patiently(lambda: read_answer(hub, url, asked, limit_bytes=_LIMIT_BYTES), tries=_TRIES)
     # The second name is that of the answer in messages.
     raw = parse_json_object(body, Path(f"{asked}: the answer of {hub.host}"))
     repo, commit, listed = raw.get("id"), raw.get("sha"), raw.get("siblings")
