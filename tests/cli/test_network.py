@@ -148,9 +148,14 @@ def test_sealing_drops_the_token_and_can_be_undone_for_a_fetch(
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("DO_NOT_TRACK", "yes")
     before = dict(os.environ)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     seal(keep_token=True)
     seal(keep_token=True)
-    assert all(os.environ[name] for name in SEAL) and os.environ["DO_NOT_TRACK"] == "yes"
+    assert (
+        os.environ["HF_HUB_OFFLINE"] == "1"
+        and all(os.environ[name] for name in SEAL)
+        and os.environ["DO_NOT_TRACK"] == "yes"
+    )
     assert unsealed() == before
     seal(keep_token=False)
     assert "HF_TOKEN" not in os.environ and "HF_TOKEN" not in unsealed()

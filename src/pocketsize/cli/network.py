@@ -21,6 +21,8 @@ SEAL: Mapping[str, str] = MappingProxyType(
         "DO_NOT_TRACK": "1",
     }
 )
+# What the loaders take for yes; a user's own yes is left as it is, so that `fetch` sees it too.
+_YES = ("1", "ON", "YES", "TRUE")
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN")
 # The names that were set here, so that a fetch in a process of its own can do without them.
 OURS = "POCKETSIZESEALED"
@@ -28,7 +30,7 @@ OURS = "POCKETSIZESEALED"
 
 def seal(*, keep_token: bool) -> None:
     """Tell every loader, here and in child processes, to stay offline; drop the user's hub token."""
-    ours = [name for name in SEAL if name not in os.environ]
+    ours = [name for name in SEAL if os.environ.get(name, "").upper() not in _YES]
     if ours:
         os.environ.update({name: SEAL[name] for name in ours})
         os.environ[OURS] = ",".join(filter(None, [os.environ.get(OURS), *ours]))
@@ -61,7 +63,7 @@ def _fetch(what: str, *, json_: bool) -> None:
 
 
 def unsealed() -> dict[str, str]:
-    """The environment as it was before `seal`, less a token that was dropped."""
+    """The environment without what `seal` set, and without a token that was dropped."""
     ours = {*os.environ.get(OURS, "").split(","), OURS}
     return {name: value for name, value in os.environ.items() if name not in ours}
 

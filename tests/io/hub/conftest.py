@@ -27,6 +27,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_stand_i
     # Read once, when huggingface_hub is imported; another test may have been offline then.
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
+    # The hub's own client, which one test uses, would ask the real hub for a list.
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr("pocketsize.io.hub.http.sleep", lambda seconds: None)
     with hub_stand_in.running() as stand_in:
