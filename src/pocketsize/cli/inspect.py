@@ -29,14 +29,14 @@ def command(model: str, fetch_: bool, json_: bool) -> None:
     model that was fetched, so is every file that no longer has the hash it came with.
     """
     from pocketsize.cli.network import fetch_first
-    from pocketsize.io.hub.copies import is_copy, require_whole
-    from pocketsize.io.source import resolve
+    from pocketsize.io.hub.copies import require_whole
+    from pocketsize.io.source import fetched_copy
     from pocketsize.models.ledger import ledger
     from pocketsize.models.load import load, tokenizer_of
 
     fetch_first(fetch_, model, json_=json_)
-    if is_copy(folder := resolve(model)):
-        require_whole(folder, hashes=True)
+    if copy := fetched_copy(model):
+        require_whole(copy, hashes=True)
     loaded = load(model)
     vocabulary = len(tokenizer_of(loaded))
     found = ledger(loaded)

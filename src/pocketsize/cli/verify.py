@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
@@ -22,10 +23,14 @@ def command(model: str, llamacpp: bool | None, json_: bool) -> None:
     from rich.console import Console
     from rich.markup import escape
 
+    from pocketsize.errors import UsageError
     from pocketsize.exporting.verify import require_sound, verify_folder
-    from pocketsize.io.source import resolve
+    from pocketsize.io.source import fetched_copy
 
-    checks = verify_folder(resolve(model), llamacpp=llamacpp)
+    folder = Path(model) if Path(model).is_dir() else fetched_copy(model)
+    if folder is None:
+        raise UsageError(f"{model}: no such folder")
+    checks = verify_folder(folder, llamacpp=llamacpp)
     if json_ and all(check.ok for check in checks):
         click.echo(json.dumps({"ok": True, "checks": [asdict(check) for check in checks]}, indent=1))
     elif not json_:

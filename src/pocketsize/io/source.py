@@ -6,7 +6,7 @@ import os
 from pathlib import Path, PurePosixPath
 
 from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
-from pocketsize.io.hub.copies import find, other_ids, require_whole
+from pocketsize.io.hub.copies import find, is_copy, other_ids, require_whole
 from pocketsize.io.hub.ids import HubId, is_address, parse_hub
 from pocketsize.io.samples import PREFIX, SAMPLES, Sample, sample_of
 from pocketsize.io.strictjson import refuse_pickle
@@ -33,13 +33,10 @@ def resolve(model: str) -> Path:
             raise NotFetchedError(f"{model} is not on this machine yet", model)
         return found
     path = Path(model).expanduser()
+    if not path.exists() and (asked := parse_hub(model)):
+        path = _fetched(asked, model)
     if path.is_dir():
         return path
-    asked = None if path.exists() else parse_hub(model)
-    if asked:
-        path = _fetched(asked, model)
-        if path.is_dir():
-            return path
     if path.is_file():
         with path.open("rb") as file:
             refuse_pickle(file.read(64), path)
@@ -51,8 +48,17 @@ def resolve(model: str) -> Path:
     raise UsageError(f"{model}: no such folder; give one in Hugging Face layout, a hub id, or a sample{hint}")
 
 
+def fetched_copy(model: str) -> Path | None:
+    """The folder of the fetched copy that a hub id or a path means; None where it means another model."""
+    path = Path(model).expanduser()
+    if not path.exists() and (asked := parse_hub(model)):
+        path = _fetched(asked, model)
+    folder = path.parent if path.is_file() else path
+    return folder if is_copy(folder) else None
+
+
 def _fetched(asked: HubId, model: str) -> Path:
-    """The copy of a hub model: its folder, or its one GGUF file. Its files have the sizes they came with."""
+    """What was fetched under a hub id: a folder, or a GGUF file. Its files have the sizes they came with."""
     folder = find(asked, cache_folder())
     if folder is None:
         where = "" if is_address(model) else "no such folder, and "

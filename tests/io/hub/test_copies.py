@@ -22,7 +22,7 @@ from pocketsize.io.hub.copies import (
 )
 from pocketsize.io.hub.ids import HubId
 from pocketsize.io.publish import publish_bytes
-from pocketsize.io.source import resolve
+from pocketsize.io.source import fetched_copy, resolve
 
 ASKED, COMMIT = HubId("org/name", "v1"), "0123456789abcdef0123456789abcdef01234567"
 
@@ -65,6 +65,14 @@ def test_a_gguf_file_is_a_model_of_its_own(cache: Path) -> None:
     assert str(folder / "m.gguf") in str(caught.value)
     with pytest.raises(UsageError, match=r"run: pocketsize fetch org/name$"):
         resolve("org/name")
+    paths = ("org/name/Q4/m.gguf", str(folder), str(folder / "m.gguf"))
+    assert [fetched_copy(path) for path in paths] == [folder] * 3
+
+
+def test_what_is_no_copy(cache: Path) -> None:
+    assert fetched_copy(str(cache)) is None and fetched_copy("sample:minilm-l6") is None
+    with pytest.raises(UsageError, match="not fetched"):
+        fetched_copy("org/name")
 
 
 def test_sizes_are_looked_at_by_every_load_and_bytes_when_asked_for(cache: Path) -> None:
