@@ -195,6 +195,8 @@ def test_a_flipped_bit_is_found_by_verify_and_inspect(
     for word in ("verify", "inspect"):
         assert main([word, REPO]) == 7
         assert f"{path}: its bytes are not those that were fetched" in capsys.readouterr().err
+    assert main(["fetch", f"{REPO}@{commit}"]) == 0
+    assert path.read_bytes() == WEIGHTS
 
 
 def _cut(handler: Handler) -> bool:

@@ -1,7 +1,7 @@
 """Questions to a hub: over TLS, with the user's token for that hub alone, and each fault in one line.
 
 The connection is huggingface_hub's own, so that proxies, certificates, HF_ENDPOINT and HF_TOKEN mean
-what they mean elsewhere. Its downloader is not used: since 2.0 it begins a file again that a killed
+what they mean elsewhere. Its downloader is not used: that of 2.4 begins a file again that a killed
 process left unfinished, and it may ask further hosts (xet).
 """
 
