@@ -23,8 +23,19 @@ KEYS = {
 TEXTS = {"--calibrate", "--evaluate", "--sequences", "--length", "--tokens", "--seed", "--written"}
 WRITES = {"--output", "--overwrite"}
 OPTIONS = {
-    "shrink": {"--keep", "--fit", "--ratio", "--target", *WRITES, "--dtype", "--threads", "--json", *TEXTS},
-    "run": {*WRITES, "--threads", "--json"},
+    "shrink": {
+        "--keep",
+        "--fit",
+        "--ratio",
+        "--target",
+        *WRITES,
+        "--dtype",
+        "--threads",
+        "--fetch",
+        "--json",
+        *TEXTS,
+    },
+    "run": {*WRITES, "--threads", "--fetch", "--json"},
     "quantize": {
         "--method",
         "--scheme",
@@ -37,16 +48,17 @@ OPTIONS = {
         *WRITES,
         "--dtype",
         "--threads",
+        "--fetch",
         "--json",
         *TEXTS,
     },
-    "inspect": {"--json"},
-    "measure": {"--against", "--data", "--tokens", "--threads", "--json"},
+    "inspect": {"--fetch", "--json"},
+    "measure": {"--against", "--data", "--tokens", "--threads", "--fetch", "--json"},
     "verify": {"--json", "--llamacpp", "--no-llamacpp"},
     "report": {"--output", "--json"},
     "chat": {"--prompt", "--tokens", "--threads"},
     "doctor": {"--output", "--json"},
-    "fetch": {"--json"},
+    "fetch": {"--revision", "--file", "--json"},
 }
 
 

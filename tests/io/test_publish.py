@@ -149,6 +149,23 @@ def test_staging_empties_what_a_killed_process_left(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "out") == ["a"]
 
 
+def test_staging_that_resumes_finds_what_was_left(tmp_path: Path) -> None:
+    for again in (False, True):
+        with pytest.raises(RuntimeError), staging(tmp_path / "x" / "out", resume=True) as folder:
+            assert (folder / "a").exists() == again
+            (folder / "a").write_text("a")
+            raise RuntimeError("stop")
+    with staging(tmp_path / "x" / "out", resume=True) as folder:
+        (folder / "b").write_text("b")
+    assert sorted(os.listdir(tmp_path / "x" / "out")) == ["a", "b"] and os.listdir(tmp_path / "x") == ["out"]
+
+
+def test_staging_that_resumes_leaves_nothing_where_nothing_was_written(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), staging(tmp_path / "x" / "out", resume=True):
+        raise RuntimeError("stop")
+    assert os.listdir(tmp_path) == []
+
+
 def test_staging_has_one_writer(tmp_path: Path) -> None:
     with staging(tmp_path / "out") as folder:
         (folder / "a").write_text("a")

@@ -20,15 +20,23 @@ if TYPE_CHECKING:
 
 @click.command(name="inspect")
 @click.argument("model")
+@options.fetch
 @options.as_json
-def command(model: str, json_: bool) -> None:
+def command(model: str, fetch_: bool, json_: bool) -> None:
     """Check MODEL and list what is inside: tensors by role, and what can be compressed.
 
-    Every tensor is read: a missing, unexpected or misshapen one, a NaN or an infinity is an error.
+    Every tensor is read: a missing, unexpected or misshapen one, a NaN or an infinity is an error. Of a
+    model that was fetched, so is every file that no longer has the hash it came with.
     """
+    from pocketsize.cli.network import fetch_first
+    from pocketsize.io.hub.copies import require_whole
+    from pocketsize.io.source import fetched_copy
     from pocketsize.models.ledger import ledger
     from pocketsize.models.load import load, tokenizer_of
 
+    fetch_first(fetch_, model, json_=json_)
+    if copy := fetched_copy(model):
+        require_whole(copy, hashes=True)
     loaded = load(model)
     vocabulary = len(tokenizer_of(loaded))
     found = ledger(loaded)
@@ -47,6 +55,7 @@ def _show(model: Model, found: Ledger, vocabulary: int) -> None:
 
     origin = model.origin
     tied = "; the head is the embedding" if found.tied else ""
+    revision = f", revision {_printable(origin.revision)}" if origin.revision else ""
     groups = ", ".join(str(group) for group in found.groups) or "none; use one scale per row"
     fit = f"groups that divide every width: {groups}"
     console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -55,7 +64,7 @@ def _show(model: Model, found: Ledger, vocabulary: int) -> None:
         *_already(origin),
         f"{origin.parameters:,} parameters, {vocabulary:,} tokens{tied}",
         f"{_megabytes(origin.source_bytes)} as downloaded, {_megabytes(origin.bf16_bytes)} in bf16",
-        f"licence {_printable(origin.licence)}",
+        f"licence {_printable(origin.licence)}{revision}",
         f"nothing in it can be compressed: {model.arch.refuses}" if model.arch.refuses else fit,
     ):
         console.print(line)

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from pocketsize import __version__
+from pocketsize.cli.network import seal
 from pocketsize.errors import PocketsizeError, Stopped, did_you_mean
 
 # A command is cli/<word>.py; its help line stands here so that `--help` imports none of them.
@@ -27,7 +28,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "report": "Write the report page of a finished folder again.",
         "chat": "Talk to a finished model in the terminal, through llama.cpp.",
         "doctor": "What this machine can do, and the command that mends what is missing.",
-        "fetch": "Bring a sample model here; the only command that uses the network.",
+        "fetch": "Bring a model here, from the hub or a sample; the only command that uses the network.",
     }
 )
 
@@ -71,15 +72,16 @@ class Words(click.Group):
 def command() -> None:
     """Takes a language model, makes it pocket-sized, and proves what was kept.
 
-    MODEL is a folder in Hugging Face layout, or a sample such as sample:smollm2-135m.
+    MODEL is a folder in Hugging Face layout, the hub id of a fetched model (OWNER/NAME, OWNER/NAME@REVISION),
+    or a sample such as sample:smollm2-135m.
     """
 
 
 def main(args: list[str] | None = None) -> int:
     """Run the command line; gives the exit code (as `errors.py` lists them)."""
     words = sys.argv[1:] if args is None else args
-    # Loaders read these when they are imported: nothing but `fetch` may touch the network.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if words[:1] != ["fetch"]:
+        seal(keep_token="--fetch" in words)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         code = command.main(args=words, prog_name="pocketsize", standalone_mode=False, obj=words)

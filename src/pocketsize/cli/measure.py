@@ -26,15 +26,25 @@ LENGTH = 512
     "--tokens", type=click.IntRange(min=1), default=32768, show_default=True, help="Tokens to evaluate."
 )
 @options.threads
+@options.fetch
 @options.as_json
 def command(
-    model: str, against: str | None, data: tuple[str, ...], tokens: int, threads: int | None, json_: bool
+    model: str,
+    against: str | None,
+    data: tuple[str, ...],
+    tokens: int,
+    threads: int | None,
+    fetch_: bool,
+    json_: bool,
 ) -> None:
-    """Measure MODEL: quality, size, speed. A folder, a sample, or a folder Pocketsize made.
+    """Measure MODEL: quality, size, speed. A folder, a hub id, a sample, or a folder Pocketsize made.
 
     With --against, quality is what MODEL keeps of TEACHER. Alone, a language model has a
     perplexity and bits per byte; an encoder has a size and a speed.
     """
+    from pocketsize.cli.network import fetch_first
+
+    fetch_first(fetch_, *filter(None, (model, against)), json_=json_)
     if threads is not None:
         import torch
 

@@ -42,6 +42,16 @@ def dtype(function: F) -> F:
     )(function)
 
 
+def fetch(function: F) -> F:
+    """`--fetch`."""
+    return click.option(
+        "--fetch",
+        "fetch_",
+        is_flag=True,
+        help="First fetch what is named and not on this machine yet, in a process of its own.",
+    )(function)
+
+
 def as_json(function: F) -> F:
     """`--json`."""
     return click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of text.")(

@@ -39,13 +39,16 @@ from pocketsize.cli import options
 @options.overwrite
 @options.texts
 @options.threads
+@options.fetch
 @options.as_json
 def command(model: str, method: str, target: str | None, out: Path, **rest: Any) -> None:
     """Quantize the linears of MODEL (and its embedding) in one step, measure, export, report."""
     from pocketsize import api
+    from pocketsize.cli.network import fetch_first
     from pocketsize.cli.summary import data_of, formats, show, use_threads
     from pocketsize.recipes.recipe import Recipe, parse_step
 
+    fetch_first(rest["fetch_"], model, json_=rest["json_"])
     use_threads(rest["threads"])
     step: dict[str, Any] = {
         "scheme": rest["scheme"],

@@ -21,6 +21,7 @@ from pocketsize.cli import options
 @options.overwrite
 @options.texts
 @options.threads
+@options.fetch
 @options.as_json
 def command(
     model: str,
@@ -37,8 +38,10 @@ def command(
     of perplexities for generators and the Spearman correlation of similarities for encoders.
     """
     from pocketsize import api
+    from pocketsize.cli.network import fetch_first
     from pocketsize.cli.summary import data_of, formats, show, use_threads
 
+    fetch_first(rest["fetch_"], model, json_=rest["json_"])
     use_threads(rest["threads"])
     result = api.shrink(
         model,

@@ -10,11 +10,13 @@ import click
 
 
 @click.command(name="verify")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("model", metavar="FOLDER")
 @click.option("--llamacpp/--no-llamacpp", default=None, help="Run GGUF files in llama.cpp (if installed).")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
-def command(folder: Path, llamacpp: bool | None, json_: bool) -> None:
+def command(model: str, llamacpp: bool | None, json_: bool) -> None:
     """Check FOLDER: hashes of files, every tensor, the tokenizer, and what the model answers.
+
+    FOLDER may also be the hub id of a fetched model; its files are checked against their hashes.
 
     Ends with exit code 7 when something is not as it was made.
     """
@@ -23,9 +25,11 @@ def command(folder: Path, llamacpp: bool | None, json_: bool) -> None:
 
     from pocketsize.errors import UsageError
     from pocketsize.exporting.verify import require_sound, verify_folder
+    from pocketsize.io.source import fetched_copy
 
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder")
+    folder = Path(model) if Path(model).is_dir() else fetched_copy(model)
+    if folder is None:
+        raise UsageError(f"{model}: no such folder")
     checks = verify_folder(folder, llamacpp=llamacpp)
     if json_ and all(check.ok for check in checks):
         click.echo(json.dumps({"ok": True, "checks": [asdict(check) for check in checks]}, indent=1))

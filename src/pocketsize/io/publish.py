@@ -105,13 +105,14 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 
 @contextmanager
-def staging(final: Path, *, replace: bool = False) -> Iterator[Path]:
+def staging(final: Path, *, replace: bool = False, resume: bool = False) -> Iterator[Path]:
     """A folder beside `final` to write into; it becomes `final` when the block ends without error.
 
     `final` must not exist, or be an empty folder. Then every file is flushed, the folder is
     renamed, and its parent is flushed. With `replace`, `final` may be a folder with something in
     it: it is there, as it was, until the new one is in its place, and is then removed. On an
-    exception nothing stays.
+    exception nothing stays; with `resume` what was written stays, and is there when the next
+    `staging` of `final` begins.
     """
     final = Path(os.path.abspath(final))
     _require_free(final, replace=replace)
@@ -119,7 +120,7 @@ def staging(final: Path, *, replace: bool = False) -> Iterator[Path]:
     partial = _partial(final)
     lock = None
     try:
-        lock = _claim_folder(partial)
+        lock = _claim_folder(partial, clear=not resume)
         yield partial
         for folder, _, files in os.walk(partial):
             for name in files:
@@ -129,9 +130,10 @@ def staging(final: Path, *, replace: bool = False) -> Iterator[Path]:
         with _explained(final):
             old = _put(partial, final)
     except BaseException:
-        if lock is not None:
+        if lock is not None and not resume:
             remove(partial)
-        remove_empty(made)
+        # Where nothing was written, there is nothing to go on with.
+        remove_empty([partial, *made] if lock is not None else made)
         raise
     finally:
         if lock is not None:
@@ -301,15 +303,15 @@ def _claim_file(partial: Path) -> int:
     return descriptor
 
 
-def _claim_folder(partial: Path) -> int:
-    """A descriptor of the empty, locked folder `partial`; what a killed process left is removed."""
+def _claim_folder(partial: Path, *, clear: bool = True) -> int:
+    """A descriptor of the locked folder `partial`; with `clear`, what a killed process left is removed."""
     with _explained(partial):
         partial.mkdir(exist_ok=True)
         descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         lock(descriptor, partial)
         with _explained(partial):
-            for entry in list(partial.iterdir()):
+            for entry in list(partial.iterdir()) if clear else ():
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     except BaseException:
         os.close(descriptor)

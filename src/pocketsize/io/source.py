@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pocketsize.errors import DataError, UsageError, did_you_mean
+from pocketsize.io.hub.copies import find, is_copy, other_ids, require_whole
+from pocketsize.io.hub.ids import HubId, is_address, parse_hub
 from pocketsize.io.samples import PREFIX, SAMPLES, Sample, sample_of
 from pocketsize.io.strictjson import refuse_pickle
 
@@ -14,14 +16,27 @@ ORIGIN, GGUF_CACHE = "origin.json", "gguf"
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
 
+class NotFetchedError(UsageError):
+    """A model that is not on this machine yet; `what` is what `pocketsize fetch` is to be given."""
+
+    def __init__(self, said: str, what: str) -> None:
+        super().__init__(f"{said}; run: pocketsize fetch {what}")
+        self.what = what
+
+
 def resolve(model: str) -> Path:
-    """The folder of a model: a path, what a GGUF file becomes, or a sample that has been fetched."""
+    """The folder of a model: a path, what a GGUF file becomes, a sample or hub model that is fetched.
+
+    A local folder comes before a hub id of the same name.
+    """
     if model.startswith(PREFIX):
         found = cached(sample_of(model))
         if not (found / ORIGIN).is_file():
-            raise UsageError(f"{model} is not on this machine yet; run: pocketsize fetch {model}")
+            raise NotFetchedError(f"{model} is not on this machine yet", model)
         return found
     path = Path(model).expanduser()
+    if not path.exists() and (asked := parse_hub(model)):
+        path = _fetched(asked, model)
     if path.is_dir():
         return _of_gguf(inside) if (inside := only_gguf(path)) else path
     if path.is_file():
@@ -33,7 +48,28 @@ def resolve(model: str) -> Path:
     if path.exists():
         raise UsageError(f"{path}: neither a folder nor a .gguf file; give the folder that holds config.json")
     hint = did_you_mean(PREFIX + model, [PREFIX + known for known in SAMPLES])
-    raise UsageError(f"{model}: no such folder; give one in Hugging Face layout, or a sample{hint}")
+    raise UsageError(f"{model}: no such folder; give one in Hugging Face layout, a hub id, or a sample{hint}")
+
+
+def fetched_copy(model: str) -> Path | None:
+    """The folder of the fetched copy that a hub id or a path means; None where it means another model."""
+    path = Path(model).expanduser()
+    if not path.exists() and (asked := parse_hub(model)):
+        path = _fetched(asked, model)
+    folder = path.parent if path.is_file() else path
+    return folder if is_copy(folder) else None
+
+
+def _fetched(asked: HubId, model: str) -> Path:
+    """What was fetched under a hub id: a folder, or a GGUF file. Its files have the sizes they came with."""
+    folder = find(asked, cache_folder())
+    if folder is None:
+        where = "" if is_address(model) else "no such folder, and "
+        others = other_ids(asked, cache_folder())
+        also = f" (fetched are: {', '.join(others)})" if others else ""
+        raise NotFetchedError(f"{model}: {where}not fetched from the hub yet{also}", str(asked))
+    require_whole(folder, hashes=False)
+    return folder / PurePosixPath(asked.file).name if asked.file else folder
 
 
 def only_gguf(folder: Path) -> Path | None:

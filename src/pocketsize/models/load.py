@@ -38,7 +38,7 @@ _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 
 
 def load(source: str | Path) -> Model:
-    """The model that a folder or `sample:NAME` holds; its weights stay on disk.
+    """The model that a folder, a fetched hub id or `sample:NAME` holds; its weights stay on disk.
 
     Every tensor that the config implies is there with its shape and a float dtype, no other is,
     and all numbers are finite.

@@ -157,7 +157,9 @@ def parse_recipe(raw: object, *, base: Path) -> Recipe:
         if key not in KEYS:
             raise UsageError(f"unknown key {key!r}{did_you_mean(str(key), KEYS)}")
     if not isinstance(raw.get("model"), str):
-        raise UsageError("model: name a folder or a sample such as sample:smollm2-135m")
+        raise UsageError(
+            "model: name a folder, a hub id (OWNER/NAME) or a sample such as sample:smollm2-135m"
+        )
     steps = raw.get("steps")
     if not isinstance(steps, list):
         raise UsageError("steps: a list of steps, such as `- gptq: {scheme: W4A16}`")
