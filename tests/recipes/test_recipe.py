@@ -82,7 +82,7 @@ def test_sources_survive_their_own_file(tmp_path: Path) -> None:
         ({"dtype": "fp16", "export": ["gguf"]}, "dtype fp16: is that of the export folder; gguf has its own"),
         ({"export": ["ggfu"]}, "unknown format 'ggfu'; did you mean 'gguf'?"),
         ({"export": []}, "name at least one"),
-        ({"model": None}, "name a folder or a sample"),
+        ({"model": None}, "name a folder, a hub id (OWNER/NAME) or a sample"),
     ],
 )
 def test_whatever_is_wrong_is_named(change: dict[str, object], message: str, tmp_path: Path) -> None:
