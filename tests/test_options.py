@@ -21,25 +21,14 @@ KEYS = {
     "gptq": [*QUANTIZE, "damp", "order", "search", "sink"],
 }
 TEXTS = {"--calibrate", "--evaluate", "--sequences", "--length", "--tokens", "--seed", "--written"}
+SCHEME = {"--method", "--scheme", "--group", "--symmetric", "--asymmetric", "--embeddings", "--damp"}
+GOAL = {"--keep", "--fit", "--ratio"}
 WRITES = {"--output", "--overwrite"}
 OPTIONS = {
-    "shrink": {"--keep", "--fit", "--ratio", "--target", *WRITES, "--dtype", "--threads", "--json", *TEXTS},
+    "shrink": {*GOAL, "--target", *WRITES, "--dtype", "--threads", "--json", *TEXTS},
     "run": {*WRITES, "--threads", "--json"},
-    "quantize": {
-        "--method",
-        "--scheme",
-        "--group",
-        "--symmetric",
-        "--asymmetric",
-        "--embeddings",
-        "--damp",
-        "--target",
-        *WRITES,
-        "--dtype",
-        "--threads",
-        "--json",
-        *TEXTS,
-    },
+    "quantize": {*SCHEME, "--target", *WRITES, "--dtype", "--threads", "--json", *TEXTS},
+    "plan": {*SCHEME, *GOAL, "--target", "--output", "--dtype", "--threads", "--json", *TEXTS},
     "inspect": {"--json"},
     "measure": {"--against", "--data", "--tokens", "--threads", "--json"},
     "verify": {"--json", "--llamacpp", "--no-llamacpp"},
