@@ -47,8 +47,8 @@ RECORDS = (
     record.SizePart,
     record.Timing,
 )
-CLASSES = (api.Gptq, api.Rtn, Data, Source, Recipe, api.Result, api.Model, Check)
-FUNCTIONS = (api.shrink, api.quantize, api.run, api.load, api.verify, api.result)
+CLASSES = (api.Gptq, api.Rtn, Data, Source, Recipe, api.Result, api.Plan, api.Model, Check)
+FUNCTIONS = (api.shrink, api.quantize, api.run, api.plan, api.load, api.verify, api.result)
 
 
 def options(name: str) -> str:

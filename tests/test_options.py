@@ -21,37 +21,14 @@ KEYS = {
     "gptq": [*QUANTIZE, "damp", "order", "search", "sink"],
 }
 TEXTS = {"--calibrate", "--evaluate", "--sequences", "--length", "--tokens", "--seed", "--written"}
+SCHEME = {"--method", "--scheme", "--group", "--symmetric", "--asymmetric", "--embeddings", "--damp"}
+GOAL = {"--keep", "--fit", "--ratio"}
 WRITES = {"--output", "--overwrite"}
 OPTIONS = {
-    "shrink": {
-        "--keep",
-        "--fit",
-        "--ratio",
-        "--target",
-        *WRITES,
-        "--dtype",
-        "--threads",
-        "--fetch",
-        "--json",
-        *TEXTS,
-    },
+    "shrink": {*GOAL, "--target", *WRITES, "--dtype", "--threads", "--fetch", "--json", *TEXTS},
     "run": {*WRITES, "--threads", "--fetch", "--json"},
-    "quantize": {
-        "--method",
-        "--scheme",
-        "--group",
-        "--symmetric",
-        "--asymmetric",
-        "--embeddings",
-        "--damp",
-        "--target",
-        *WRITES,
-        "--dtype",
-        "--threads",
-        "--fetch",
-        "--json",
-        *TEXTS,
-    },
+    "quantize": {*SCHEME, "--target", *WRITES, "--dtype", "--threads", "--fetch", "--json", *TEXTS},
+    "plan": {*SCHEME, *GOAL, "--target", "--output", "--dtype", "--threads", "--json", *TEXTS},
     "inspect": {"--fetch", "--json"},
     "measure": {"--against", "--data", "--tokens", "--threads", "--fetch", "--json"},
     "verify": {"--json", "--llamacpp", "--no-llamacpp"},

@@ -7,7 +7,10 @@ import sys
 
 import pocketsize
 
-PUBLIC = ["Gptq", "Recipe", "Result", "Rtn", "__version__", "load", "quantize", "run", "shrink", "verify"]
+PUBLIC = [
+    *("Gptq", "Plan", "Recipe", "Result", "Rtn", "__version__"),
+    *("load", "plan", "quantize", "run", "shrink", "verify"),
+]
 
 
 def test_the_public_names_are_these_and_exist() -> None:

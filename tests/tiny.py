@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from pathlib import Path
 
 import torch
@@ -14,7 +15,17 @@ from transformers.core_model_loading import revert_weight_conversion
 from pocketsize.io.checkpoint import TensorSpec, write_safetensors
 from tiny_configs import ENCODERS, FAMILIES, FFN, GENERATORS, HIDDEN, LAYERS, VOCAB, tiny_config
 
-__all__ = ["ENCODERS", "FAMILIES", "FFN", "GENERATORS", "HIDDEN", "TEXT", "VOCAB", "write_tiny"]
+__all__ = [
+    "ENCODERS",
+    "FAMILIES",
+    "FFN",
+    "GENERATORS",
+    "HIDDEN",
+    "TEXT",
+    "VOCAB",
+    "write_texts",
+    "write_tiny",
+]
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -58,6 +69,18 @@ def write_tiny(
     else:
         _write_wordpiece(folder, family)
     return folder
+
+
+def write_texts(folder: Path) -> tuple[str, str]:
+    """Two files of words, to calibrate and to evaluate, for where it does not matter what they say."""
+    names = []
+    for i, role in enumerate(("calibrate", "evaluate")):
+        draw = random.Random(i)
+        words = [f"{draw.choice('bcdfgklmnprst')}{draw.choice('aeiou')}" for _ in range(6000)]
+        sentences = [" ".join(words[a : a + 10]).capitalize() + "." for a in range(0, len(words), 10)]
+        (folder / f"{role}.txt").write_text(" ".join(sentences))
+        names.append(str(folder / f"{role}.txt"))
+    return names[0], names[1]
 
 
 def weights(config: PretrainedConfig, dtype: torch.dtype, seed: int) -> dict[str, torch.Tensor]:

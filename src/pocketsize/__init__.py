@@ -11,7 +11,20 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Gptq", "Recipe", "Result", "Rtn", "__version__", "load", "quantize", "run", "shrink", "verify"]
+__all__ = [
+    "Gptq",
+    "Plan",
+    "Recipe",
+    "Result",
+    "Rtn",
+    "__version__",
+    "load",
+    "plan",
+    "quantize",
+    "run",
+    "shrink",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pocketsize.data.sources import Source
+from pocketsize.errors import UsageError
 from pocketsize.exporting.verify import Check, verify_folder
 from pocketsize.io.console import Terminal
 from pocketsize.io.publish import publish_bytes
@@ -19,6 +20,8 @@ from pocketsize.models.config import read_config
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.recipes import run as running
+from pocketsize.recipes.plan import Plan
+from pocketsize.recipes.plan import plan as plan_recipe
 from pocketsize.recipes.quantize import Gptq, Rtn
 from pocketsize.recipes.recipe import Data, Recipe, parse_recipe, read_recipe
 from pocketsize.recipes.record import RunRecord, read_record
@@ -27,17 +30,20 @@ from pocketsize.recipes.step import Step
 from pocketsize.reporting.card import model_card
 from pocketsize.reporting.page import report_html
 from pocketsize.search.goal import Goal, parse_bytes, parse_ratio, parse_share
+from pocketsize.search.goal import plan as plan_goal
 from pocketsize.search.goal import shrink as search_goal
 
 __all__ = [
     "Data",
     "Gptq",
     "Model",
+    "Plan",
     "Recipe",
     "Result",
     "Rtn",
     "Source",
     "load",
+    "plan",
     "quantize",
     "run",
     "shrink",
@@ -91,14 +97,7 @@ def run(
     finished already gives its result. Ctrl-C once finishes the layer in work and raises
     `pocketsize.errors.Stopped`, a KeyboardInterrupt, after which the same call goes on.
     """
-    if isinstance(model, Recipe):
-        recipe = model
-    elif not steps and Path(str(model)).suffix in (".yaml", ".yml"):
-        recipe = read_recipe(Path(str(model)))
-    else:
-        source = _source(model)
-        exports = tuple(export or default_export(source))
-        recipe = Recipe(source, tuple(steps), exports, data or Data(), dtype=dtype)
+    recipe = _recipe(model, steps, export, data, dtype)
     folder = Path(out)
     terminal = console or Terminal()
     record = running.run(recipe, folder, console=terminal, pages=PAGES, overwrite=overwrite)
@@ -142,16 +141,40 @@ def shrink(
     source = _source(model)
     if keep is None and fit is None and ratio is None:
         keep = 0.95
-    goal = Goal(
-        keep=parse_share(keep) if isinstance(keep, str) else keep,
-        fit_bytes=parse_bytes(fit) if isinstance(fit, str) else fit,
-        ratio=parse_ratio(ratio) if isinstance(ratio, str) else ratio,
-    )
+    goal = _goal(keep, fit, ratio)
     exports = tuple(target or default_export(source))
     recipe = Recipe(source, (Gptq(),), exports, data or Data(), dtype=dtype)
     terminal = console or Terminal()
     record = search_goal(recipe, goal, Path(out), console=terminal, pages=PAGES, overwrite=overwrite)
     return Result(Path(out), record)
+
+
+def plan(
+    model: str | Path | Model | Recipe,
+    steps: Sequence[Step] = (),
+    *,
+    out: str | Path = ".",
+    keep: float | str | None = None,
+    fit: int | str | None = None,
+    ratio: float | str | None = None,
+    export: Sequence[str] | None = None,
+    data: Data | None = None,
+    dtype: str = "bf16",
+    console: Console | None = None,
+) -> Plan:
+    """What a run into `out` would take and give: memory, disk, time, sizes, what cannot be done.
+
+    The run is that of a recipe, of a model with steps (one `gptq` if none is given), or the one that
+    `shrink` would choose for the goal. One block is rehearsed; nothing is left behind.
+    """
+    chosen = bool(steps) or _is_recipe(model)
+    recipe = _recipe(model, steps if chosen else (Gptq(),), export, data, dtype)
+    terminal = console or Terminal()
+    if keep is None and fit is None and ratio is None:
+        return plan_recipe(recipe, Path(out), console=terminal)
+    if chosen:
+        raise UsageError("a goal chooses the step itself; give a model without steps")
+    return plan_goal(recipe, _goal(keep, fit, ratio), Path(out), console=terminal)
 
 
 def verify(folder: str | Path) -> list[Check]:
@@ -168,6 +191,39 @@ def default_export(source: str) -> tuple[str, ...]:
     """GGUF and the folder for families that llama.cpp runs, the folder alone for others."""
     config = read_config(resolve(source))
     return ("gguf", "folder") if arch_of(config.model_type).gguf else ("folder",)
+
+
+def _recipe(
+    model: str | Path | Model | Recipe,
+    steps: Sequence[Step],
+    export: Sequence[str] | None,
+    data: Data | None,
+    dtype: str,
+) -> Recipe:
+    """The recipe itself, the one in a YAML file, or one made of a model and steps."""
+    if steps and _is_recipe(model):
+        raise UsageError("a recipe has steps of its own; give a model for these")
+    if isinstance(model, Recipe):
+        return model
+    if _is_recipe(model):
+        return read_recipe(Path(str(model)))
+    source = _source(model)
+    exports = tuple(export or default_export(source))
+    return Recipe(source, tuple(steps), exports, data or Data(), dtype=dtype)
+
+
+def _is_recipe(model: str | Path | Model | Recipe) -> bool:
+    if isinstance(model, str | Path):
+        return Path(model).suffix in (".yaml", ".yml")
+    return isinstance(model, Recipe)
+
+
+def _goal(keep: float | str | None, fit: int | str | None, ratio: float | str | None) -> Goal:
+    return Goal(
+        keep=parse_share(keep) if isinstance(keep, str) else keep,
+        fit_bytes=parse_bytes(fit) if isinstance(fit, str) else fit,
+        ratio=parse_ratio(ratio) if isinstance(ratio, str) else ratio,
+    )
 
 
 def _source(model: str | Path | Model) -> str:

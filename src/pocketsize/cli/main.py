@@ -22,6 +22,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "shrink": "Make a model smaller to a goal: a size, a ratio, a share of quality to keep.",
         "run": "Run a recipe file; go on with an unfinished run of it.",
         "quantize": "Quantize with one method and one scheme.",
+        "plan": "What a run will take and give, before it starts; one block is rehearsed.",
         "inspect": "What is inside a model, and what can be compressed.",
         "measure": "Quality of a model, or of a small one against its original.",
         "verify": "Check a finished folder: files, weights, tokenizer, behaviour.",

@@ -100,3 +100,55 @@ def texts(function: F) -> F:
     return click.option(
         "--seed", type=int, default=0, show_default=True, help="Picks the calibration windows."
     )(function)
+
+
+def scheme(function: F) -> F:
+    """The options that choose how one step quantizes."""
+    function = click.option(
+        "--damp",
+        type=float,
+        default=0.01,
+        show_default=True,
+        help="GPTQ's damping, a share of the mean Gram diagonal.",
+    )(function)
+    function = click.option(
+        "--embeddings",
+        default="auto",
+        show_default=True,
+        help="Width of embedding and head: 8, 5, 4, auto or none.",
+    )(function)
+    function = click.option(
+        "--symmetric/--asymmetric",
+        default=None,
+        help="Grid without or with zeros. Default: what the exports store best.",
+    )(function)
+    function = click.option(
+        "--group", default="auto", show_default=True, help="Inputs per scale: a number, auto, or row."
+    )(function)
+    function = click.option(
+        "--scheme", default="W4A16", show_default=True, help="W8A16, W5A16, W4A16, W3A16 or W2A16."
+    )(function)
+    return click.option("--method", default="gptq", show_default=True, help="gptq or rtn.")(function)
+
+
+def raw_step(
+    *, method: str, scheme: str, group: str, symmetric: bool | None, embeddings: str, damp: float, **_: Any
+) -> dict[str, Any]:
+    """What these options say as an entry of a recipe's `steps`."""
+    step: dict[str, Any] = {
+        "scheme": scheme,
+        "group": _number(group, {"auto": "auto", "row": None}, "--group"),
+        "symmetric": "auto" if symmetric is None else symmetric,
+        "embeddings": _number(embeddings, {"auto": "auto", "none": None}, "--embeddings"),
+    }
+    if method == "gptq":
+        step["damp"] = damp
+    return {method: step}
+
+
+def _number(text: str, words: dict[str, Any], option: str) -> Any:
+    if text in words:
+        return words[text]
+    if not text.isdigit():
+        raise click.UsageError(f"{option}: a number or one of {', '.join(words)}, got {text!r}")
+    return int(text)

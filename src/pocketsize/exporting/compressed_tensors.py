@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pocketsize.errors import NumericalError, UnsupportedError
 from pocketsize.exporting.artifact import Artifact
-from pocketsize.exporting.companions import copy_companions
+from pocketsize.exporting.companions import companions, copy_companions
 from pocketsize.io.checkpoint import DTYPES, INDEX, SINGLE, TensorSpec, file_bytes, write_safetensors
 from pocketsize.io.publish import publish_bytes
 from pocketsize.io.strictjson import read_json_object
@@ -43,32 +43,43 @@ def write(model: Model, out: Path) -> Artifact:
     """
     schemes = {name: model.quantized[name].scheme for name in _packed(model)}
     shards = _shards([spec for name in model.checkpoint.entries for spec in _specs(model, name)])
-    files: dict[str, str] = {}
-    where: dict[str, str] = {}
-    for i, specs in enumerate(shards):
-        file = SINGLE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
-        files[file] = write_safetensors(out / file, specs, _METADATA)
-        where |= dict.fromkeys((spec.name for spec in specs), file)
+    files = {
+        file: write_safetensors(out / file, specs, _METADATA)
+        for file, specs in zip(_names(len(shards)), shards, strict=True)
+    }
     size = sum((out / file).stat().st_size for file in files)
     if len(shards) > 1:
-        total = sum(_bytes(spec) for specs in shards for spec in specs)
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
-        files[INDEX] = publish_bytes(out / INDEX, _json(index))
-    config = read_json_object(model.folder / "config.json")
-    for key in ("torch_dtype", *KEYS):
-        config.pop(key, None)
-    config["dtype"] = str(model.dtype).removeprefix("torch.")
-    if schemes:
-        config["quantization_config"] = quantization_config(model, schemes)
-    files["config.json"] = publish_bytes(out / "config.json", _json(config))
+        files[INDEX] = publish_bytes(out / INDEX, _index(shards))
+    files["config.json"] = publish_bytes(out / "config.json", config_bytes(model, schemes))
     files |= copy_companions(model.folder, out)
     return Artifact(".", "folder", size, files)
 
 
 def predict_bytes(model: Model, scheme_of: SchemeOf) -> int:
     """The exact size of the weight files that `write` would make with these schemes."""
-    specs = [spec for name in model.checkpoint.entries for spec in _specs(model, name, scheme_of(name))]
-    return sum(file_bytes(shard, _METADATA) for shard in _shards(specs))
+    return sum(file_bytes(shard, _METADATA) for shard in _predicted(model, scheme_of))
+
+
+def predict_others(model: Model, scheme_of: SchemeOf) -> dict[str, int]:
+    """The exact sizes of the other files that `write` would make: config, index, companions."""
+    schemes = {name: scheme_of(name) for name in model.linears}
+    packed = {name: scheme for name, scheme in schemes.items() if scheme is not None}
+    sizes = {name: (model.folder / name).stat().st_size for name in companions(model.folder)}
+    sizes["config.json"] = len(config_bytes(model, packed))
+    if len(shards := _predicted(model, scheme_of)) > 1:
+        sizes[INDEX] = len(_index(shards))
+    return sizes
+
+
+def config_bytes(model: Model, schemes: Mapping[str, Scheme]) -> bytes:
+    """The original's config, with the dtype of the folder and how its weights are packed."""
+    config = read_json_object(model.folder / "config.json")
+    for key in ("torch_dtype", *KEYS):
+        config.pop(key, None)
+    config["dtype"] = str(model.dtype).removeprefix("torch.")
+    if schemes:
+        config["quantization_config"] = quantization_config(model, schemes)
+    return _json(config)
 
 
 def require_storable(model: Model) -> None:
@@ -264,6 +275,27 @@ def _shards(specs: list[TensorSpec]) -> list[list[TensorSpec]]:
         shards[-1].append(spec)
         room -= _bytes(spec)
     return shards
+
+
+def _predicted(model: Model, scheme_of: SchemeOf) -> list[list[TensorSpec]]:
+    return _shards(
+        [spec for name in model.checkpoint.entries for spec in _specs(model, name, scheme_of(name))]
+    )
+
+
+def _names(shards: int) -> list[str]:
+    """What the files are called."""
+    if shards == 1:
+        return [SINGLE]
+    return [f"model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)]
+
+
+def _index(shards: list[list[TensorSpec]]) -> bytes:
+    """Which file holds each tensor."""
+    names = _names(len(shards))
+    where = {spec.name: file for file, specs in zip(names, shards, strict=True) for spec in specs}
+    total = sum(_bytes(spec) for specs in shards for spec in specs)
+    return _json({"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))})
 
 
 def _bytes(spec: TensorSpec) -> int:

@@ -34,7 +34,8 @@ class Exporter:
     `groups` are the group sizes that may be chosen for it, `takes_group` says which it can hold
     when told to. `refuses` gives the reason why a model cannot be exported, or None. `write` makes
     the artefact in a folder and reads it back; `stored` is a parameter as the artefact gives it,
-    `predict_bytes` its exact size before anything is written, `parts` the bytes of its tensors.
+    `predict_bytes` its exact size before anything is written, `predict_others` the sizes of files
+    that come with it, `parts` the bytes of its tensors.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Exporter:
     write: Callable[[Model, Path], Artifact]
     stored: Callable[[Model, str], Tensor]
     predict_bytes: Callable[[Model, SchemeOf], int]
+    predict_others: Callable[[Model, SchemeOf], dict[str, int]]
     parts: Callable[[Model], dict[str, int]]
 
 
@@ -62,9 +64,12 @@ def behaviours(model: Model, artifacts: Sequence[Artifact]) -> dict[str, object]
     return found
 
 
-def gguf_name_of(model: Model) -> str:
-    """The file name of a model's GGUF: its name and the type of most of its weights."""
-    kind = gguf.file_type(gguf.plan(model, _schemes(model), "F32"))
+def gguf_name_of(model: Model, scheme_of: SchemeOf | None = None) -> str:
+    """The file name of a model's GGUF: its name and the type of most of its weights.
+
+    `scheme_of` stands for weights that are not quantized yet.
+    """
+    kind = gguf.file_type(gguf.plan(model, scheme_of or _schemes(model), "F32"))
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", model.origin.name.rsplit("/", 1)[-1]).strip("-.") or "model"
     return f"{stem}-{kind}.gguf"
 
@@ -115,6 +120,7 @@ EXPORTERS: Mapping[str, Exporter] = MappingProxyType(
             write=_write_folder,
             stored=compressed_tensors.stored_value,
             predict_bytes=compressed_tensors.predict_bytes,
+            predict_others=compressed_tensors.predict_others,
             parts=_folder_parts,
         ),
         "gguf": Exporter(
@@ -126,6 +132,7 @@ EXPORTERS: Mapping[str, Exporter] = MappingProxyType(
             write=_write_gguf,
             stored=gguf.stored_value,
             predict_bytes=gguf.predict_bytes,
+            predict_others=lambda *_: {},
             parts=_gguf_parts,
         ),
     }

@@ -76,14 +76,26 @@ def versions() -> dict[str, str]:
 
 def peak_rss_bytes() -> int:
     """The most memory this process has held at once."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # ru_maxrss is inherited from the process that started this one; VmHWM is not.
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-        if "VmHWM" in fields:
-            return int(fields["VmHWM"].split()[0]) * 1024
+    # ru_maxrss is inherited from the process that started this one; VmHWM is not.
+    if (told := _status("VmHWM")) is not None:
+        return told
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def rss_bytes() -> int:
+    """The memory this process holds now; where the system does not say, the most it has held."""
+    told = _status("VmRSS")
+    return peak_rss_bytes() if told is None else told
+
+
+def _status(key: str) -> int | None:
+    """A size that Linux tells of this process."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+    return int(fields[key].split()[0]) * 1024 if key in fields else None
 
 
 def cpu_seconds() -> float:

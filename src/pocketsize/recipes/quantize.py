@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeVar
 
@@ -156,6 +156,18 @@ def embedding_scheme(step: Rtn | Gptq) -> Scheme | None:
         return None
     digits = 8 if step.embeddings_symmetric else 11 - step.embeddings
     return Scheme(step.embeddings, 32, step.embeddings_symmetric, digits)
+
+
+def scheme_of(step: Rtn | Gptq, model: Model) -> Callable[[str], Scheme | None]:
+    """How a resolved step stores each parameter by its name; None where it leaves it."""
+    blocks, ends, linears = block_scheme(step), embedding_scheme(step), set(model.linears)
+
+    def of(name: str) -> Scheme | None:
+        if name in linears:
+            return blocks
+        return ends if name in (model.arch.embedding, model.arch.head) else None
+
+    return of
 
 
 def quantize_site(site: Site, scheme: Scheme, step: Gptq) -> Iterator[tuple[str, QWeight, LayerReport]]:

@@ -38,6 +38,7 @@ from pocketsize.recipes.journal import Journal, open_journal, working
 from pocketsize.recipes.output import check_output, made_by, refuse_taken, require_finished, work_folder
 from pocketsize.recipes.recipe import Data, Recipe
 from pocketsize.recipes.record import SCHEMA, Finding, RunRecord, SizePart, TextRecord, Timing
+from pocketsize.recipes.room import require_room
 from pocketsize.recipes.shortage import memory_explained
 from pocketsize.recipes.step import Context
 from pocketsize.recipes.stop import Stop, stopping
@@ -139,6 +140,7 @@ def carry_out(job: Job, clock: Clock, pages: Mapping[str, Page], *, overwrite: b
     if (record := made_by(job.out, job_print)) is not None:
         return record
     refuse_taken(job.out, overwrite=overwrite)
+    require_room(job.original, job.recipe, job.texts, job.out, job.work)
     journal = open_journal(job.work, job_print, clock.stop.safe_point)
     with memory_explained(lambda: clock.current, job.recipe.data, job.original):
         return publish(apply_steps(job, journal, clock), job.out, journal, clock, pages, overwrite=overwrite)
@@ -146,7 +148,16 @@ def carry_out(job: Job, clock: Clock, pages: Mapping[str, Page], *, overwrite: b
 
 def prepare(recipe: Recipe) -> tuple[Model, Recipe, Texts]:
     """The model, the recipe with every choice made, and the texts: all that can fail early."""
-    original = replace(load(recipe.source), dtype=NAMES[recipe.dtype])
+    return settle(opened(recipe), recipe)
+
+
+def opened(recipe: Recipe) -> Model:
+    """The model that a recipe names."""
+    return replace(load(recipe.source), dtype=NAMES[recipe.dtype])
+
+
+def settle(original: Model, recipe: Recipe) -> tuple[Model, Recipe, Texts]:
+    """What `prepare` gives, for a model that is open already."""
     recipe = recipe.resolved(original)
     if "folder" in recipe.export:
         require_storable(original)

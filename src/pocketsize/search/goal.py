@@ -12,14 +12,26 @@ from pocketsize.exporting.table import EXPORTERS
 from pocketsize.measurement.embedding import keep_of
 from pocketsize.measurement.suite import quality_of
 from pocketsize.models.model import Model
-from pocketsize.quantization.scheme import Scheme
 from pocketsize.recipes.fingerprint import fingerprint
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.output import made_by, refuse_taken, work_folder
-from pocketsize.recipes.quantize import Gptq, block_scheme, embedding_scheme
+from pocketsize.recipes.plan import Plan
+from pocketsize.recipes.plan import plan as plan_recipe
+from pocketsize.recipes.quantize import Gptq, scheme_of
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.record import RunRecord
-from pocketsize.recipes.run import Clock, Console, Job, Page, apply_steps, carry_out, prepare, starting
+from pocketsize.recipes.room import require_room
+from pocketsize.recipes.run import (
+    Clock,
+    Console,
+    Job,
+    Page,
+    apply_steps,
+    carry_out,
+    opened,
+    prepare,
+    starting,
+)
 from pocketsize.recipes.shortage import memory_explained
 from pocketsize.search.ladder import Rung, ladder
 
@@ -133,6 +145,15 @@ def _job(recipe: Recipe, out: Path, rung: Rung) -> Job:
     return Job(*prepare(with_rung(recipe, rung)), out, trial_folder(out, rung))
 
 
+def plan(recipe: Recipe, goal: Goal, out: Path, *, console: Console) -> Plan:
+    """The plan of what `shrink` would do. With `keep`, that of trying every rung within the size."""
+    model = opened(recipe)
+    fitting = _fitting(recipe, goal, model, recipe.resolved(model))
+    chosen = with_rung(recipe, max(fitting, key=lambda pair: pair[1])[0])
+    trials = 1 if goal.keep is None else len(fitting)
+    return plan_recipe(chosen, out, console=console, model=model, trials=trials)
+
+
 def trial_folder(out: Path, rung: Rung) -> Path:
     """Where the work on one rung is kept until the output is finished."""
     return work_folder(out) / re.sub(r"[^a-z0-9]+", "-", rung.name)
@@ -147,14 +168,7 @@ def predicted_bytes(model: Model, recipe: Recipe, rung: Rung) -> int:
     """Exact size of the first export at a rung, without writing it."""
     step = rung.step().resolve(model, recipe.export)
     assert isinstance(step, Gptq)
-    blocks, ends, linears = block_scheme(step), embedding_scheme(step), set(model.linears)
-
-    def scheme_of(name: str) -> Scheme | None:
-        if name in linears:
-            return blocks
-        return ends if name in (model.arch.embedding, model.arch.head) else None
-
-    return EXPORTERS[recipe.export[0]].predict_bytes(model, scheme_of)
+    return EXPORTERS[recipe.export[0]].predict_bytes(model, scheme_of(step, model))
 
 
 def _enough(recipe: Recipe, keep: float, rungs: list[tuple[Rung, int]], out: Path, clock: Clock) -> Rung:
@@ -173,6 +187,7 @@ def _enough(recipe: Recipe, keep: float, rungs: list[tuple[Rung, int]], out: Pat
 
 def _kept(job: Job, clock: Clock) -> float:
     """The share of quality kept by a job, measured; its work stays for the run to take up."""
+    require_room(job.original, job.recipe, job.texts, job.out, job.work)
     journal = open_journal(job.work, job.fingerprint, clock.stop.safe_point)
     with memory_explained(lambda: clock.current, job.recipe.data, job.original):
         done = apply_steps(job, journal, clock)

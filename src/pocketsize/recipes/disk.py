@@ -1,0 +1,94 @@
+"""How many bytes a run writes: the finished folder, and the unfinished work beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+
+from pocketsize.exporting.table import EXPORTERS, gguf_name_of
+from pocketsize.io.checkpoint import TensorSpec, file_bytes
+from pocketsize.models.model import Model
+from pocketsize.quantization.scheme import Scheme
+from pocketsize.recipes.quantize import Gptq, Rtn, scheme_of
+from pocketsize.recipes.recipe import Recipe
+
+# Record, report and card tell of every layer and tensor in words: so many bytes, and so many for each.
+_RECORD, _REPORT, _CARD, _MANIFEST = 14_000, 42_000, 4_000, 300
+_LAYER, _PRINT, _ROW = 290, 75, 620
+_NUMPY_HEADER = 128
+_GRID = ("scale", "zero")
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """One export of a plan: where it will lie, and the bytes of its weights."""
+
+    format: str
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a run writes: `output_bytes` stay; `peak_bytes` are there before the work is cleared away."""
+
+    exports: tuple[Export, ...]
+    output_bytes: int
+    work_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that lies on the disk at once."""
+        return self.output_bytes + self.work_bytes
+
+
+def written_bytes(model: Model, recipe: Recipe, *, written_tokens: int = 0) -> Written:
+    """The bytes of a resolved recipe with one step; weights, configs and companions are exact."""
+    step = recipe.steps[0]
+    assert isinstance(step, Gptq | Rtn)
+    of = scheme_of(step, model)
+    exports = tuple(_export(model, name, of) for name in recipe.export)
+    others = [EXPORTERS[name].predict_others(model, of) for name in recipe.export]
+    told = _told(model, recipe, len(exports)) + len(recipe.to_yaml().encode())
+    output = sum(e.bytes for e in exports) + sum(sum(files.values()) for files in others) + told
+    work = sum(_objects(model, step, of))
+    if written_tokens and step.calibrated:
+        work += _NUMPY_HEADER + 8 * written_tokens
+    return Written(exports, output, work)
+
+
+def _export(model: Model, name: str, of: Callable[[str], Scheme | None]) -> Export:
+    path = gguf_name_of(model, of) if name == "gguf" else "."
+    return Export(name, path, EXPORTERS[name].predict_bytes(model, of))
+
+
+def _told(model: Model, recipe: Recipe, artifacts: int) -> int:
+    """About the bytes of record, report, card and manifest."""
+    layers, tensors = len(model.linears), len(model.checkpoint.entries)
+    config = len(json.dumps(model.config.to_dict()))
+    record = _RECORD + _LAYER * layers + artifacts * (_PRINT * tensors + config)
+    return record + _REPORT + _ROW * layers + _CARD + _MANIFEST
+
+
+def _objects(model: Model, step: Gptq | Rtn, of: Callable[[str], Scheme | None]) -> Iterator[int]:
+    """The bytes of each object of the journal: a block's codes, scales and zeros, as they are kept."""
+    units = [model.linears_of(path) for path in model.blocks]
+    if step.embeddings is not None:
+        head = [] if model.arch.head is None or model.tied else [model.arch.head]
+        units.append([model.arch.embedding, *head])
+    for names in units:
+        schemes = {name: found for name in names if (found := of(name)) is not None}
+        metadata = {"schemes": json.dumps({n: asdict(s) for n, s in schemes.items()}, sort_keys=True)}
+        yield file_bytes(list(_specs(model, schemes)), metadata)
+
+
+def _specs(model: Model, schemes: Mapping[str, Scheme]) -> Iterator[TensorSpec]:
+    for name, scheme in schemes.items():
+        rows, columns = model.matrix_shape(name)
+        groups = (rows, columns // scheme.width(columns))
+        parts = (("codes", torch.uint8, (rows, columns)), *((p, torch.float32, groups) for p in _GRID))
+        for part, dtype, shape in parts:
+            yield TensorSpec(f"{name}.{part}", dtype, shape, lambda s=shape, d=dtype: torch.empty(s, dtype=d))

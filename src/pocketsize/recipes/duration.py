@@ -1,0 +1,109 @@
+"""How long each stage of a run takes, told from a rehearsal of one block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pocketsize.data.written import BATCH as WRITERS
+from pocketsize.measurement.runtime import RUNS
+from pocketsize.measurement.suite import PROMPT
+from pocketsize.models.model import Model
+from pocketsize.models.walk import BATCH_TOKENS
+from pocketsize.recipes.disk import Written
+from pocketsize.recipes.memory import Size
+from pocketsize.recipes.recipe import Recipe
+from pocketsize.recipes.rehearse import WRITTEN, Rehearsal, Spent
+
+# Reading a GGUF back asks llama.cpp for 32 tokens after each of 32 prompts; its speed, for 32 tokens.
+QUESTIONS, DECODED = 32 * 32, 32
+
+
+@dataclass(frozen=True, slots=True)
+class Took:
+    """The time of a stage: CPU seconds of all threads and processes, and seconds by the clock."""
+
+    name: str
+    cpu_s: float
+    time_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What the time of a run depends on, beyond what was rehearsed."""
+
+    model: Model
+    recipe: Recipe
+    size: Size
+    disk: Written
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return len(self.model.blocks)
+
+
+def durations(whole: Whole, one: Rehearsal) -> list[Took]:
+    """The stages that follow the loading, in running order."""
+    ways = {"write": _writing, "gptq": _gptq, "rtn": _rtn, "measure": _measuring, "export": _exporting}
+    found: list[Took] = []
+    for name, spent in one.stages.items():
+        cpu = ways.get(name, _latency)(whole, one, spent)
+        # Waiting and threads: by the clock a stage takes as much more or less as it did in the rehearsal.
+        found.append(Took(name, cpu, cpu * spent.wall_s / max(spent.cpu_s, 1e-9)))
+    return found
+
+
+def _writing(whole: Whole, one: Rehearsal, spent: Spent) -> float:
+    """A token takes the block longer the more stand before it: a straight line through both halves."""
+    count, length = whole.size.written, whole.size.length
+    half = len(one.calls) // 2
+    early, late = (sum(part) / len(part) for part in (one.calls[1:half], one.calls[half:]))
+    slope = max(0.0, (late - early) / (len(one.calls) / 2))
+    mean = early + slope * (length / 2 - half / 2)
+    rest = (spent.cpu_s - spent.block_s) / WRITTEN
+    return length * (whole.blocks * mean + rest) * max(1.0, count / WRITERS)
+
+
+def _gptq(whole: Whole, one: Rehearsal, spent: Spent) -> float:
+    """Batches through every block, the quantization of every block, and embedding and head once."""
+    batches = max(1.0, whole.size.tokens / BATCH_TOKENS)
+    first, last = spent.units[0], spent.units[-1]
+    quantized = max(0.0, first - one.walk_s)
+    around = max(0.0, one.walk_s - one.batches * one.batch_s)
+    return around + whole.blocks * (batches * one.batch_s + quantized) + last - first
+
+
+def _rtn(whole: Whole, one: Rehearsal, spent: Spent) -> float:
+    first, last = spent.units[0], spent.units[-1]
+    return whole.blocks * first + last - first
+
+
+def _measuring(whole: Whole, one: Rehearsal, spent: Spent) -> float:
+    """Generators read so many tokens, encoders the same sentences each time."""
+    more = whole.size.evaluated / one.evaluated_tokens if whole.model.arch.task == "generate" else 1.0
+    return more * (spent.cpu_s + (whole.blocks - 1) * spent.block_s)
+
+
+def _exporting(whole: Whole, one: Rehearsal, spent: Spent) -> float:
+    """Questions to llama.cpp, the block's forward passes, and what each parameter takes to go through."""
+    asked = after = 0.0
+    if one.file is not None:
+        asked = QUESTIONS * one.file.question_s
+        after = asked + QUESTIONS * one.file.token_s * (_larger(whole, one) - 1)
+    own = max(0.0, spent.cpu_s - spent.child_s - spent.block_s - asked)
+    more = whole.model.origin.parameters / one.parameters
+    return spent.child_s + whole.blocks * spent.block_s + after + more * own
+
+
+def _latency(whole: Whole, one: Rehearsal, spent: Spent) -> float:
+    torch = spent.cpu_s + (whole.blocks - 1) * spent.block_s
+    if one.file is None:
+        return torch
+    prompt = PROMPT * one.file.prompt_s * (whole.blocks - 1)
+    return torch + (RUNS + 1) * (prompt + DECODED * one.file.token_s * (_larger(whole, one) - 1))
+
+
+def _larger(whole: Whole, one: Rehearsal) -> float:
+    """How many times larger the GGUF is than that of one block."""
+    assert one.file is not None
+    return next(e.bytes for e in whole.disk.exports if e.format == "gguf") / one.file.bytes

@@ -1,0 +1,237 @@
+"""How much memory each stage of a run takes at its peak, told from shapes before it starts.
+
+Tensors are counted one by one: what a stage holds at once, by the code of that stage. glibc maps a
+large tensor by itself and gives it back when it is freed; small ones come from a heap of which most
+stays with the process, full of holes. So a stage's peak is what the process holds already, the
+large tensors of the stage, and the heap, which is its small tensors or what earlier stages left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from pocketsize.io.checkpoint import DTYPES
+from pocketsize.measurement.embedding import BATCH, SENTENCES
+from pocketsize.measurement.suite import has_room
+from pocketsize.measurement.tokens import LOGITS, STATES
+from pocketsize.models.dtype import forward_dtype
+from pocketsize.models.model import Model
+from pocketsize.models.walk import BATCH_TOKENS
+from pocketsize.recipes.quantize import Gptq, Rtn
+from pocketsize.recipes.recipe import Recipe
+
+# glibc's largest threshold between its heap and mappings of their own.
+LARGE = 32 << 20
+# Of the heap's peak, what stays with the process; of what stayed, what later tensors do not fit into.
+KEPT, HOLES = 0.85, 0.3
+# What a stage brings besides tensors: pages of libraries it is the first to run, scratch of kernels.
+CODE, SCRATCH = 25_000_000, 60_000_000
+# Python with torch, transformers and compressed-tensors, as the process that loads a folder has it.
+CHILD = 430_000_000
+# Tokens of a long sentence that an encoder is measured on, and of a text that is read back.
+SENTENCE_TOKENS, PROBE = 128, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The peak of one stage: of the run's own process, of the one it starts, and of both at once."""
+
+    name: str
+    ram_bytes: int
+    child_bytes: int
+    together_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much text a run reads: windows that calibrate, those of them that the model writes, and their
+    length; and tokens that are evaluated."""
+
+    windows: int
+    written: int
+    length: int
+    evaluated: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that calibrate."""
+        return self.windows * self.length
+
+    def with_windows(self, windows: int) -> Size:
+        """So many windows, of which the model writes the same share."""
+        return replace(
+            self, windows=windows, written=min(self.written, windows * self.written // self.windows)
+        )
+
+
+@dataclass(slots=True)
+class _Heap:
+    """The process as stages come and go: what it holds for good, and what its heap has kept."""
+
+    base: float
+    kept: float = 0.0
+    stages: list[Stage] = field(default_factory=list)
+
+    def stage(self, name: str, moments: Iterable[Sequence[float]], *, child: float = 0) -> None:
+        """A stage that holds these tensors at once, at each of its moments."""
+        self.base += CODE
+        before, peak, heap = self.kept, 0.0, 0.0
+        for tensors in moments:
+            small = sum(size for size in tensors if size < LARGE)
+            filled = max(before, small + HOLES * before)
+            peak = max(peak, self.base + filled + sum(size for size in tensors if size >= LARGE))
+            heap = max(heap, filled)
+        self.kept = max(before, KEPT * heap)
+        # The child has ended before the process loads the model itself.
+        together = max(peak, self.base + before + child)
+        self.stages.append(Stage(name, round(peak), round(child), round(together)))
+
+
+def stages(model: Model, recipe: Recipe, size: Size, *, base_bytes: int, waiting: float) -> list[Stage]:
+    """The peaks of all stages of a resolved recipe, in running order.
+
+    `base_bytes` is what the process holds once model and texts are read, `waiting` the bytes that each
+    token of a waiting batch holds (`waiting_bytes`).
+    """
+    heap = _Heap(base_bytes)
+    calibrated = any(step.calibrated for step in recipe.steps)
+    if calibrated and size.written:
+        heap.stage("write", _writing(model, size))
+    for step in recipe.steps:
+        if isinstance(step, Gptq):
+            heap.stage(step.kind, _gptq(model, step, size, waiting))
+        elif isinstance(step, Rtn):
+            heap.stage(step.kind, _rtn(model, step))
+    heap.stage("measure", _measuring(model, recipe, size, waiting))
+    child = CHILD + sum(_all(model, 4)) + _largest(model) if "folder" in recipe.export else 0
+    heap.stage("export", _exporting(model, recipe), child=child)
+    timed = _all(model, 4) if has_room(model) else []  # what has no room is not timed
+    heap.stage("latency", [[*timed, _stored(model), SCRATCH]])
+    return heap.stages
+
+
+def needed_bytes(found: Iterable[Stage]) -> int:
+    """The most that is held at once, a child's memory included."""
+    return max(stage.together_bytes for stage in found)
+
+
+def fewer_windows(needed: Callable[[int], int], windows: int, room_bytes: int) -> int:
+    """The most windows with which what is `needed` for them fits; 0 if not even one does."""
+    if needed(1) > room_bytes:
+        return 0
+    least, most = 1, windows
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (middle, most) if needed(middle) <= room_bytes else (least, middle)
+    return least
+
+
+def _writing(model: Model, size: Size) -> Iterator[list[float]]:
+    """The whole model in the forward type, keys and values of every window, and logits."""
+    width, held = forward_dtype().itemsize, min(size.written, 64)
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    keys = held * size.length * heads * head * width
+    cache: list[float] = [keys] * (2 * len(model.blocks) + 2)  # one layer is copied as it grows
+    logits = held * config.vocab_size * (width + 8)
+    yield [*_all(model, width), *cache, logits, SCRATCH]
+    yield _reading(model, width)
+
+
+def _gptq(model: Model, step: Gptq, size: Size, waiting: float) -> Iterator[list[float]]:
+    """The walk: the embedding as the first batches are made, every site, and the head."""
+    width = forward_dtype().itemsize
+    states = size.tokens * model.config.hidden_size * width
+    yield [states, *_reading(model, width)]
+    block = sum(_numbers(model, name) for name in model.linears_of(model.blocks[0])) * width
+    running = 2 * min(BATCH_TOKENS, size.tokens) * waiting + SCRATCH
+    waits: list[float] = [states, max(0.0, size.tokens * waiting - states), running, block, block]
+    for group in model.groups:
+        names = [f"{model.blocks[0]}.{name}.weight" for name in group.names]
+        shapes = [model.matrix_shape(name) for name in names]
+        rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
+        square, matrix = 4.0 * columns**2, 4.0 * rows * columns
+        yield [*waits, *[square] * (9 if group.attends else 7), *[matrix] * (2 + (len(names) > 1))]
+        yield [*waits, *[square] * (5 if group.attends else 4), *[matrix] * (5 + (len(names) > 1))]
+    if step.embeddings is not None:
+        ends = 4.0 * _numbers(model, model.arch.embedding)
+        head = 0 if model.arch.head is None else 1  # its weights are read twice
+        yield [*[ends] * (4 + head), ends, SCRATCH]
+
+
+def _rtn(model: Model, step: Rtn) -> Iterator[list[float]]:
+    """A matrix, and what its rounding computes from it."""
+    names = [*model.linears_of(model.blocks[0]), *([model.arch.embedding] if step.embeddings else [])]
+    widest = max(4.0 * _numbers(model, name) for name in names)
+    block = sum(_numbers(model, name) for name in model.linears_of(model.blocks[0]))
+    yield [*[widest] * 6, 1.5 * block, SCRATCH]
+
+
+def _measuring(model: Model, recipe: Recipe, size: Size, waiting: float) -> Iterator[list[float]]:
+    """What lies around the blocks, of both models in turn; a block; and the hidden states of a round.
+
+    States wait in front of a block, and stand behind it; those of the first model stay for the second.
+    """
+    ends = {model.arch.embedding, model.arch.head}
+    linears = set(model.linears)
+    around = [4.0 * _numbers(model, name) for name in model.checkpoint.entries if name not in linears]
+    block = 4.0 * sum(_numbers(model, name) for name in model.linears_of(model.blocks[0]))
+    hidden = 4 * int(model.config.hidden_size)
+    if model.arch.task != "generate":
+        states = 2 * SENTENCES * SENTENCE_TOKENS * hidden
+        running = 3 * BATCH * SENTENCE_TOKENS * max(waiting, 1)
+        yield [*around, block, *_reading(model, 4)[:1], states, running, SCRATCH]
+        return
+    if _ends_change(recipe):
+        around += [4.0 * _numbers(model, name) for name in model.checkpoint.entries if name in ends]
+    states = min(size.evaluated * hidden, STATES // 2)
+    room = 3 * 4 * max(LOGITS, int(model.config.vocab_size))
+    running = BATCH_TOKENS * (4 * waiting + 2 * hidden)
+    yield [*around, block, room, *[states] * 4, running, 2 * SCRATCH]
+
+
+def _ends_change(recipe: Recipe) -> bool:
+    return any(isinstance(step, Gptq | Rtn) and step.embeddings is not None for step in recipe.steps)
+
+
+def _exporting(model: Model, recipe: Recipe) -> Iterator[list[float]]:
+    """What is read back and run: the model in float32; hashes copy a tensor thrice while it is read."""
+    largest = _largest(model)
+    yield [largest] * (5 if "gguf" in recipe.export else 4)
+    logits = 4.0 * int(model.config.vocab_size) * PROBE * 8 if model.arch.task == "generate" else 0.0
+    yield [*_all(model, 4), 3 * logits, SCRATCH]
+    if "gguf" in recipe.export:
+        # The file is mapped twice, by the gguf package and by llama.cpp, which also repacks it.
+        prompts = 4.0 * int(model.config.vocab_size) * 32 * 8
+        yield [*_all(model, 4), *[_stored(model)] * 3, 2 * prompts, 2 * SCRATCH]
+
+
+def _stored(model: Model) -> float:
+    """About the bytes of a GGUF file: five bits a weight of the blocks, a byte at the ends."""
+    linears = set(model.linears)
+    return sum(_numbers(model, n) * (0.6 if n in linears else 1.1) for n in model.checkpoint.entries)
+
+
+def _reading(model: Model, width: int) -> list[float]:
+    """The largest tensor on its way from the file: as it is stored, as float32, in its new type."""
+    name = max(model.checkpoint.entries, key=lambda name: _numbers(model, name))
+    count, stored = _numbers(model, name), DTYPES[model.checkpoint.entries[name].dtype]
+    whole = [] if stored == torch.float32 else [4.0 * count]
+    return [float(count * stored.itemsize), *whole, *([] if width == 4 else [float(count * width)])]
+
+
+def _all(model: Model, width: int) -> list[float]:
+    return [float(_numbers(model, name) * width) for name in model.checkpoint.entries]
+
+
+def _largest(model: Model) -> float:
+    return 4.0 * max(_numbers(model, name) for name in model.checkpoint.entries)
+
+
+def _numbers(model: Model, name: str) -> int:
+    return math.prod(model.checkpoint.entries[name].shape)

@@ -1,0 +1,289 @@
+"""One block taken through a whole run with the real functions: calibrate, quantize, measure, save, reload.
+
+What it took is told by stage, the part inside the block apart, so that the time of all blocks
+follows. All files lie in a temporary folder that is gone afterwards, also when something fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pocketsize.data.calibration import Windows
+from pocketsize.data.written import BATCH as WRITERS
+from pocketsize.data.written import write_windows
+from pocketsize.exporting.artifact import Artifact
+from pocketsize.exporting.companions import copy_companions
+from pocketsize.exporting.probes import PROBES
+from pocketsize.io.llamacpp import LlamaCpp, installed
+from pocketsize.io.publish import publish_bytes
+from pocketsize.models.config import NAME
+from pocketsize.models.dtype import forward_dtype
+from pocketsize.models.excerpt import excerpt, shortened_config
+from pocketsize.models.load import tokenizer_of
+from pocketsize.models.model import Model
+from pocketsize.models.skeleton import materialise, skeleton
+from pocketsize.models.walk import BATCH_TOKENS, walk
+from pocketsize.quantization.gptq import gptq
+from pocketsize.quantization.rtn import rtn
+from pocketsize.recipes.journal import open_journal
+from pocketsize.recipes.quantize import Gptq, block_scheme, embedding_scheme
+from pocketsize.recipes.recipe import Recipe
+from pocketsize.recipes.record import RunRecord
+from pocketsize.recipes.run import Clock, Job, apply_steps, publish
+from pocketsize.recipes.texts import Texts
+
+# Batches that calibrate, and tokens of each window that the model writes.
+BATCHES, WRITTEN = 2, 64
+# Questions that llama.cpp is asked to see how long one takes.
+QUESTIONS = 8
+
+
+@dataclass(slots=True)
+class Spent:
+    """CPU seconds of a stage: all, those inside the block, those of other processes; and wall seconds.
+
+    `units` are the seconds at which its parts were finished.
+    """
+
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+    block_s: float = 0.0
+    child_s: float = 0.0
+    units: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What a run of one block took, CPU seconds where nothing else is said.
+
+    `batch_s` is what a batch of calibration text takes in the walk of the block, `walk_s` what all
+    batches took. `calls` are the block's own seconds at each token that the model wrote. `file` tells
+    of the GGUF, where one was written and llama.cpp is here.
+    """
+
+    block: int
+    batch_s: float
+    walk_s: float
+    batches: float
+    evaluated_tokens: int
+    parameters: int
+    calls: tuple[float, ...]
+    stages: dict[str, Spent]
+    file: Asked | None
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A GGUF in llama.cpp: its bytes, the seconds of a prompt, of a token, and of one question."""
+
+    bytes: int
+    prompt_s: float
+    token_s: float
+    question_s: float
+
+
+class _Watch:
+    """A console that takes the time instead of talking; a stage ends where the next begins."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, Spent] = {}
+        self.block_s = 0.0
+        self._open: tuple[str, float, float, float, float] | None = None
+
+    def phase(self, text: str) -> None:
+        """A stage begins."""
+        self.end()
+        self._open = (text, cpu_s(), child_s(), self.block_s, time.perf_counter())
+        self.stages[text] = Spent()
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        """A part of the stage is finished."""
+        if self._open is not None:
+            self.stages[self._open[0]].units.append(cpu_s() - self._open[1])
+
+    def end(self) -> None:
+        """The last stage is over."""
+        if self._open is not None:
+            name, own, other, block, wall = self._open
+            spent = self.stages[name]
+            spent.child_s = child_s() - other
+            spent.cpu_s = cpu_s() - own + spent.child_s
+            spent.block_s = self.block_s - block
+            spent.wall_s = time.perf_counter() - wall
+        self._open = None
+
+
+def rehearse(model: Model, recipe: Recipe, texts: Texts) -> Rehearsal:
+    """Run the resolved recipe on the middle block alone, with a few batches of its real texts."""
+    start = time.perf_counter()
+    index = len(model.blocks) // 2
+    _compiled(recipe)
+    with tempfile.TemporaryDirectory(prefix="pocketsize-plan-") as place:
+        work = Path(place)
+        short = _short(model, index, work / "model")
+        few = _few(texts)
+        watch = _Watch()
+        with _timed_block(short, watch) as calls:
+            written = _written(short, recipe, watch, calls)
+            batch_s, walk_s = _walked(short, few, recipe)
+            file = _run(short, recipe, few, watch, work)
+    ids = few.calibrate.input_ids
+    return Rehearsal(
+        block=index,
+        batch_s=batch_s,
+        walk_s=walk_s,
+        batches=len(ids) / max(1, BATCH_TOKENS // ids.shape[1]),
+        evaluated_tokens=few.evaluate.input_ids.numel(),
+        parameters=short.origin.parameters,
+        calls=written,
+        stages=watch.stages,
+        file=file,
+        wall_s=time.perf_counter() - start,
+    )
+
+
+def cpu_s() -> float:
+    """CPU seconds of this process, all its threads."""
+    return time.process_time()
+
+
+def child_s() -> float:
+    """CPU seconds of finished child processes."""
+    used = os.times()
+    return used.children_user + used.children_system
+
+
+def _compiled(recipe: Recipe) -> None:
+    """Compile what is compiled on the first call ever, so that it is not taken for the block's time."""
+    generator = torch.Generator().manual_seed(0)
+    for step in recipe.steps:
+        if not isinstance(step, Gptq):
+            continue
+        for scheme in filter(None, (block_scheme(step), embedding_scheme(step))):
+            columns = 2 * (scheme.group or 32)
+            W = torch.randn(8, columns, generator=generator)
+            gptq(W, torch.eye(columns), scheme, search=step.search, order=step.order)
+            rtn(W, scheme, weight=torch.ones(columns))
+
+
+def _short(model: Model, index: int, folder: Path) -> Model:
+    """The model with one block, its config and companions in a folder of their own."""
+    folder.mkdir()
+    raw = shortened_config(model.config, index)
+    original = json.loads((model.folder / NAME).read_text(encoding="utf-8"))
+    raw["architectures"] = original.get("architectures")
+    publish_bytes(folder / NAME, json.dumps(raw).encode())
+    copy_companions(model.folder, folder)
+    return excerpt(model, index, folder)
+
+
+def _few(texts: Texts) -> Texts:
+    """A few batches of the texts; what is said about the whole is not said again."""
+    length = texts.calibrate.input_ids.shape[1]
+    batch = max(1, BATCH_TOKENS // length)
+    return replace(
+        texts,
+        calibrate=_first(texts.calibrate, BATCHES * batch),
+        evaluate=_first(texts.evaluate, batch),
+        findings=(),
+    )
+
+
+def _first(windows: Windows, count: int) -> Windows:
+    ids, mask, sizes = (t[:count] for t in (windows.input_ids, windows.mask, windows.text_bytes))
+    return replace(windows, input_ids=ids, mask=mask, text_bytes=sizes)
+
+
+def _run(short: Model, recipe: Recipe, texts: Texts, watch: _Watch, work: Path) -> Asked | None:
+    """The steps, and all that comes after them, into `work`; what llama.cpp took for the GGUF."""
+    little = replace(recipe, data=replace(recipe.data, written=0.0))
+    job, clock = Job(short, little, texts, work / "out", work / "work"), Clock(watch)
+    journal = open_journal(job.work, {})
+    record = publish(apply_steps(job, journal, clock), job.out, journal, clock, {}, overwrite=False)
+    watch.end()
+    return next((_asked(work / "out", a, record) for a in record.artifacts if a.format == "gguf"), None)
+
+
+def _asked(out: Path, artifact: Artifact, record: RunRecord) -> Asked | None:
+    """What the latency stage told of the file, and the time of a question as reading it back asks it."""
+    told = {m.name: m.value for m in record.timing.measurements if m.subject == artifact.path}
+    if installed() is None or not told:
+        return None
+    with LlamaCpp(out / artifact.path, threads=torch.get_num_threads(), context=512, exact=True) as runtime:
+        ids = runtime.tokenize(PROBES[0])
+        runtime.top(ids)
+        start = cpu_s()
+        for count in range(QUESTIONS):
+            runtime.top([*ids, *ids[: count + 1]])
+        took = (cpu_s() - start) / QUESTIONS
+    return Asked(artifact.bytes, 1 / told["prompt_rate"], 1 / told["decode_rate"], took)
+
+
+def _walked(short: Model, texts: Texts, recipe: Recipe) -> tuple[float, float]:
+    """CPU seconds of a batch in the walk of the block, and of the whole walk, nothing quantized."""
+    if not any(step.calibrated for step in recipe.steps):
+        return 0.0, 0.0
+    ids, mask = texts.calibrate.input_ids, texts.calibrate.mask
+    batch = max(1, BATCH_TOKENS // ids.shape[1])
+    _walk(short, ids[:batch], mask[:batch])  # pages and kernels are there once it is timed
+    one, all_ = (_walk(short, ids[:n], mask[:n]) for n in (batch, len(ids)))
+    batches = len(ids) / batch
+    return max(all_ - one, 0.0) / (batches - 1) if batches > 1 else one, all_
+
+
+def _walk(short: Model, ids: Tensor, mask: Tensor) -> float:
+    start = cpu_s()
+    for site in walk(short, ids, mask):
+        del site
+    return cpu_s() - start
+
+
+def _written(short: Model, recipe: Recipe, watch: _Watch, calls: list[float]) -> tuple[float, ...]:
+    """Time the writing of text, the first tokens of as many windows at once as the run would write."""
+    count = recipe.data.written_windows
+    if not count or not any(step.calibrated for step in recipe.steps):
+        return ()
+    module = materialise(short, forward_dtype())
+    tokenizer = tokenizer_of(short)
+    del calls[:]
+    watch.phase("write")
+    write_windows(module, tokenizer, count=min(count, WRITERS), length=WRITTEN, seed=recipe.data.seed)
+    watch.end()
+    return tuple(calls)
+
+
+@contextmanager
+def _timed_block(short: Model, watch: _Watch) -> Iterator[list[float]]:
+    """While it is entered, the seconds spent inside blocks are added up, and listed call by call.
+
+    Blocks are timed inside their `forward`: hooks would count what a batch waits in front of one.
+    """
+    kind = type(skeleton(short).get_submodule(short.blocks[0]))
+    forward, calls = kind.forward, list[float]()
+
+    @wraps(forward)
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start = cpu_s()
+        out = forward(*args, **kwargs)
+        calls.append(cpu_s() - start)
+        watch.block_s += calls[-1]
+        return out
+
+    kind.forward = timed
+    try:
+        yield calls
+    finally:
+        kind.forward = forward
