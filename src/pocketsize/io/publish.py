@@ -13,6 +13,7 @@ import hashlib
 import io
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -102,6 +103,15 @@ def remove_empty(folders: Iterable[Path]) -> None:
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
+
+
+@contextmanager
+def scratch(name: str) -> Iterator[Path]:
+    """A folder among the system's temporary ones, gone with all that is in it when the block ends."""
+    with _explained(Path(tempfile.gettempdir())):
+        folder = tempfile.TemporaryDirectory(prefix=f"pocketsize-{name}-")
+    with folder as place:
+        yield Path(place)
 
 
 @contextmanager

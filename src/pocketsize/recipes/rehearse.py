@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from pocketsize.exporting.artifact import Artifact
 from pocketsize.exporting.companions import copy_companions
 from pocketsize.exporting.probes import PROBES
 from pocketsize.io.llamacpp import LlamaCpp, installed
-from pocketsize.io.publish import publish_bytes
+from pocketsize.io.publish import make_folder, publish_bytes, scratch
 from pocketsize.models.config import NAME
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.excerpt import excerpt, shortened_config
@@ -131,8 +130,7 @@ def rehearse(model: Model, recipe: Recipe, texts: Texts) -> Rehearsal:
     start = time.perf_counter()
     index = len(model.blocks) // 2
     _compiled(recipe)
-    with tempfile.TemporaryDirectory(prefix="pocketsize-plan-") as place:
-        work = Path(place)
+    with scratch("plan") as work:
         short = _short(model, index, work / "model")
         few = _few(texts)
         watch = _Watch()
@@ -181,7 +179,7 @@ def _compiled(recipe: Recipe) -> None:
 
 def _short(model: Model, index: int, folder: Path) -> Model:
     """The model with one block, its config and companions in a folder of their own."""
-    folder.mkdir()
+    make_folder(folder)
     raw = shortened_config(model.config, index)
     original = json.loads((model.folder / NAME).read_text(encoding="utf-8"))
     raw["architectures"] = original.get("architectures")
