@@ -28,7 +28,7 @@ OPTIONS = {
     "shrink": {*GOAL, "--target", *WRITES, "--dtype", "--threads", "--fetch", "--json", *TEXTS},
     "run": {*WRITES, "--threads", "--fetch", "--json"},
     "quantize": {*SCHEME, "--target", *WRITES, "--dtype", "--threads", "--fetch", "--json", *TEXTS},
-    "plan": {*SCHEME, *GOAL, "--target", "--output", "--dtype", "--threads", "--json", *TEXTS},
+    "plan": {*SCHEME, *GOAL, "--target", "--output", "--dtype", "--threads", "--fetch", "--json", *TEXTS},
     "inspect": {"--fetch", "--json"},
     "measure": {"--against", "--data", "--tokens", "--threads", "--fetch", "--json"},
     "verify": {"--json", "--llamacpp", "--no-llamacpp"},

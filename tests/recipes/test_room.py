@@ -60,7 +60,6 @@ def test_predicted_files_are_those_that_are_written(family: str, tmp_path: Path)
         weights = {name for name in others if name.endswith(".safetensors")}
         expected = compressed_tensors.predict_others(model, _schemes(done))
         assert {name: size for name, size in others.items() if name not in weights} == expected
-    journal.close(remove=True)
 
 
 def _schemes(done: Model) -> Any:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pocketsize.recipes.plan import Plan
 
 # What a recipe says itself, or what has nothing to do with it.
-_FREE = ("model", "out", "threads", "json_")
+_FREE = ("model", "out", "fetch_", "threads", "json_")
 
 
 @click.command(name="plan")
@@ -34,6 +34,7 @@ _FREE = ("model", "out", "threads", "json_")
     default=Path(),
     help="Folder the run would write; its disk is looked at. Default: here.",
 )
+@options.fetch
 @options.texts
 @options.threads
 @options.as_json
@@ -45,16 +46,19 @@ def command(ctx: click.Context, model: str, target: str | None, out: Path, **res
     fits; 4: something cannot be done; 5: there is no room, and the table says what would fit.
     """
     from pocketsize import api
+    from pocketsize.cli.network import fetch_first
     from pocketsize.cli.summary import data_of, formats, use_threads
-    from pocketsize.recipes.recipe import parse_step
+    from pocketsize.recipes.recipe import parse_step, read_recipe
 
     use_threads(rest["threads"])
     given = _given(ctx)
     goal = {word: rest[word] for word in ("keep", "fit", "ratio")}
-    if Path(model).suffix in (".yaml", ".yml"):
-        if given:
-            raise click.UsageError(f"{given[0]}: {model} says it itself; change it there")
-        found = api.plan(model, out=out)
+    recipe = read_recipe(Path(model)) if Path(model).suffix in (".yaml", ".yml") else None
+    if recipe is not None and given:
+        raise click.UsageError(f"{given[0]}: {model} says it itself; change it there")
+    fetch_first(rest["fetch_"], model if recipe is None else recipe.source, json_=rest["json_"])
+    if recipe is not None:
+        found = api.plan(recipe, out=out)
     elif any(word is not None for word in goal.values()):
         if clash := [name for name in given if name in _OF_STEP]:
             raise click.UsageError(f"{clash[0]}: a goal chooses the scheme itself; leave one of them out")

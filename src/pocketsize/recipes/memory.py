@@ -156,8 +156,8 @@ def _gptq(model: Model, step: Gptq, size: Size, waiting: float) -> Iterator[list
         shapes = [model.matrix_shape(name) for name in names]
         rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
         square, matrix = 4.0 * columns**2, 4.0 * rows * columns
-        yield [*waits, *[square] * (9 if group.attends else 7), *[matrix] * (2 + (len(names) > 1))]
-        yield [*waits, *[square] * (5 if group.attends else 4), *[matrix] * (5 + (len(names) > 1))]
+        yield [*waits, *[square] * (8 if group.attends else 6), *[matrix] * (2 + (len(names) > 1))]
+        yield [*waits, *[square] * (5 if group.attends else 3), *[matrix] * (5 + (len(names) > 1))]
     if step.embeddings is not None:
         ends = 4.0 * _numbers(model, model.arch.embedding)
         head = 0 if model.arch.head is None else 1  # its weights are read twice
