@@ -28,10 +28,10 @@ def main() -> None:
     announce = running.Clock.phase
 
     @contextmanager
-    def phase(clock: running.Clock, name: str) -> Iterator[None]:
+    def phase(clock: running.Clock, name: str, **how: bool) -> Iterator[None]:
         Path("/proc/self/clear_refs").write_text("5")
         cpu, wall, before = cpu_seconds(), time.perf_counter(), resident()
-        with announce(clock, name):
+        with announce(clock, name, **how):
             yield
         stages.append(
             {
