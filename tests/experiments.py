@@ -268,7 +268,6 @@ OPTIONS = (
     (STEP, "{scheme: W4A16, group: 64}", "steps.0.gptq.group"),
     (STEP, "{scheme: W4A16, symmetric: false}", "steps.0.gptq.symmetric"),
     (STEP, "{scheme: W4A16, embeddings: 5}", "steps.0.gptq.embeddings"),
-    (STEP, "{scheme: W4A16, embeddings_symmetric: false}", "steps.0.gptq.embeddings_symmetric"),
     (STEP, "{scheme: W4A16, scale_digits: 5}", "steps.0.gptq.scale_digits"),
     (STEP, "{scheme: W4A16, damp: 0.02}", "steps.0.gptq.damp"),
     (STEP, "{scheme: W4A16, order: false}", "steps.0.gptq.order"),

@@ -332,7 +332,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
         f"{LAYER}weight_scale has shape [1]; rows and columns are needed",
     ),
     "no schemes": (said(**PACKED), 3, "quantization_config has no config_groups that say how weights are"),
-    "another group than is said": (change("group_size", 16), 3, "2 groups for 64 inputs, which is not gptq"),
+    "another group than is said": (change("group_size", 16), 3, "inputs, which is not gptq 4 bits group 16"),
     "a scale that is not a number": (
         part("scales", lambda t: t * float("nan")),
         6,
