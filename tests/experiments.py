@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from faults import GROWING, Ended, Lab, Real, Watch, failing, full_disk, tree, units_in
+from faults import GROWING, Cut, Ended, Lab, Real, Watch, failing, full_disk, tree, units_in
 
 
 def kills(lab: Lab, *, overwrite: bool, every: bool = False, resume: bool = True) -> dict[str, Any]:
@@ -104,37 +104,51 @@ def failures(lab: Lab, *, overwrite: bool, code: int) -> dict[str, Any]:
 
 
 def shots(lab: Lab, count: int, *, seed: int = 0) -> dict[str, Any]:
-    """Runs killed at random moments of their CPU time, a quarter of them again while they go on."""
+    """Runs killed at random moments of their CPU time, a quarter of them again while they go on.
+
+    Every shot is judged: where it left the output and the layers, and how the run that it hit ended.
+    """
     chance = random.Random(seed)
     length = max(_seconds(lab, lab.place(overwrite=False)) for _ in range(2))
     rows: list[dict[str, Any]] = []
+    runs = 0
     while len(rows) < count:
         overwrite = chance.random() < 0.5
-        place, begun = lab.place(overwrite=overwrite), []
         moments = [chance.uniform(0, length) for _ in range(1 + (chance.random() < 0.25))]
-        for number, moment in enumerate(moments):
-            before = units_in(place)
-            ended = _shot(lab, place, moment)
-            if ended.code != -signal.SIGKILL:
-                break  # it had finished by then
-            # Layers kept before are not begun; the one that was being worked on may be.
-            begun = ended.begun
-            row = {"at_s": round(moment, 3), "overwrites": overwrite, "second": number == 1}
-            row |= {"state": lab.state(place, overwrite=overwrite), "kept": units_in(place)}
-            row["wrong"] = [f"{before} layers were kept before"] if row["kept"] < before else []
-            rows.append(row)
-        if rows and ended.code == -signal.SIGKILL:
-            resumed = lab.go_on(place, begun, overwrite=overwrite)
-            row["wrong"] += resumed.problems
-            rows[-1] |= {"redone": resumed.redone, "same": resumed.same}
+        place = lab.place(overwrite=overwrite)
+        hit = _shot_run(lab, place, moments, overwrite=overwrite)
+        runs += bool(hit)
+        rows += hit
         shutil.rmtree(place)
     problems = [f"shot {i}: {said}" for i, row in enumerate(rows) for said in row["wrong"]]
-    problems += [
-        f"shot {i}: {row['state']}" for i, row in enumerate(rows) if row["state"] not in ("old", "new")
-    ]
-    resumed = [row for row in rows if "same" in row]
-    summary = _summary(problems, len(rows), len(resumed), [row["state"] for row in rows])
+    summary = _summary(problems, len(rows), runs, [row["state"] for row in rows])
     return summary | {"rows": rows, "run_s": round(length, 3)}
+
+
+def _shot_run(lab: Lab, place: Path, moments: list[float], *, overwrite: bool) -> list[dict[str, Any]]:
+    """One run shot at each moment, then given again until it ends; one row per shot that hit."""
+    hit: list[dict[str, Any]] = []
+    before = Cut.undone()
+    for moment in moments:
+        ended = _shot(lab, place, moment)
+        if ended.code != -signal.SIGKILL:
+            break  # it had finished by then
+        after = Cut(units_in(place), lab.state(place, overwrite=overwrite), ended.begun)
+        said = [] if after.state in ("old", "new") else [after.state]
+        # Once the output stands in its place, the layers are swept away with the work folder.
+        if after.state == "old" and after.kept < before.kept:
+            said.append(f"lost: {after.kept} of {before.kept} layers are left")
+        row = {"at_s": round(moment, 3), "overwrites": overwrite, "second": bool(hit)}
+        hit.append(row | {"state": after.state, "kept": after.kept, "wrong": said})
+        before = after
+    else:
+        ended = lab.run(place)
+    if hit:
+        resumed = lab.judge(place, before, ended)
+        hit[-1]["wrong"] += resumed.problems
+        for row in hit:
+            row |= {"redone": resumed.redone, "same": resumed.same}
+    return hit
 
 
 def stops(lab: Lab) -> dict[str, Any]:

@@ -144,6 +144,20 @@ class Ended:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What a run that was cut off left: layers kept whole, the state of its output, layers it had begun."""
+
+    kept: int
+    state: str
+    begun: list[str]
+
+    @classmethod
+    def undone(cls) -> Cut:
+        """Before any run."""
+        return cls(0, "old", [])
+
+
 @dataclass(slots=True)
 class Resumed:
     """What came of giving the same command again: layers done twice, the same bytes, and what is wrong."""
@@ -272,22 +286,24 @@ class Lab:
 
     def go_on(self, place: Path, begun: list[str], *, overwrite: bool) -> Resumed:
         """The same command again in `place`, where a run that had begun these layers was cut off."""
-        kept = units_in(place)
-        was = self.state(place, overwrite=overwrite)
-        again = self.run(place)
+        cut = Cut(units_in(place), self.state(place, overwrite=overwrite), begun)
+        return self.judge(place, cut, self.run(place))
+
+    def judge(self, place: Path, cut: Cut, again: Ended) -> Resumed:
+        """How a run ended that was given again after one was cut off."""
         if again.code:
             return Resumed(0, False, [f"given again, it ends with {again.code}: {again.error}"])
         problems = []
         same = self.state(place, overwrite=False) == "new" and record_of(place / "out") == self.record
         if not same:
             problems.append(f"other bytes than undisturbed: {bytes_of(place / 'out')}")
-        redone = sum((begun + again.begun).count(layer) - 1 for layer in {*begun, *again.begun})
+        redone = sum((cut.begun + again.begun).count(layer) - 1 for layer in {*cut.begun, *again.begun})
         if redone > 1:
-            problems.append(f"begun before: {begun}, and again: {again.begun}")
+            problems.append(f"begun before: {cut.begun}, and again: {again.begun}")
         timing = json.loads((place / "out" / "record.json").read_text())["timing"]
-        if was == "old" and timing["resumed"] != kept:
-            problems.append(f"{kept} layers were kept, {timing['resumed']} were taken up")
-        if was == "new" and again.begun:
+        if cut.state == "old" and timing["resumed"] != cut.kept:
+            problems.append(f"{cut.kept} layers were kept, {timing['resumed']} were taken up")
+        if cut.state == "new" and again.begun:
             problems.append(f"was finished, yet layers are done again: {again.begun}")
         if left := sorted({p.name for p in place.iterdir()} - {"out"}):
             problems.append(f"left behind: {left}")
