@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import datetime
+import functools
 import hashlib
 import json
 import os
@@ -13,6 +15,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from meter import write_json
 from venvs import python_of
@@ -59,7 +62,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One quantization; its results are `NAME.json`, `NAME.safetensors` and `NAME.score.json`."""
+    """One quantization; it leaves `NAME.json`, `NAME.safetensors`, and scored, `NAME.score.json`."""
 
     side: Side
     bits: int
@@ -75,18 +78,22 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Where everything lies: the model, the token arrays, the environments, the results."""
+    """Where everything lies: the model, the token arrays, the environments, the results.
+
+    `kept` holds the figures of every run that is quantized and scored, without its matrices: they are
+    part of the repository, so that a comparison of many hours can be interrupted and go on elsewhere.
+    """
 
     model: Path
     model_sha256: str
     work: Path
     venvs: Path
-
+    kept: Path
     task: str
 
     @property
     def results(self) -> Path:
-        """The folder of finished runs."""
+        """The folder of runs that are not scored yet."""
         return self.work / "results"
 
     def calibration(self, seed: int) -> Path:
@@ -108,20 +115,42 @@ class Bench:
             "model": self.model_sha256,
             "calibration": sha256_of(self.calibration(run.seed)) if run.side.calibrated else "",
             "source": "" if run.side.is_peer else sources_sha256(),
+            "processor": processor(),
         }
 
-    def result(self, run: Run) -> dict[str, object] | None:
-        """The figures of a finished run with these inputs."""
-        path = self.results / f"{run.name}.json"
+    def finished(self, run: Run) -> dict[str, Any] | None:
+        """The figures of a run with these inputs that is quantized and scored."""
+        return self._stored(self.kept, run)
+
+    def quantized(self, run: Run) -> dict[str, Any] | None:
+        """The figures of a run with these inputs that waits to be scored."""
+        return self._stored(self.results, run)
+
+    def _stored(self, folder: Path, run: Run) -> dict[str, Any] | None:
+        path = folder / f"{run.name}.json"
         if not path.exists():
             return None
         stored = json.loads(path.read_text())
         return stored if stored["inputs"] == self.inputs(run) else None
 
+    def waiting(self, runs: Sequence[Run]) -> list[Run]:
+        """Those that are quantized but not scored."""
+        return [run for run in runs if self.quantized(run) and not self.finished(run)]
+
+    def keep(self, run: Run) -> None:
+        """Keep the figures and the score of a run; its matrices are deleted."""
+        stem, figures = self.results / run.name, self.quantized(run)
+        assert figures is not None
+        score = json.loads(Path(f"{stem}.score.json").read_text())
+        self.kept.mkdir(exist_ok=True)
+        write_json(self.kept / f"{run.name}.json", figures | score)
+        for end in ("json", "score.json", "safetensors"):
+            Path(f"{stem}.{end}").unlink()
+
     def quantize_all(self, runs: Sequence[Run]) -> None:
         """Every run that has no stored result, one at a time."""
         for i, run in enumerate(runs):
-            if self.result(run) is None:
+            if self.finished(run) is None and self.quantized(run) is None:
                 print(f"{i + 1}/{len(runs)} {run.name}", flush=True)
                 self.quantize(run)
 
@@ -135,7 +164,8 @@ class Bench:
         figures = json.loads(raw.with_suffix(".json").read_text())
         out.with_suffix(".score.json").unlink(missing_ok=True)
         raw.with_suffix(".safetensors").replace(out.with_suffix(".safetensors"))
-        write_json(out.with_suffix(".json"), {"inputs": self.inputs(run), **figures})
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        write_json(out.with_suffix(".json"), {"date": today, "inputs": self.inputs(run), **figures})
 
     def work_on(self, run: Run) -> Path:
         """The stem of the files that the worker leaves."""
@@ -164,7 +194,9 @@ def options(doc: str | None, work: Path, sides: Sequence[Side]) -> argparse.Argu
     """The options that the side-by-side benchmarks share."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a float32 folder (default: the sample)")
-    parser.add_argument("--work", type=Path, default=work, help="where everything is kept")
+    parser.add_argument("--work", type=Path, default=work, help="where unfinished runs lie")
+    kept = work.with_name("runs")
+    parser.add_argument("--kept", type=Path, default=kept, help="where the figures of finished runs are kept")
     parser.add_argument("--venvs", type=Path, default=work / "venvs", help="environments, one per peer")
     parser.add_argument("--downloads", type=Path, default=work / "downloads", help="packages with texts")
     parser.add_argument("--phase", choices=("all", "quantize", "score", "record"), default="all")
@@ -182,7 +214,8 @@ def opened(options: argparse.Namespace, sample: str, task: str) -> Bench:
     options.work.mkdir(parents=True, exist_ok=True)
     model = options.model.resolve() if options.model else fetched(sample)
     sha256 = sha256_of(model / "model.safetensors")
-    return Bench(model, sha256, options.work.resolve(), options.venvs.resolve(), task)
+    work, venvs = options.work.resolve(), options.venvs.resolve()
+    return Bench(model, sha256, work, venvs, options.kept.resolve(), task)
 
 
 def fetched(sample: str) -> Path:
@@ -212,6 +245,16 @@ def sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@functools.cache
+def processor() -> str:
+    """What seconds can be compared on: the processor and what it can do."""
+    from pocketsize.measurement.machine import machine
+
+    found = machine()
+    return f"{found['cpu']}, {found['cores']} cores, {found['instruction_sets']}"
+
+
+@functools.cache
 def sources_sha256() -> str:
     """The hash of the code that decides what our quantization gives and costs; comments do not count."""
     top = ROOT / "src" / "pocketsize"

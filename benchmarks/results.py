@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -47,10 +46,8 @@ def collected(bench: Bench, runs: Sequence[Run]) -> list[Result]:
 
 def finished(bench: Bench, run: Run) -> Result | None:
     """What a run gave, if it is quantized and scored."""
-    stored, scored = bench.result(run), bench.results / f"{run.name}.score.json"
-    if stored is None or not scored.exists():
-        return None
-    return Result(run, stored, stored["versions"], json.loads(scored.read_text())["domains"])
+    stored = bench.finished(run)
+    return None if stored is None else Result(run, stored, stored["versions"], stored["domains"])
 
 
 def versions(results: Sequence[Result]) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 python benchmarks/peers-encoder/run.py
 
-Stop it at any moment and start it again: finished runs are kept in `work/` and reused.
+Stop it at any moment and start it again: figures of finished runs are kept in `runs/`, what they left
+to be scored in `work/`, and both are reused.
 """
 
 from __future__ import annotations
@@ -78,16 +79,16 @@ def texts(bench: Bench, seeds: Sequence[int], downloads: Path) -> None:
 
 def score(bench: Bench, runs: Sequence[Run]) -> None:
     """Evaluate whatever is quantized but not scored; the matrices are then deleted."""
-    waiting = [bench.results / run.name for run in runs if bench.result(run)]
-    waiting = [stem for stem in waiting if not Path(f"{stem}.score.json").exists()]
+    waiting = bench.waiting(runs)
     if not waiting:
         return
     path = os.pathsep.join(map(str, (Path(__file__).parents[1], ROOT / "src")))
     env = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(Path(__file__).with_name("score.py")), str(bench.model)]
-    subprocess.run([*command, str(bench.work / "evaluate.json"), *map(str, waiting)], env=env, check=True)
-    for stem in waiting:
-        Path(f"{stem}.safetensors").unlink()
+    command += [str(bench.work / "evaluate.json"), *(str(bench.results / run.name) for run in waiting)]
+    subprocess.run(command, env=env, check=True)
+    for run in waiting:
+        bench.keep(run)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python benchmarks/peers-gptq/run.py                     all of it, hours on two cores
     python benchmarks/peers-gptq/run.py --sequences 16      the smaller row alone
 
-Stop it at any moment and start it again: finished runs are kept in `work/` and reused.
+Stop it at any moment and start it again: figures of finished runs are kept in `runs/`, what they left
+to be scored in `work/`, and both are reused.
 """
 
 from __future__ import annotations
@@ -78,18 +79,17 @@ def tokens(bench: Bench, seeds: Sequence[int], downloads: Path) -> None:
 
 def score(bench: Bench, runs: Sequence[Run]) -> None:
     """Evaluate whatever is quantized but not scored, a few at a time; the matrices are then deleted."""
-    waiting = [bench.results / run.name for run in runs if bench.result(run)]
-    waiting = [stem for stem in waiting if not Path(f"{stem}.score.json").exists()]
+    waiting = bench.waiting(runs)
     path = str(Path(__file__).parents[1])
     env = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     for a in range(0, len(waiting), TOGETHER):
-        stems = waiting[a : a + TOGETHER]
-        print(f"scoring {', '.join(stem.name for stem in stems)}", flush=True)
+        some = waiting[a : a + TOGETHER]
+        print(f"scoring {', '.join(run.name for run in some)}", flush=True)
         command = [sys.executable, str(Path(__file__).with_name("score.py")), str(bench.model)]
-        command += [str(bench.work / "evaluate.npz"), str(bench.work / "reference.npz"), *map(str, stems)]
-        subprocess.run(command, env=env, check=True)
-        for stem in stems:
-            Path(f"{stem}.safetensors").unlink()
+        command += [str(bench.work / "evaluate.npz"), str(bench.work / "reference.npz")]
+        subprocess.run([*command, *(str(bench.results / run.name) for run in some)], env=env, check=True)
+        for run in some:
+            bench.keep(run)
 
 
 if __name__ == "__main__":
