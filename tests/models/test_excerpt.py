@@ -45,10 +45,10 @@ def test_a_block_keeps_its_own_kind_of_attention(tmp_path: Path) -> None:
 
 def test_waiting_bytes_of_a_block_that_can_be_counted_by_hand(tmp_path: Path) -> None:
     """At the output of attention: the block's input, attention's, queries, keys and values of half the heads,
-    and their answer; what the block before kept for its last linear; the token's number and its mask."""
+    and their answer; the token's number and its mask."""
     model = load(write_tiny(tmp_path / "m", "llama"))
     width = forward_dtype().itemsize
-    assert waiting_bytes(model, 64) == width * (5 * HIDDEN + FFN) + 8 + 1
+    assert waiting_bytes(model, 64) == width * 5 * HIDDEN + 8 + 1
 
 
 def test_scores_that_a_block_keeps_make_long_windows_dearer(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.excerpt import excerpt
 from pocketsize.models.model import Model
 from pocketsize.models.walk import BATCH_TOKENS, walk
@@ -22,23 +21,15 @@ def waiting_bytes(model: Model, length: int) -> float:
 
     One batch of windows of `length` tokens is walked through the block, then two; what the second
     adds is what a batch costs: hidden states, arguments of its own, and all that the frames it waits
-    in refer to. At the sites of a later block there is also the memory that holds what the last linears
-    of the one before read. What a batch needs only while it runs is not in it.
+    in refer to. The memory where that lies stays with the walk, so the most at any site counts at all.
+    What a batch needs only while it runs is not in it.
     """
     short = excerpt(model, len(model.blocks) // 2)
     windows = max(1, BATCH_TOKENS // length)
     with _young():
         one, two = (_held(short, count * windows, length) for count in (1, 2))
     more = [(b - a) / (windows * length) for a, b in zip(one, two, strict=True)]
-    return max([more[-1], *(each + _shelf(model) for each in more[:-1])])
-
-
-def _shelf(model: Model) -> float:
-    """Bytes a token of what the last linears of a block read; experts read where it was made."""
-    last = model.groups[-1].names[0]
-    if model.arch.experts is not None:
-        return 0.0
-    return float(model.matrix_shape(f"{model.blocks[0]}.{last}.weight")[1] * forward_dtype().itemsize)
+    return max(more)
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from pocketsize.errors import NumericalError, UnsupportedError
 from pocketsize.linalg import Gram
-from pocketsize.models.attention import CausalPanels
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
+from pocketsize.models.shelf import Noted, Shelf
 from pocketsize.models.skeleton import assign, fill, skeleton
 from pocketsize.models.stream import hooked, surroundings
 
@@ -48,14 +48,12 @@ Arguments = tuple[tuple[object, ...], dict[str, object]]
 class _Call:
     """What one batch brings: hidden states, the other arguments of each block, the mask of real tokens.
 
-    Arguments differ by block where windows of attention do, or rotary tables. `shelf` is its part of the
-    memory that holds what the last linears of a block read.
+    Arguments differ by block where windows of attention do, or rotary tables.
     """
 
     hidden: Float[Tensor, "batch seq hidden"]
     arguments: dict[nn.Module, Arguments]
     mask: Bool[Tensor, "batch seq"]
-    shelf: Float[Tensor, "tokens in"] = field(default_factory=lambda: torch.empty(0, 0))
 
 
 class _Captured(Exception):
@@ -89,16 +87,17 @@ def walk(
     """
     module = skeleton(model)  # tables such as rotary frequencies stay float32, as stock loaders keep them
     calls = _capture(module, model, input_ids, mask)
+    shelf = _shelf(model, calls)
     for path in model.blocks:
         block = module.get_submodule(path)
         done = finished(path)
         if done is None:
             fill(module, path, lambda name: model.weight(name).to(forward_dtype()))
-            yield from _visit(block, path, model, calls)
+            yield from _visit(block, path, model, calls, shelf)
         elif head or path != model.blocks[-1]:
             fill(module, path, lambda name, new=done: _either(new, model, name).to(forward_dtype()))
             for call in calls:
-                _keep(_go_on(_start(block, call)), call, path)
+                _keep(_Batch(block, call, shelf).go_on(), call, path)
         for number, call in enumerate(calls):
             _finite(call.hidden, path, number)
         block.to("meta")
@@ -110,7 +109,7 @@ def _either(new: Mapping[str, Tensor], model: Model, name: str) -> Tensor:
     return model.as_stored(name, new[name]) if name in new else model.weight(name)
 
 
-def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call]) -> Iterator[Site]:
+def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call], shelf: Shelf) -> Iterator[Site]:
     """The sites of a block in running order; afterwards the calls hold the block's outputs."""
     groups = model.groups
     firsts = [block.get_submodule(group.names[0]) for group in groups]
@@ -119,13 +118,11 @@ def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call]) -> Ite
     def wait(linear: nn.Module, args: tuple[Tensor, ...]) -> None:
         driver.switch((linear, args))
 
-    runs = [_start(block, call) for call in calls]
+    runs = [_Batch(block, call, shelf) for call in calls]
     with hooked(firsts, wait):
         for number, (group, first) in enumerate(zip(groups, firsts, strict=True)):
-            stops = (_reached(_go_on(run), first, path, group.names) for run in runs)
+            stops = (_reached(run.go_on(), first, path, group.names) for run in runs)
             names = tuple(f"{path}.{name}.weight" for name in group.names)
-            if number == len(groups) - 1:
-                stops = _shelved(stops, calls)
             gram, sinks = _statistics(stops, calls, model.matrix_shape(names[0])[1], attends=group.attends)
             weights = tuple(model.as_stored(name, model.weight(name)) for name in names)
             site = Site(path, names, weights, gram, last=number == len(groups) - 1, first=sinks)
@@ -134,7 +131,7 @@ def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call]) -> Ite
                 _replace(block, name.removeprefix(f"{path}."), model.as_stored(name, new))
             del site, weights, gram, sinks
         for run, call in zip(runs, calls, strict=True):
-            _keep(_go_on(run), call, path)
+            _keep(run.go_on(), call, path)
 
 
 def _statistics(
@@ -142,46 +139,52 @@ def _statistics(
 ) -> tuple[Gram, Gram | None]:
     """Gram matrix of what all batches bring to a site, and, where it feeds attention, of first positions."""
     gram, sinks = Gram.zeros(columns), Gram.zeros(columns) if attends else None
-    for (X, *rows), call in zip(stops, calls, strict=True):
-        mask = call.mask.flatten()[rows[0]] if rows else call.mask  # an expert reads some tokens
-        X = X.reshape(*mask.shape, X.shape[-1])  # OPT joins batch and sequence
-        gram.update(X, mask)
-        if sinks is not None:
-            sinks.update(X[:, 0])
+    with torch.inference_mode():  # as the batches run
+        for (X, *rows), call in zip(stops, calls, strict=True):
+            mask = call.mask.flatten()[rows[0]] if rows else call.mask  # an expert reads some tokens
+            X = X.reshape(*mask.shape, X.shape[-1])  # OPT joins batch and sequence
+            gram.update(X, mask)
+            if sinks is not None:
+                sinks.update(X[:, 0])
     return gram, sinks
 
 
-def _shelved(stops: Iterable[tuple[Tensor, ...]], calls: Sequence[_Call]) -> Iterator[tuple[Tensor, ...]]:
-    """What the last linears of a block read, moved into one piece of memory that the next block uses again.
-
-    It is the widest of all that waits, and nothing else reads it. Left where it was made, 128 x 512 tokens
-    of 135M parameters took 1.3 to 1.4 GB instead of 1.2.
-    """
-    for (X, *rows), call in zip(stops, calls, strict=True):
-        if not rows:  # experts read few tokens, other ones in each block
-            X.data = _shelf(call, calls, X).view(X.shape).copy_(X)
-        yield (X, *rows)
+def _shelf(model: Model, calls: Sequence[_Call]) -> Shelf:
+    """Room for what the widest linears of a block read, and beside it for hidden states."""
+    first = model.blocks[0]
+    widths = [model.matrix_shape(f"{first}.{group.names[0]}.weight")[1] for group in model.groups]
+    hidden = calls[0].hidden
+    tokens = sum(call.mask.numel() for call in calls)
+    return Shelf(tokens * (max(widths) + 4 * hidden.shape[-1]) * hidden.element_size())
 
 
-def _shelf(call: _Call, calls: Sequence[_Call], X: Tensor) -> Tensor:
-    """A call's part of that memory, made where there is none of this width."""
-    if call.shelf.shape[1] != X.shape[-1] or call.shelf.dtype != X.dtype:
-        counts = [one.mask.numel() for one in calls]
-        parts = X.new_empty(sum(counts), X.shape[-1]).split(counts)
-        for one, part in zip(calls, parts, strict=True):
-            one.shelf = part
-    return call.shelf
+class _Batch:
+    """A batch on its way through a block; wherever it waits, all that it holds is put on the shelf."""
+
+    def __init__(self, block: nn.Module, call: _Call, shelf: Shelf) -> None:
+        known = [call.hidden, *_tensors(call.arguments[block])]
+        self._run, self._noted, self._shelf = greenlet(lambda: _run(block, call)), Noted(known), shelf
+
+    def go_on(self) -> Any:
+        """Run on to where it waits next, or to the end of its block.
+
+        In inference mode a view does not hold on to what it is a view of, so what is moved away is gone.
+        """
+        with torch.inference_mode():
+            with self._noted:
+                stop = self._run.switch()
+            if not self._run.dead:
+                self._shelf.move(self._noted.alive())
+        return stop
 
 
-def _start(block: nn.Module, call: _Call) -> greenlet:
-    """A batch about to enter a block."""
-    return greenlet(lambda: _run(block, call))
-
-
-def _go_on(run: greenlet) -> Any:
-    """Let a batch run on to where it waits next, or to the end of its block."""
-    with CausalPanels():
-        return run.switch()
+def _tensors(arguments: object) -> Iterator[Tensor]:
+    """All tensors in tuples and dictionaries of anything."""
+    if isinstance(arguments, Tensor):
+        yield arguments
+    elif isinstance(arguments, tuple | dict):
+        for one in arguments.values() if isinstance(arguments, dict) else arguments:
+            yield from _tensors(one)
 
 
 def _keep(out: Tensor, call: _Call, path: str) -> None:
