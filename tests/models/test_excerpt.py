@@ -17,7 +17,7 @@ from pocketsize.models.waiting import waiting_bytes
 from pocketsize.models.walk import walk
 from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import Scheme
-from tiny import FAMILIES, FFN, HIDDEN, write_tiny
+from tiny import FAMILIES, HIDDEN, write_tiny
 
 
 @pytest.mark.parametrize("family", FAMILIES)
