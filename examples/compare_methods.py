@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 
 import pocketsize as ps
-from pocketsize.api import Data
 
 
 def main() -> None:
@@ -19,7 +18,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     given = parser.parse_args()
 
-    texts = Data(sequences=given.sequences, length=given.length, written=0)
+    texts = ps.Data(sequences=given.sequences, length=given.length, written=0)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for scheme in given.schemes:

@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 
 import pocketsize as ps
-from pocketsize.api import Data
 
 
 def main() -> None:
@@ -20,7 +19,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=128)
     given = parser.parse_args()
 
-    texts = Data((), tuple(given.evaluate), given.sequences, given.length)
+    texts = ps.Data((), tuple(given.evaluate), given.sequences, given.length)
     print(f"{'scheme':<7} {'1 - cosine':>10} {'Spearman':>9} {'MB':>7}")
     with tempfile.TemporaryDirectory() as folder:
         for scheme in given.schemes:

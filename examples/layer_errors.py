@@ -5,7 +5,7 @@ python examples/layer_errors.py OUT --top 20
 
 import argparse
 
-from pocketsize.api import result
+import pocketsize as ps
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=20)
     given = parser.parse_args()
 
-    record = result(given.folder).record
+    record = ps.result(given.folder).record
     layers = [layer for step in record.steps for layer in step.layers]
     layers.sort(key=lambda layer: layer.error, reverse=True)
     print(f"{record.origin.name}: {len(layers)} matrices; the error is that of a layer's output, squared")

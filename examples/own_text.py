@@ -6,7 +6,6 @@ python examples/own_text.py MODEL OUT --calibrate 'notes/*.md' --evaluate 'held-
 import argparse
 
 import pocketsize as ps
-from pocketsize.api import Data
 
 
 def main() -> None:
@@ -20,7 +19,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     given = parser.parse_args()
 
-    texts = Data(tuple(given.calibrate), tuple(given.evaluate), given.sequences, given.length)
+    texts = ps.Data(tuple(given.calibrate), tuple(given.evaluate), given.sequences, given.length)
     result = ps.run(given.model, [ps.Gptq(scheme=given.scheme)], out=given.out, data=texts)
 
     for text in result.record.texts:

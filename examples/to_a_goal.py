@@ -7,7 +7,6 @@ python examples/to_a_goal.py MODEL OUT --keep 95%
 import argparse
 
 import pocketsize as ps
-from pocketsize.api import Data
 
 
 def main() -> None:
@@ -22,7 +21,7 @@ def main() -> None:
     given = parser.parse_args()
 
     goal = {"fit": given.fit, "ratio": given.ratio, "keep": given.keep}
-    texts = Data(sequences=given.sequences, length=given.length)
+    texts = ps.Data(sequences=given.sequences, length=given.length)
     result = ps.shrink(given.model, out=given.out, data=texts, **goal)
 
     step = result.record.steps[0]

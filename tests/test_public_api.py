@@ -8,8 +8,8 @@ import sys
 import pocketsize
 
 PUBLIC = [
-    *("Gptq", "Plan", "Recipe", "Result", "Rtn", "__version__"),
-    *("load", "plan", "quantize", "run", "shrink", "verify"),
+    *("Data", "Gptq", "Plan", "Recipe", "Result", "Rtn", "Source", "__version__"),
+    *("load", "plan", "quantize", "result", "run", "shrink", "verify"),
 ]
 
 

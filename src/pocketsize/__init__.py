@@ -12,15 +12,18 @@ from typing import Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "Data",
     "Gptq",
     "Plan",
     "Recipe",
     "Result",
     "Rtn",
+    "Source",
     "__version__",
     "load",
     "plan",
     "quantize",
+    "result",
     "run",
     "shrink",
     "verify",

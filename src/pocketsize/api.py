@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -45,6 +45,7 @@ __all__ = [
     "load",
     "plan",
     "quantize",
+    "result",
     "run",
     "shrink",
     "verify",
@@ -110,15 +111,26 @@ def quantize(
     out: str | Path,
     method: str = "gptq",
     export: Sequence[str] | None = None,
+    data: Data | None = None,
+    console: Console | None = None,
     dtype: str = "bf16",
     overwrite: bool = False,
     **options: Any,
 ) -> Result:
-    """Quantize with one step: `method` is `gptq` or `rtn`, `options` are its recipe keys."""
+    """Quantize with one step: `method` is `gptq` or `rtn`, `options` are its recipe keys.
+
+    The rest is as in `run`.
+    """
     source = _source(model)
     chosen = list(export or default_export(source))
     raw = {"model": source, "steps": [{method: options}], "export": chosen, "dtype": dtype}
-    return run(parse_recipe(raw, base=Path()), out=out, overwrite=overwrite)
+    recipe = parse_recipe(raw, base=Path())
+    return run(
+        recipe if data is None else replace(recipe, data=data),
+        out=out,
+        console=console,
+        overwrite=overwrite,
+    )
 
 
 def shrink(

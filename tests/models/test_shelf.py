@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import sys
 
 import pytest
 import torch
 
-from pocketsize.models.shelf import Noted, Shelf
+from pocketsize.models.shelf import SPARE, Heap, Noted, Shelf
 
 BIG = (64, 1024)
 
@@ -82,3 +83,23 @@ def test_a_view_that_is_moved_away_frees_what_it_was_a_view_of() -> None:
         old = torch.multiprocessing.reductions.StorageWeakRef(X.untyped_storage())
         shelf.move(noted.alive())
     assert old.expired()
+
+
+def test_the_heap_is_tidied_once_it_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, trimmed = iter([100, 100 + SPARE, 101 + SPARE, 50, 50 + SPARE, 51 + SPARE, 60]), []
+    monkeypatch.setattr("pocketsize.models.shelf._resident", lambda: next(sizes))
+    heap = Heap()
+    heap._trim = lambda keep: trimmed.append(keep)
+    heap.tidy()
+    assert trimmed == []
+    heap.tidy()
+    assert trimmed == [0], "one byte over the limit"
+    heap.tidy()
+    heap.tidy()
+    assert trimmed == [0, 0], "what it shrank to is what growth is counted from"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="heaps are tidied with glibc on Linux alone")
+def test_a_library_that_cannot_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pocketsize.models.shelf.ctypes.CDLL", lambda name: object())
+    Heap().tidy()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import pocketsize as ps
 from pocketsize.cli.main import main
 from pocketsize.recipes.record import read_record
 from tiny import write_tiny
@@ -203,3 +204,22 @@ def test_an_original_without_room_in_memory_is_not_timed_and_that_is_said(
     assert [finding.code for finding in made.findings].count("not-timed") == 1
     assert not made.timing.measurements
     assert "the original was not timed in torch" in " ".join(capsys.readouterr().out.split())
+
+
+def test_quantize_from_python_reads_the_texts_it_is_given(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "model", "llama")
+    for name in "ab":
+        text = "".join(f"{name} text number {i} is about {i * i}\n" for i in range(300))
+        (tmp_path / f"{name}.txt").write_text(text)
+    texts = ps.Data(
+        calibrate=(str(tmp_path / "a.txt"),),
+        evaluate=(str(tmp_path / "b.txt"),),
+        sequences=3,
+        length=32,
+        tokens=64,
+    )
+    done = ps.quantize(
+        tmp_path / "model", out=tmp_path / "out", scheme="W8A16", data=texts, export=["folder"]
+    )
+    assert done.record.texts and "a.txt" in str(done.record.texts) and "b.txt" in str(done.record.texts)
+    assert ps.result(tmp_path / "out").record == done.record

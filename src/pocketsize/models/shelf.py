@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from pocketsize.models.attention import CausalPanels
 
 ALIGNMENT = 64
 SMALL = 1 << 16
+# What a process may grow by before the gaps in its heap are given back: pages that come and go cost time.
+SPARE = 176 << 20
 
 
 class Noted(CausalPanels):
@@ -68,6 +71,7 @@ class Shelf:
         self._end = self._begin + size
         self._free = [(0, size)]
         self._returned: list[tuple[int, int]] = []
+        self.heap = Heap()
 
     def move(self, tensors: Sequence[Tensor]) -> None:
         """Let tensors lie here from now on; what does not fit stays where it is.
@@ -114,3 +118,32 @@ class Shelf:
                 self._free[-1] = (self._free[-1][0], end)
             elif end > begin:
                 self._free.append((begin, end))
+
+
+class Heap:
+    """Gives the gaps in the heap of this process back to the system when it has grown by `SPARE`.
+
+    A tensor that does not fit into the gap of its predecessor leaves one behind: now and then 32 batches in
+    a row do, and 200 MB are gone. Only with glibc on Linux; elsewhere it does nothing.
+    """
+
+    def __init__(self) -> None:
+        library = ctypes.CDLL(None) if sys.platform == "linux" else None
+        self._trim = getattr(library, "malloc_trim", None)
+        self._least = 0 if self._trim is None else _resident()
+
+    def tidy(self) -> None:
+        """Look, and give back what there is."""
+        if self._trim is None:
+            return
+        now = _resident()
+        if now > self._least + SPARE:
+            self._trim(0)
+            now = self._least = _resident()
+        self._least = min(self._least, now)
+
+
+def _resident() -> int:
+    """Bytes of this process that are in memory."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * mmap.PAGESIZE

@@ -175,6 +175,7 @@ class _Batch:
                 stop = self._run.switch()
             if not self._run.dead:
                 self._shelf.move(self._noted.alive())
+        self._shelf.heap.tidy()
         return stop
 
 

@@ -223,6 +223,7 @@ def publish(
             timed = latency(done.original, [folder / a.path for a in artifacts if a.format == "gguf"])
         if not any(row.subject == "original" for row in timed):
             done.context.findings.append(_untimed(done.original))
+        done.context.findings.extend(_no_smaller(done.original, artifacts))
         record = _record(done, artifacts, behaviour, (quality.measurements, quality.protocol), clock)
         timing = Timing(
             clock.started, clock.phases_s, cpu_seconds(), peak_rss_bytes(), journal.resumed, tuple(timed)
@@ -293,6 +294,14 @@ def breakdown(model: Model, artifacts: tuple[Artifact, ...]) -> tuple[SizePart, 
 def _untimed(model: Model) -> Finding:
     need = f"{4 * model.origin.parameters / 1e9:.1f} GB in float32"
     return Finding("not-timed", f"the original was not timed in torch: there is no memory for its {need}")
+
+
+def _no_smaller(model: Model, artifacts: tuple[Artifact, ...]) -> Iterator[Finding]:
+    """A finding for each artefact that is no smaller than what was downloaded."""
+    for artifact in artifacts:
+        if artifact.bytes >= model.origin.source_bytes:
+            told = f"{artifact.bytes / 1e6:.1f} MB; {model.origin.source_bytes / 1e6:.1f} MB were downloaded"
+            yield Finding("no-smaller", told, artifact.path)
 
 
 def _written_record(own: Int64[Tensor, "n length"], share: float) -> TextRecord:
