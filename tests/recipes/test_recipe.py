@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
+from pocketsize.cli.main import main
 from pocketsize.data.sources import Source
 from pocketsize.errors import DataError, UnsupportedError, UsageError
 from pocketsize.models.load import load
@@ -57,7 +59,7 @@ def test_sources_survive_their_own_file(tmp_path: Path) -> None:
         ({"steps": [{"rtn": {"group": -1}}]}, "group must be a positive number"),
         ({"steps": [{"rtn": {"embeddings": 7}}]}, "embeddings must be one of"),
         ({"data": {"written": 1}}, "written must be auto or a share from 0 to below 1"),
-        ({"data": {"written": "much"}}, "written must be auto or a share"),
+        ({"data": {"written": "much"}}, "written is a number, or auto"),
         ({"steps": [{"gptq": {"sink": -1}}]}, "sink must be a number from 0 upwards"),
         ({"data": {"sequnces": 3}}, "data: unknown option 'sequnces'; did you mean 'sequences'?"),
         ({"data": {"length": 0}}, "length must be a positive number"),
@@ -159,3 +161,50 @@ def test_an_encoder_writes_nothing(tmp_path: Path) -> None:
     assert parse_recipe(MINIMAL, base=tmp_path).resolved(model).data.written_windows == 0
     with pytest.raises(UnsupportedError, match="an encoder writes no text"):
         parse_recipe(MINIMAL | {"data": {"written": 0.5}}, base=tmp_path).resolved(model)
+
+
+WRONG_TYPES = [
+    ("steps: [{gptq: {scheme: 4}}]", "gptq: scheme is text, got 4"),
+    ("steps: [{gptq: {damp: abc}}]", "gptq: damp is a number, got 'abc'"),
+    ("steps: [{gptq: {order: 'no'}}]", "gptq: order is true or false, got 'no'"),
+    ("steps: [{gptq: {group: true}}]", "gptq: group is a whole number, or auto, or null, got True"),
+    ("steps: [{gptq: [1]}]", "gptq: options by name"),
+    ("steps: [rtn]\ndata: [1]", "data: options by name"),
+    ("steps: [rtn]\ndata: {sequences: 1.5}", "data: sequences is a whole number, got 1.5"),
+    ("steps: [rtn]\nexport: 5", "export: a list of"),
+    ("steps: [rtn]\nexport: [[gguf]]", "export: unknown format ['gguf']"),
+    ("steps: [rtn]\nexport: [folder, folder]", "each once"),
+    ("steps: [rtn]\ndtype: [1]", "dtype: unknown type [1]"),
+    ("steps: [rtn, {gptq: {scheme: W2A16}}]", "rtn and gptq would each quantize the same matrices"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), WRONG_TYPES)
+def test_a_value_of_the_wrong_kind_is_named(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"model: {tmp_path}\n{text}\n")
+    assert main(["run", str(path), "-o", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert str(path) in error and said in error and error.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_the_recipe_of_an_output_runs_again_from_there(tmp_path: Path) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "recipes" / "texts").mkdir()
+    (tmp_path / "recipes" / "model").mkdir()
+    (tmp_path / "recipes" / "texts" / "a.txt").write_text("a")
+    raw = {
+        "model": "model",
+        "steps": ["rtn"],
+        "data": {"calibrate": "texts/*.txt", "evaluate": ["/else/b.txt"]},
+    }
+    recipe = parse_recipe(raw, base=tmp_path / "recipes")
+    moved = parse_recipe(yaml.safe_load(recipe.seen_from(tmp_path / "out").to_yaml()), base=tmp_path / "out")
+    assert Path(moved.source).resolve() == Path(recipe.source).resolve()
+    assert moved.data.calibrate == ("../recipes/texts/*.txt",) and moved.data.evaluate == ("/else/b.txt",)
+    named = parse_recipe({"model": "sample:minilm-l6", "steps": ["rtn"]}, base=tmp_path)
+    assert named.seen_from(tmp_path / "out").model == "sample:minilm-l6"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -90,12 +92,15 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.steps:
             raise UsageError("steps: a recipe needs at least one step")
+        if len(self.steps) > 1:
+            kinds = " and ".join(step.kind for step in self.steps)
+            raise UsageError(f"steps: {kinds} would each quantize the same matrices; keep one of them")
         for name in self.export:
-            if name not in EXPORTERS:
-                raise UsageError(f"export: unknown format {name!r}{did_you_mean(name, EXPORTERS)}")
-        if not self.export:
-            raise UsageError(f"export: name at least one of {', '.join(EXPORTERS)}")
-        if self.dtype not in NAMES:
+            if not isinstance(name, str) or name not in EXPORTERS:
+                raise UsageError(f"export: unknown format {name!r}{did_you_mean(str(name), EXPORTERS)}")
+        if not self.export or len({*self.export}) < len(self.export):
+            raise UsageError(f"export: name at least one of {', '.join(EXPORTERS)}, each once")
+        if not isinstance(self.dtype, str) or self.dtype not in NAMES:
             raise UsageError(f"dtype: unknown type {self.dtype!r}{did_you_mean(str(self.dtype), NAMES)}")
         if self.dtype != "bf16" and "folder" not in self.export:
             raise UsageError(
@@ -115,6 +120,25 @@ class Recipe:
         """The model's folder or file, which may lie beside the recipe, or the name of a sample."""
         beside = self.base / self.model
         return str(beside) if not self.model.startswith("sample:") and beside.exists() else self.model
+
+    def seen_from(self, folder: Path) -> Recipe:
+        """The same with paths that are relative to its own folder made relative to another one."""
+        there = folder.resolve()
+
+        def moved(path: str) -> str:
+            """A file or a pattern beside the recipe."""
+            return path if Path(path).is_absolute() else os.path.relpath(self.base.resolve() / path, there)
+
+        def source(entry: str | Source) -> str | Source:
+            if isinstance(entry, str):
+                return moved(entry)
+            return replace(entry, files=tuple(moved(file) for file in entry.files))
+
+        texts = {key: tuple(source(entry) for entry in getattr(self.data, key)) for key in TEXTS}
+        model, here = self.model, Path(self.source)
+        if not Path(model).is_absolute() and here.exists():
+            model = os.path.relpath(here.resolve(), there)
+        return replace(self, model=model, data=replace(self.data, **texts), base=folder)
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as a recipe file holds it."""
@@ -163,11 +187,13 @@ def parse_recipe(raw: object, *, base: Path) -> Recipe:
     steps = raw.get("steps")
     if not isinstance(steps, list):
         raise UsageError("steps: a list of steps, such as `- gptq: {scheme: W4A16}`")
-    data = dict(raw.get("data") or {})
+    data = _options("data", raw.get("data"))
     for key in TEXTS:
         if key in data:
             data[key] = _texts(key, data[key])
     export = raw.get("export", ["folder"])
+    if not isinstance(export, str | list | tuple):
+        raise UsageError(f"export: a list of {', '.join(EXPORTERS)}, got {export!r}")
     return Recipe(
         model=raw["model"],
         steps=tuple(parse_step(step) for step in steps),
@@ -189,7 +215,16 @@ def parse_step(raw: object) -> Step:
     ((kind, options),) = raw.items()
     if kind not in STEPS:
         raise UsageError(f"unknown step {kind!r}{did_you_mean(str(kind), STEPS)}")
-    return _filled(STEPS[kind], kind, dict(options or {}))
+    return _filled(STEPS[kind], kind, _options(kind, options))
+
+
+def _options(where: str, raw: object) -> dict[str, Any]:
+    """Options by name; nothing stands for none."""
+    if raw is None:
+        return {}
+    if not isinstance(raw, Mapping):
+        raise UsageError(f"{where}: options by name, such as `{{scheme: W4A16}}`, got {raw!r}")
+    return {str(key): value for key, value in raw.items()}
 
 
 def _texts(key: str, raw: object) -> tuple[object, ...]:
@@ -237,8 +272,45 @@ T = TypeVar("T")
 
 
 def _filled(kind: type[T], where: str, options: dict[str, Any]) -> T:
+    """A step, data or a source from its options, each of a type that it takes."""
+    hints = get_type_hints(kind)
     known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
-    for key in options:
+    for key, value in options.items():
         if key not in known:
             raise UsageError(f"{where}: unknown option {key!r}{did_you_mean(str(key), known)}")
+        if not _fits(value, hints[key]):
+            raise UsageError(f"{where}: {key} is {_words(hints[key])}, got {value!r}")
     return kind(**options)
+
+
+def _alternatives(hint: Any) -> Iterator[Any]:
+    """The plain types and values that a type hint stands for."""
+    if get_origin(hint) in (Union, UnionType, Literal):
+        for one in get_args(hint):
+            yield from _alternatives(one)
+    else:
+        yield hint
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value from YAML is what a hint says: no text for a switch, no switch for a number."""
+    return any(_is(value, one) for one in _alternatives(hint))
+
+
+def _is(value: object, one: Any) -> bool:
+    if get_origin(one) is tuple:
+        return isinstance(value, tuple)  # what is in it is looked at where it is used
+    if not isinstance(one, type):
+        return isinstance(value, str) and value == one
+    if isinstance(value, bool):
+        return one is bool
+    return isinstance(value, int) if one is float and isinstance(value, int) else isinstance(value, one)
+
+
+def _words(hint: Any) -> str:
+    """The alternatives as a user writes them."""
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
+    return ", or ".join(
+        names.get(one, "a list") if isinstance(one, type) or get_origin(one) is tuple else one
+        for one in _alternatives(hint)
+    )

@@ -229,7 +229,7 @@ def publish(
             clock.started, clock.phases_s, cpu_seconds(), peak_rss_bytes(), journal.resumed, tuple(timed)
         )
         record = replace(record, timing=timing, fingerprint=journal.fingerprint)
-        publish_bytes(folder / "recipe.yaml", done.recipe.to_yaml().encode())
+        publish_bytes(folder / "recipe.yaml", done.recipe.seen_from(out).to_yaml().encode())
         publish_bytes(folder / "record.json", record.to_json().encode())
         for name, page in pages.items():
             publish_bytes(folder / name, page(record).encode())
