@@ -178,6 +178,15 @@ def test_changed_settings(finished):
     assert "answer to text" in wrong(finished)
 
 
+def test_settings_that_no_answer_depends_on(finished):
+    path = finished / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"eos_token_id": 7}))
+    write_manifest(finished)
+    message = wrong(finished)
+    assert f"{path}: eos_token_id is 7, recorded was {config['eos_token_id']}" in message
+
+
 def test_not_a_number_in_a_scale(finished):
     rewrite(finished, lambda tensors: tensors[UP + "_scale"].fill_(float("nan")))
     assert f"tensor {UP}" in wrong(finished)

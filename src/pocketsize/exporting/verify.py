@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,9 @@ from pocketsize.models.model import Model
 
 RECORD = "record.json"
 FOLDER = "."
+CONFIG = "config.json"
+# What a config says of a folder rather than of the model in it.
+OWN_TO_A_FOLDER = {"dtype", "torch_dtype", "quantization_config", "transformers_version", "_name_or_path"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +124,22 @@ def _check_folder(folder: Path, known: dict[str, Any]) -> list[Check]:
     for name, digest in known["companions"].items():
         if found.get(name) != digest:
             problems.append(f"{folder / name}: not what was copied from the original")
+    problems += [f"{folder / CONFIG}: {p}" for p in _config_changes(model, known["config"])]
     if tokenizer_print(tokenizer_of(model)) != known["tokenizer"]:
         problems.append(f"{folder}: the tokenizer gives other ids than were recorded")
     said = (
         f"{len(known['tensors'])} tensors, the tokenizer and {len(known['answers'])} answers are as recorded"
     )
     return [Check("weights", not problems, "; ".join(problems) or said)]
+
+
+def _config_changes(model: Model, recorded: dict[str, Any]) -> Iterator[str]:
+    """Keys of the config that no longer have the value they were recorded with."""
+    found = json.loads(json.dumps(model.config.to_dict(), default=str))
+    recorded = json.loads(json.dumps(recorded, default=str))
+    for key in sorted((found.keys() | recorded.keys()) - OWN_TO_A_FOLDER):
+        if found.get(key) != recorded.get(key):
+            yield f"{key} is {found.get(key)!r}, recorded was {recorded.get(key)!r}"
 
 
 def _check_gguf(path: Path, known: dict[str, Any], llamacpp: bool | None) -> list[Check]:

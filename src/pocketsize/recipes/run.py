@@ -223,7 +223,7 @@ def publish(
             timed = latency(done.original, [folder / a.path for a in artifacts if a.format == "gguf"])
         if not any(row.subject == "original" for row in timed):
             done.context.findings.append(_untimed(done.original))
-        done.context.findings.extend(_no_smaller(done.original, artifacts))
+        done.context.findings += [*_apart(done), *_no_smaller(done.original, artifacts)]
         record = _record(done, artifacts, behaviour, (quality.measurements, quality.protocol), clock)
         timing = Timing(
             clock.started, clock.phases_s, cpu_seconds(), peak_rss_bytes(), journal.resumed, tuple(timed)
@@ -294,6 +294,19 @@ def breakdown(model: Model, artifacts: tuple[Artifact, ...]) -> tuple[SizePart, 
 def _untimed(model: Model) -> Finding:
     need = f"{4 * model.origin.parameters / 1e9:.1f} GB in float32"
     return Finding("not-timed", f"the original was not timed in torch: there is no memory for its {need}")
+
+
+def _apart(done: Done) -> Iterator[Finding]:
+    """A finding where a folder is written that keeps what the measured model has quantized."""
+    ends = [n for n in (done.model.arch.embedding, done.model.arch.head) if n in done.model.quantized]
+    if "folder" in done.recipe.export and ends:
+        bits = done.model.quantized[ends[0] or ""].scheme.bits
+        yield Finding(
+            "folder-differs",
+            f"the figures are of the model with embedding and head at {bits} bits; the folder keeps them in "
+            f"{done.recipe.dtype}",
+            ends[0] or "",
+        )
 
 
 def _no_smaller(model: Model, artifacts: tuple[Artifact, ...]) -> Iterator[Finding]:
