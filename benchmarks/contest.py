@@ -257,9 +257,9 @@ def processor() -> str:
 
 
 @functools.cache
-def sources_sha256() -> str:
+def sources_sha256(parts: Sequence[str] = ALGORITHM) -> str:
     """The hash of the code that decides what our quantization gives and costs; comments do not count."""
     top = ROOT / "src" / "pocketsize"
-    files = sorted(p for name in ALGORITHM for p in (top / name, *(top / name).rglob("*.py")) if p.is_file())
+    files = sorted(p for name in parts for p in (top / name, *(top / name).rglob("*.py")) if p.is_file())
     code = "\n".join(ast.dump(ast.parse(p.read_text(encoding="utf-8"))) for p in files)
     return hashlib.sha256(code.encode()).hexdigest()

@@ -1,9 +1,10 @@
-"""SmolLM2 in one GGUF file of at most 80 MB, and what that costs in perplexity.
+"""SmolLM2 in one GGUF file of at most 80 MB: what that costs, in perplexity and in CPU seconds.
 
     python benchmarks/file-size/run.py
 
-Runs `pocketsize shrink sample:smollm2-135m --fit 80MB` as a user would, with all its defaults, and
-measures the file that comes out with a reader and texts that had no part in making it.
+Does what `make demo` does after its downloads (shrink, verify, one answer), as a user would, with all
+defaults, and measures the file that comes out with a reader and texts that had no part in making it. Then
+the model as float32 GGUF: does llama.cpp pick the tokens that our forward picks?
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import gguf
 import numpy as np
 import torch
 from bars import Bar, write_record
-from contest import ROOT, fetched
+from contest import ROOT, fetched, sources_sha256
 from corpus import domains, first_windows, token_streams
 from meter import write_json
 from torch import Tensor
@@ -33,6 +34,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 SAMPLE, FIT_MB, MOST_RATIO, LEAST_AGREEMENT = "sample:smollm2-135m", 80, 1.12, 97
+MOST_CPU_S, MOST_MB = 600, 3000
 WINDOWS, LENGTH, BATCH, CHUNK = 64, 512, 4, 128
 QUESTION = "How much perplexity does SmolLM2-135M lose when its whole GGUF file must fit in 80 MB?"
 
@@ -48,24 +50,62 @@ def main() -> None:
     chosen = parser.parse_args()
     chosen.work.mkdir(parents=True, exist_ok=True)
     folder = chosen.model or fetched(SAMPLE)
-    path = shrunk(str(chosen.model or SAMPLE), chosen.work / "small")
+    out = chosen.work / f"small-{sources_sha256(('.',))[:12]}"
+    costs = demo(str(chosen.model or SAMPLE), out)
+    (path,) = out.glob("*.gguf")
+    floats = known(chosen.work / f"{out.name}.floats.json", lambda: float_agreement(folder, chosen.work))
     windows = held_out(folder, chosen.downloads)
     with torch.inference_mode():
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         before = known(chosen.work / "original.json", lambda: perplexities(model, windows))
         kinds = lay_over(model, path)
         after = perplexities(model, windows)
-    record(path, kinds, before, after)
+    record(path, kinds, (before, after), costs, floats)
 
 
-def shrunk(model: str, out: Path) -> Path:
-    """The GGUF file that `pocketsize shrink` leaves; made if it is not there."""
-    if not out.exists():
-        command = [sys.executable, "-c", "from pocketsize.cli.main import entry; entry()", "shrink", model]
-        env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-        subprocess.run([*command, "--fit", f"{FIT_MB}MB", "-o", str(out)], env=env, check=True)
-    (path,) = out.glob("*.gguf")
-    return path
+def demo(model: str, out: Path) -> dict[str, float]:
+    """CPU seconds of the commands of `make demo`, children included, and the largest of their processes."""
+    question = ["--prompt", "Why is the sky blue? Answer in one sentence.", "--tokens", "60"]
+    calls = {
+        "shrink": ["shrink", model, "--fit", f"{FIT_MB}MB", "-o", str(out)],
+        "verify": ["verify", str(out)],
+        "chat": ["chat", str(out), *question],
+    }
+    costs = {
+        name: known(out.with_suffix(f".{name}.json"), lambda c=call: paid(c)) for name, call in calls.items()
+    }
+    return {
+        "cpu_s": sum(cost["cpu_s"] for cost in costs.values()),
+        "rss_peak": max(cost["rss_peak"] for cost in costs.values()),
+    }
+
+
+def paid(call: Sequence[str]) -> dict[str, float]:
+    """What one command of Pocketsize takes."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    code = "from pocketsize.cli.main import entry; entry()"
+    pid = subprocess.Popen([sys.executable, "-c", code, *call], env=env).pid
+    _, status, used = os.wait4(pid, 0)
+    if status:
+        raise SystemExit(f"pocketsize {' '.join(call)}: ended with {os.waitstatus_to_exitcode(status)}")
+    return {"cpu_s": round(used.ru_utime + used.ru_stime, 1), "rss_peak": used.ru_maxrss * 1024}
+
+
+def float_agreement(folder: Path, work: Path) -> dict[str, float]:
+    """Of the model as it is, as a float32 file: the share of its own clear tokens that llama.cpp picks."""
+    from pocketsize.exporting.gguf.writer import write
+    from pocketsize.exporting.verify import verify_gguf
+    from pocketsize.models.load import load
+
+    model, path = load(str(folder)), work / "float32.gguf"
+    path.unlink(missing_ok=True)
+    write(model, path, floats="F32")
+    said = " ".join(verify_gguf(model, path, floats="F32"))
+    path.unlink()
+    found = re.search(r"of (\d+) positions, ([\d.]+)% where the margin", said)
+    if found is None:
+        raise SystemExit("the float32 file was not run in llama.cpp; install the extra llamacpp")
+    return {"positions": int(found[1]), "clear_percent": float(found[2])}
 
 
 def held_out(folder: Path, downloads: Path) -> dict[str, Tensor]:
@@ -134,9 +174,15 @@ def agreement(path: Path) -> float:
     return float(found[1])
 
 
-def record(path: Path, kinds: dict[str, int], before: dict[str, float], after: dict[str, float]) -> None:
-    """One row per kind of text, and the two bars."""
-    size = path.stat().st_size
+def record(
+    path: Path,
+    kinds: dict[str, int],
+    perplexity: tuple[dict[str, float], dict[str, float]],
+    costs: dict[str, float],
+    floats: dict[str, float],
+) -> None:
+    """One row per kind of text, and the bars."""
+    size, (before, after) = path.stat().st_size, perplexity
     rows = [
         {
             "text": name,
@@ -158,7 +204,8 @@ def record(path: Path, kinds: dict[str, int], before: dict[str, float], after: d
             f"file: {size} bytes, tensors {types}; unpacked by the gguf package, run in torch",
             "perplexity: next token in windows of 512, texts that calibrated nothing; the worse of two",
             "agreement: along our own greedy continuations, 32 prompts x 32 tokens; llama.cpp with float32 "
-            "keys and values",
+            "keys and values; the float32 file: among those positions where our margin exceeds 0.1",
+            "CPU and memory: shrink, verify and one answer, children included; the largest process",
         ],
         versions={name: version(name) for name in ("torch", "transformers", "gguf", "numpy")},
         rows=rows,
@@ -171,6 +218,17 @@ def record(path: Path, kinds: dict[str, int], before: dict[str, float], after: d
                 "%",
                 "higher",
                 LEAST_AGREEMENT,
+            ),
+            Bar(
+                f"SmolLM2 as float32 GGUF, {floats['positions']} positions: llama.cpp picks our clear tokens",
+                floats["clear_percent"],
+                "%",
+                "higher",
+                100,
+            ),
+            Bar("make demo after its downloads: CPU time", costs["cpu_s"], "s", "lower", MOST_CPU_S),
+            Bar(
+                "make demo after its downloads: peak memory", costs["rss_peak"] / 1e6, "MB", "lower", MOST_MB
             ),
         ],
     )
