@@ -67,7 +67,7 @@ def show(result: Result, *, json_: bool) -> None:
         console.print(f"{a.format}: {result.folder / a.path} ({size})")
         for check in a.checks:
             console.print(f"  {check.partition('; margins of')[0]}")
-    for finding in result.record.findings:
+    for finding in result.record.all_findings:
         console.print(f"finding: {finding.message}{f' ({finding.where})' if finding.where else ''}")
     console.print(f"report: {result.folder / 'report.html'}")
 

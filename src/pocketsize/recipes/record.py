@@ -89,7 +89,10 @@ class SizePart:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Everything that differs between two runs of the same recipe on the same machine."""
+    """Everything that differs between two runs of the same recipe on the same machine.
+
+    `findings` are those that depend on the moment, such as an original that memory had no room to time.
+    """
 
     started: str = ""
     phases_s: dict[str, float] = field(default_factory=dict)
@@ -97,6 +100,7 @@ class Timing:
     peak_rss_bytes: int = 0
     resumed: int = 0
     measurements: tuple[Measurement, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,11 @@ class RunRecord:
     behaviour: dict[str, object]
     timing: Timing
     fingerprint: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def all_findings(self) -> tuple[Finding, ...]:
+        """What the user should know, of the result and of this run."""
+        return (*self.findings, *self.timing.findings)
 
     def to_json(self) -> str:
         """The record as JSON text, keys in declaration order."""

@@ -221,12 +221,17 @@ def publish(
             behaviour = behaviours(done.model, artifacts)
         with clock.phase("latency"):
             timed = latency(done.original, [folder / a.path for a in artifacts if a.format == "gguf"])
-        if not any(row.subject == "original" for row in timed):
-            done.context.findings.append(_untimed(done.original))
+        untimed = () if any(row.subject == "original" for row in timed) else (_untimed(done.original),)
         done.context.findings += [*_apart(done), *_no_smaller(done.original, artifacts)]
         record = _record(done, artifacts, behaviour, (quality.measurements, quality.protocol), clock)
         timing = Timing(
-            clock.started, clock.phases_s, cpu_seconds(), peak_rss_bytes(), journal.resumed, tuple(timed)
+            clock.started,
+            clock.phases_s,
+            cpu_seconds(),
+            peak_rss_bytes(),
+            journal.resumed,
+            tuple(timed),
+            untimed,
         )
         record = replace(record, timing=timing, fingerprint=journal.fingerprint)
         publish_bytes(folder / "recipe.yaml", done.recipe.seen_from(out).to_yaml().encode())

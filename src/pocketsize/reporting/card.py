@@ -175,7 +175,7 @@ def _limits(record: RunRecord) -> str:
         lines.insert(
             0, f"- The original is itself a quantized release ({source}): all figures are relative to it."
         )
-    lines += [f"- {plain(f.message)}{f' ({plain(f.where)})' if f.where else ''}" for f in record.findings]
+    lines += [f"- {plain(f.message)}{f' ({plain(f.where)})' if f.where else ''}" for f in record.all_findings]
     return "## Limits and findings\n\n" + "\n".join(lines)
 
 
