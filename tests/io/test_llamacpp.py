@@ -73,6 +73,20 @@ def test_text_and_control_tokens(made):
 
 
 @runs
+@pytest.mark.parametrize("package", here)
+def test_the_size_of_a_chat_is_known_before_it_is_asked(made, package):
+    with LlamaCpp(made[1], threads=1, context=64, package=package) as runtime:
+        short, long = ([{"role": "user", "content": "fox " * n}] for n in (4, 90))
+        assert runtime.context == 64
+        assert 4 < runtime.chat_tokens(short) < 64 < runtime.chat_tokens(long)
+        if package == "xllamacpp":
+            rendered = f"<|im_start|>user\n{short[0]['content']}<|im_end|>\n<|im_start|>assistant\n"
+            assert runtime.chat_tokens(short) == len(runtime.tokenize(rendered, special=True))
+        with pytest.raises(DataError, match=r"llama\.cpp refuses"):
+            runtime.chat(long, 8)
+
+
+@runs
 def test_nothing_is_printed_and_no_port_stays(made, source_env):
     script = (
         "import sys; from pocketsize.io.llamacpp import LlamaCpp, DataError\n"
