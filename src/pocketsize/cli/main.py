@@ -73,8 +73,8 @@ class Words(click.Group):
 def command() -> None:
     """Takes a language model, makes it pocket-sized, and proves what was kept.
 
-    MODEL is a folder in Hugging Face layout, the hub id of a fetched model (OWNER/NAME, OWNER/NAME@REVISION),
-    or a sample such as sample:smollm2-135m.
+    MODEL is a folder in Hugging Face layout, a GGUF file, the hub id of a fetched model (OWNER/NAME,
+    OWNER/NAME@REVISION), or a sample such as sample:smollm2-135m.
     """
 
 
@@ -110,9 +110,13 @@ def entry() -> None:
     sys.exit(main())
 
 
+def visible(line: str) -> str:
+    """Names come from files: what a terminal would take for a command, hide or refuse is shown escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 def _fail(word: str, message: str, code: int, words: list[str]) -> int:
-    # Names come from files: what a terminal would take for a command, or hide, is shown escaped.
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    line = visible(" ".join(message.split()))
     if "--json" in words:
         facts: dict[str, Any] = {"error": word, "message": line, "exit_code": code}
         click.echo(json.dumps(facts))
