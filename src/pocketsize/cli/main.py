@@ -87,7 +87,7 @@ def main(args: list[str] | None = None) -> int:
     try:
         code = command.main(args=words, prog_name="pocketsize", standalone_mode=False, obj=words)
     except PocketsizeError as error:
-        return _fail(error.word, str(error), error.exit_code, words)
+        return _fail(error.word, str(error), error.exit_code, words, error.facts)
     except click.ClickException as error:
         return _fail("usage", _with_hint(error), 2, words)
     except (click.Abort, KeyboardInterrupt):
@@ -115,11 +115,12 @@ def visible(line: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
-def _fail(word: str, message: str, code: int, words: list[str]) -> int:
+def _fail(
+    word: str, message: str, code: int, words: list[str], facts: Mapping[str, object] = MappingProxyType({})
+) -> int:
     line = visible(" ".join(message.split()))
     if "--json" in words:
-        facts: dict[str, Any] = {"error": word, "message": line, "exit_code": code}
-        click.echo(json.dumps(facts))
+        click.echo(json.dumps({**facts, "error": word, "message": line, "exit_code": code}))
     click.echo(f"error[{word}]: {line}", err=True)
     return code
 
