@@ -34,7 +34,7 @@ def test_fetched_sample() -> None:
     [
         ("sample:smollm2-135m", UsageError, "run: pocketsize fetch sample:smollm2-135m"),
         ("sample:smollm", UsageError, "did you mean 'sample:smollm2-135m'?"),
-        ("sampel:smollm2-135m", UsageError, "did you mean 'sample:smollm2-135m'?"),
+        ("samples:smollm2-135m", UsageError, "did you mean 'sample:smollm2-135m'?"),
         ("sample:nowhere", UsageError, "known: sample:smollm2-135m, sample:minilm-l6, sample:mpnet-base,"),
         ("smollm2-135m", UsageError, "did you mean 'sample:smollm2-135m'?"),
         (
