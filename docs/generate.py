@@ -21,7 +21,7 @@ def filled(text: str, page: Path) -> str:
     for found in re.finditer(OPENING, text):
         if found.start() not in understood:
             line = text.count("\n", 0, found.start()) + 1
-            raise SystemExit(f"{page}:{line}: not `{OPENING} WORD ARGUMENTS -->` on a line with its end below")
+            raise SystemExit(f"{page}:{line}: not `{OPENING} WORD ARGUMENTS -->` on a line, its end below")
 
     def part(found: re.Match[str]) -> str:
         word, *arguments = found[2].split()
