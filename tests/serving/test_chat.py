@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from pocketsize.cli.main import main
-from pocketsize.io.llamacpp import LlamaCpp
+from pocketsize.exporting.gguf.writer import write
+from pocketsize.io.llamacpp import LlamaCpp, installed
+from pocketsize.models.load import load
 from pocketsize.serving import chat
+from tiny import write_tiny
 
 
 class Words:
@@ -98,4 +101,13 @@ def test_answers_longer_than_the_context_leave_room_for_a_question(file: Path) -
 
 
 def test_the_fake_runtime_has_what_the_real_one_has() -> None:
-    assert all(hasattr(LlamaCpp, name) for name in ("chat", "chat_tokens", "__enter__", "__exit__"))
+    assert all(hasattr(LlamaCpp, name) for name in dir(Words))
+
+
+@pytest.mark.skipif(installed() is None, reason="llama.cpp is not installed")
+def test_a_long_talk_with_a_model_goes_on(tmp_path: Path) -> None:
+    write(load(write_tiny(tmp_path / "m", "llama")), tmp_path / "m.gguf")
+    told: list[str] = []
+    ask = asking(*["fox and dog " * 5] * 8, "dog " * 900, "fox", "")
+    chat.converse(tmp_path / "m.gguf", tokens=16, threads=1, ask=ask, tell=told.append)
+    assert len(told) == 10 and told[8].startswith("(too long: ") and not told[9].startswith("(too long: ")

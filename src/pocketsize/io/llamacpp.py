@@ -42,6 +42,7 @@ class _Engine(Protocol):
     def top(self, ids: list[int], n: int) -> list[tuple[int, float]]: ...
     def chat(self, messages: list[dict[str, str]], max_tokens: int) -> str: ...
     def chat_tokens(self, messages: list[dict[str, str]]) -> int: ...
+    def context(self) -> int: ...
     def tokenize(self, text: str, special: bool) -> list[int]: ...
     def timings(self, ids: list[int], n: int) -> Timings: ...
     def close(self) -> None: ...
@@ -78,9 +79,14 @@ class LlamaCpp:
             raise UsageError(f"threads and context must be positive, got {threads} and {context}")
         if not Path(path).is_file():
             raise DataError(f"{path}: no such GGUF file")
-        self.package, self.context = name, context
+        self.package = name
         make = _Xllamacpp if name == "xllamacpp" else _LlamaCppPython
         self._engine: _Engine = make(str(path), threads, context, exact)
+
+    @property
+    def context(self) -> int:
+        """How many tokens a prompt and its answer have room for: never more than the model has."""
+        return self._engine.context()
 
     def top(self, ids: Sequence[int], n: int = 1) -> list[tuple[int, float]]:
         """The `n` likeliest next tokens after `ids`, with log-probabilities in nats, best first."""
@@ -160,11 +166,14 @@ class _Xllamacpp:
         return self._sound(reply)["choices"][0]["message"]["content"]
 
     def chat_tokens(self, messages: list[dict[str, str]]) -> int:
-        return len(self.tokenize(self._post("apply-template", {"messages": messages}, "prompt"), True))
+        return len(self.tokenize(self._asked("apply-template", {"messages": messages})["prompt"], True))
+
+    def context(self) -> int:
+        return self._asked("props")["default_generation_settings"]["n_ctx"]
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         body = {"content": text, "add_special": special, "parse_special": special}
-        return self._post("tokenize", body, "tokens")
+        return self._asked("tokenize", body)["tokens"]
 
     def timings(self, ids: list[int], n: int) -> Timings:
         t = self._complete(ids, n, cache_prompt=False, ignore_eos=True)["timings"]
@@ -173,19 +182,19 @@ class _Xllamacpp:
     def close(self) -> None:
         self._server = None
 
-    def _post(self, path: str, body: dict[str, object], key: str) -> Any:
-        """What the server answers under `key`."""
+    def _asked(self, path: str, body: dict[str, object] | None = None) -> dict[str, Any]:
+        """What the server answers over its socket."""
         request = urllib.request.Request(
             f"{self._server.listening_address}/{path}",
-            json.dumps(body).encode(),
+            None if body is None else json.dumps(body).encode(),
             {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"},
         )
         # No proxy: the address is this machine's.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(request, timeout=60) as reply:
-                return json.load(reply)[key]
-        except (urllib.error.URLError, ValueError, KeyError) as error:
+                return json.load(reply)
+        except (urllib.error.URLError, ValueError) as error:
             raise DataError(f"{self._path}: llama.cpp cannot {path}: {error}") from error
 
     def _complete(self, ids: list[int], n: int, **options: object) -> dict[str, Any]:
@@ -241,6 +250,9 @@ class _LlamaCppPython:
     def chat_tokens(self, messages: list[dict[str, str]]) -> int:
         # The bindings do not say how they render a chat: a message's role and marks count as 16 tokens.
         return sum(len(self.tokenize(m["content"], False)) + 16 for m in messages)
+
+    def context(self) -> int:
+        return self._llama.n_ctx()
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         return self._llama.tokenize(text.encode(), add_bos=special, special=special)
