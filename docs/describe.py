@@ -94,7 +94,7 @@ def words() -> str:
 def exit_codes() -> str:
     """Every exit code: those of the errors, and those that `cli/main.py` gives beside them."""
     rows = {0: ["0", "", "Done."]}
-    for kind in (errors.PocketsizeError, *errors.PocketsizeError.__subclasses__()):
+    for kind in (errors.PocketsizeError, *errors.PocketsizeError.__subclasses__(), errors.Stopped):
         said = inspect.getdoc(kind) or ""
         rows[kind.exit_code] = [str(kind.exit_code), f"`{kind.word}`", said.splitlines()[0]]
     rows[errors.PocketsizeError.exit_code][2] = "An error that should not have been: a bug of ours."

@@ -9,11 +9,19 @@ from pathlib import Path
 from docs.describe import PARTS
 
 DOCS = Path(__file__).parent
-MARK = re.compile(r"(<!-- generated: ([\w-]+(?: [\w.-]+)*) -->\n).*?(<!-- end of generated -->)", re.DOTALL)
+OPENING = "<!-- generated:"
+MARK = re.compile(
+    rf"({OPENING} ([\w-]+(?: [\w./-]+)*) -->\n)(?:(?!{OPENING}).)*?(<!-- end of generated -->)", re.DOTALL
+)
 
 
 def filled(text: str, page: Path) -> str:
-    """The text of a page with its generated parts as they have to be."""
+    """The text of a page with its generated parts as they have to be; a mark that is none is an error."""
+    understood = {found.start() for found in MARK.finditer(text)}
+    for found in re.finditer(OPENING, text):
+        if found.start() not in understood:
+            line = text.count("\n", 0, found.start()) + 1
+            raise SystemExit(f"{page}:{line}: not `{OPENING} WORD ARGUMENTS -->` on a line, its end below")
 
     def part(found: re.Match[str]) -> str:
         word, *arguments = found[2].split()

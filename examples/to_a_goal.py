@@ -29,7 +29,7 @@ def main() -> None:
     for artifact in result.record.artifacts:
         print(f"{artifact.format}: {artifact.bytes / 1e6:.2f} MB in {result.folder / artifact.path}")
         print(*(f"  read back: {check}" for check in artifact.checks), sep="\n")
-    print(*(f"finding: {finding.message} {finding.where}" for finding in result.record.all_findings), sep="\n")
+    print(*(f"finding: {found.message} {found.where}" for found in result.record.all_findings), sep="\n")
 
 
 if __name__ == "__main__":

@@ -58,6 +58,26 @@ def test_a_stale_part_is_seen_and_mended(tmp_path: Path) -> None:
         generate.filled(page.replace("words", "wrods"), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "mark", ["<!-- generated: words --> ", "<!-- generated: words a|b -->", "<!-- generated:words -->"]
+)
+def test_a_mark_that_generates_nothing_is_an_error(mark: str) -> None:
+    page = "# Words\n\n<!-- generated: words -->\n<!-- end of generated -->\n\n{}\n{}\n"
+    with pytest.raises(SystemExit, match=r"^words\.md:6: not "):
+        generate.filled(page.format(mark, "<!-- end of generated -->"), Path("words.md"))
+
+
+def test_a_mark_without_an_end_does_not_take_the_next_one() -> None:
+    page = "<!-- generated: words -->\nkept\n<!-- generated: words -->\n<!-- end of generated -->\n"
+    with pytest.raises(SystemExit, match=r"^words\.md:1: not "):
+        generate.filled(page, Path("words.md"))
+
+
+def test_arguments_may_be_paths() -> None:
+    page = "<!-- generated: bars all ../benchmarks.md -->\n<!-- end of generated -->\n"
+    assert "(../benchmarks.md#" in generate.filled(page, Path("words.md"))
+
+
 @pytest.mark.parametrize(("place", "words", "whole"), SHOWN, ids=lambda value: str(value)[:60])
 def test_commands_parse(place: str, words: list[str], whole: bool) -> None:
     if words[0] == "pocketsize" and len(words) > 1 and words[1] not in ("COMMAND", "--help"):

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 
 class PocketsizeError(Exception):
-    """An error that is reported as one line and ends the command with `exit_code`."""
+    """An error that is reported as one line and ends the command with `exit_code`.
+
+    `facts` is what `--json` says besides.
+    """
 
     exit_code: ClassVar[int] = 70
     word: ClassVar[str] = "bug"
+    facts: Mapping[str, object] = MappingProxyType({})
 
 
 class UsageError(PocketsizeError):

@@ -11,6 +11,9 @@ import click
 import pytest
 
 from pocketsize.cli.main import WORDS, main
+from pocketsize.cli.options import raw_step
+from pocketsize.recipes.quantize import Gptq
+from pocketsize.recipes.recipe import parse_step
 
 
 def test_every_word_has_a_command_with_help() -> None:
@@ -58,6 +61,11 @@ def test_help_is_quick_and_imports_no_torch(source_env: dict[str, str]) -> None:
         (["quantize", "sample:smollm", "-o", "y"], "did you mean 'sample:smollm2-135m'?"),
         (["quantize", "sample:smollm2-135m", "--method", "gptk", "-o", "y"], "did you mean 'gptq'?"),
         (["quantize", "sample:smollm2-135m", "--scheme", "W7A16", "-o", "y"], "W4A16"),
+        (
+            ["quantize", "sample:smollm2-135m", "--method", "rtn", "--damp", "0.01", "-o", "y"],
+            "--damp: rtn has no damping",
+        ),
+        (["plan", "sample:smollm2-135m", "--method", "rtn", "--damp", "0.1"], "--damp: rtn has no damping"),
         (["shrink", "sample:smollm2-135m", "--fit", "80 parsecs", "-o", "y"], "80MB"),
         (
             ["shrink", "sample:smollm2-135m", "--target", "ggml", "--fit", "1GB", "-o", "y"],
@@ -78,6 +86,14 @@ def test_unknown_words_get_a_hint_and_exit_2(
     error = capsys.readouterr().err
     assert hint in error and error.count("\n") == 1 and error.startswith("error[usage]: ")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("given", "damp"), [([], 0.01), (["--damp", "0.02"], 0.02)])
+def test_damping_is_what_was_asked_or_the_default(given: list[str], damp: float) -> None:
+    command = importlib.import_module("pocketsize.cli.quantize").command
+    context = command.make_context("quantize", ["m", "-o", "o", *given])
+    step = parse_step(raw_step(**context.params))
+    assert isinstance(step, Gptq) and step.damp == damp
 
 
 def test_json_errors_are_one_object(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -45,6 +45,25 @@ def test_damaged(folder, capsys):
     assert "WRONG" in captured.out and "vocab.extra" in captured.err and captured.err.count("\n") == 1
 
 
+def test_damage_as_json_is_every_check_in_one_object(folder, capsys):
+    (folder / "vocab.extra").write_text("x")
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    assert main(["verify", str(folder), "--json"]) == 7
+    captured = capsys.readouterr()
+    facts = json.loads(captured.out)
+    assert [(check["name"], check["ok"]) for check in facts["checks"]] == [
+        ("files", False),
+        ("weights", False),
+    ]
+    assert (
+        "vocab.extra" in facts["checks"][0]["detail"] and "model.safetensors" in facts["checks"][0]["detail"]
+    )
+    assert facts["ok"] is False and facts["error"] == "integrity" and facts["exit_code"] == 7
+    assert facts["message"].startswith(facts["checks"][0]["detail"]) and captured.err.count("\n") == 1
+
+
 def test_no_such_folder(tmp_path, capsys):
     assert main(["verify", str(tmp_path / "none")]) == 2
     assert "no such folder" in capsys.readouterr().err

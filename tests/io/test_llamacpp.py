@@ -73,6 +73,26 @@ def test_text_and_control_tokens(made):
 
 
 @runs
+@pytest.mark.parametrize("package", here)
+def test_the_size_of_a_chat_is_known_before_it_is_asked(made, package):
+    with LlamaCpp(made[1], threads=1, context=256, package=package) as runtime:
+        short, long = ([{"role": "user", "content": "fox " * n}] for n in (4, 400))
+        assert runtime.context == 256
+        assert 4 < runtime.chat_tokens(short) < 256 < runtime.chat_tokens(long)
+        if package == "xllamacpp":
+            rendered = f"<|im_start|>user\n{short[0]['content']}<|im_end|>\n<|im_start|>assistant\n"
+            assert runtime.chat_tokens(short) == len(runtime.tokenize(rendered, special=True))
+        with pytest.raises(DataError, match=r"llama\.cpp refuses"):
+            runtime.chat(long, 8)
+
+
+@pytest.mark.skipif("xllamacpp" not in here, reason="xllamacpp is not installed")
+def test_a_context_is_never_more_than_the_model_has(made):
+    with LlamaCpp(made[1], threads=1, package="xllamacpp") as runtime:
+        assert runtime.context == made[0].config.max_position_embeddings < 2048
+
+
+@runs
 def test_nothing_is_printed_and_no_port_stays(made, source_env):
     script = (
         "import sys; from pocketsize.io.llamacpp import LlamaCpp, DataError\n"

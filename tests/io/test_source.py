@@ -34,6 +34,8 @@ def test_fetched_sample() -> None:
     [
         ("sample:smollm2-135m", UsageError, "run: pocketsize fetch sample:smollm2-135m"),
         ("sample:smollm", UsageError, "did you mean 'sample:smollm2-135m'?"),
+        ("samples:smollm2-135m", UsageError, "did you mean 'sample:smollm2-135m'?"),
+        ("sample:nowhere", UsageError, "known: sample:smollm2-135m, sample:minilm-l6, sample:mpnet-base,"),
         ("smollm2-135m", UsageError, "did you mean 'sample:smollm2-135m'?"),
         (
             "org/name",
@@ -45,7 +47,7 @@ def test_fetched_sample() -> None:
         (
             "a/b/c",
             UsageError,
-            "a/b/c: no such folder; give one in Hugging Face layout, a hub id, or a sample",
+            "a/b/c: no such folder or file; give a folder in Hugging Face layout, a GGUF file, a hub id, or",
         ),
         ("{tmp}/a.txt", UsageError, "a.txt: neither a folder nor a .gguf file"),
         ("{tmp}/a.gguf", DataError, "a.gguf: not a GGUF file"),
@@ -57,6 +59,15 @@ def test_mistakes(tmp_path: Path, typed: str, kind: type[PocketsizeError], words
     with pytest.raises(kind) as caught:
         resolve(typed.format(tmp=tmp_path))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "typed", ["nowhere", "model", "my-model", "small", "base", "a/b/c", "out/model.gguf"]
+)
+def test_a_mistyped_folder_is_not_taken_for_a_sample(typed: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(typed)
+    assert "did you mean" not in str(caught.value)
 
 
 def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,16 +15,22 @@ from pocketsize.cli import options
 @click.option("--tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer.")
 @options.threads
 def command(folder: Path, prompt: str | None, tokens: int, threads: int | None) -> None:
-    """Talk to the GGUF in FOLDER (or the GGUF file FOLDER) through llama.cpp, on this machine alone."""
+    """Talk to the GGUF in FOLDER (or the GGUF file FOLDER) through llama.cpp, on this machine alone.
+
+    An empty line, `exit`, Ctrl-D or Ctrl-C ends the talk. A long one goes on without its oldest parts.
+    """
     from pocketsize.serving.chat import answer, converse
 
     if prompt is not None:
         click.echo(answer(folder, prompt, tokens=tokens, threads=threads))
         return
-    converse(
-        folder,
-        tokens=tokens,
-        threads=threads,
-        ask=lambda: click.prompt("you", prompt_suffix=": "),
-        tell=click.echo,
-    )
+    converse(folder, tokens=tokens, threads=threads, ask=_ask, tell=click.echo)
+
+
+def _ask() -> str:
+    """The next line; the cursor is left on a line of its own where there is none."""
+    try:
+        return input("you: ")
+    except (EOFError, KeyboardInterrupt):
+        click.echo()
+        raise

@@ -43,13 +43,14 @@ def command(model: str, revision: str | None, file: str | None, json_: bool) -> 
 
 def _asked(model: str, revision: str | None, file: str | None) -> HubId:
     """The hub model that the words name together."""
-    from pocketsize.errors import UsageError, did_you_mean
+    from pocketsize.errors import UsageError
     from pocketsize.io.hub.ids import parse_hub
-    from pocketsize.io.samples import PREFIX, SAMPLES
+    from pocketsize.io.samples import PREFIX, SAMPLES, sample_hint
 
     asked = parse_hub(model)
     if asked is None:
-        hint = did_you_mean(PREFIX + model, [PREFIX + known for known in SAMPLES])
+        known = f"; known: {', '.join(PREFIX + name for name in SAMPLES)}"
+        hint = sample_hint(model) or known
         raise UsageError(f"{model!r}: no hub id (OWNER/NAME, OWNER/NAME@REVISION), and no sample{hint}")
     if revision and asked.revision not in (None, revision):
         raise UsageError(f"--revision {revision}: {model} already names revision {asked.revision}")

@@ -73,8 +73,8 @@ class Words(click.Group):
 def command() -> None:
     """Takes a language model, makes it pocket-sized, and proves what was kept.
 
-    MODEL is a folder in Hugging Face layout, the hub id of a fetched model (OWNER/NAME, OWNER/NAME@REVISION),
-    or a sample such as sample:smollm2-135m.
+    MODEL is a folder in Hugging Face layout, a GGUF file, the hub id of a fetched model (OWNER/NAME,
+    OWNER/NAME@REVISION), or a sample such as sample:smollm2-135m.
     """
 
 
@@ -87,7 +87,7 @@ def main(args: list[str] | None = None) -> int:
     try:
         code = command.main(args=words, prog_name="pocketsize", standalone_mode=False, obj=words)
     except PocketsizeError as error:
-        return _fail(error.word, str(error), error.exit_code, words)
+        return _fail(error.word, str(error), error.exit_code, words, error.facts)
     except click.ClickException as error:
         return _fail("usage", _with_hint(error), 2, words)
     except (click.Abort, KeyboardInterrupt):
@@ -110,12 +110,17 @@ def entry() -> None:
     sys.exit(main())
 
 
-def _fail(word: str, message: str, code: int, words: list[str]) -> int:
-    # Names come from files: what a terminal would take for a command, or hide, is shown escaped.
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+def visible(line: str) -> str:
+    """Names come from files: what a terminal would take for a command, hide or refuse is shown escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+def _fail(
+    word: str, message: str, code: int, words: list[str], facts: Mapping[str, object] = MappingProxyType({})
+) -> int:
+    line = visible(" ".join(message.split()))
     if "--json" in words:
-        facts: dict[str, Any] = {"error": word, "message": line, "exit_code": code}
-        click.echo(json.dumps(facts))
+        click.echo(json.dumps({**facts, "error": word, "message": line, "exit_code": code}))
     click.echo(f"error[{word}]: {line}", err=True)
     return code
 

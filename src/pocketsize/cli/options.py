@@ -107,9 +107,7 @@ def scheme(function: F) -> F:
     function = click.option(
         "--damp",
         type=float,
-        default=0.01,
-        show_default=True,
-        help="GPTQ's damping, a share of the mean Gram diagonal.",
+        help="GPTQ's damping, a share of the mean Gram diagonal. Default: 0.01.",
     )(function)
     function = click.option(
         "--embeddings",
@@ -132,16 +130,25 @@ def scheme(function: F) -> F:
 
 
 def raw_step(
-    *, method: str, scheme: str, group: str, symmetric: bool | None, embeddings: str, damp: float, **_: Any
+    *,
+    method: str,
+    scheme: str,
+    group: str,
+    symmetric: bool | None,
+    embeddings: str,
+    damp: float | None,
+    **_: Any,
 ) -> dict[str, Any]:
     """What these options say as an entry of a recipe's `steps`."""
+    if damp is not None and method == "rtn":
+        raise click.UsageError("--damp: rtn has no damping; leave it out, or use --method gptq")
     step: dict[str, Any] = {
         "scheme": scheme,
         "group": _number(group, {"auto": "auto", "row": None}, "--group"),
         "symmetric": "auto" if symmetric is None else symmetric,
         "embeddings": _number(embeddings, {"auto": "auto", "none": None}, "--embeddings"),
     }
-    if method == "gptq":
+    if damp is not None:
         step["damp"] = damp
     return {method: step}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import click
@@ -11,9 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from pocketsize.api import Result
+from pocketsize.cli.main import visible
 from pocketsize.errors import UsageError
 from pocketsize.measurement.measurement import Measurement
 from pocketsize.recipes.recipe import Data
+
+_UNBOUNDED = 10_000
 
 
 def use_threads(threads: int | None) -> None:
@@ -55,21 +58,30 @@ def show(result: Result, *, json_: bool) -> None:
         facts = {"folder": str(result.folder), "record": json.loads(record.to_json())}
         click.echo(json.dumps(facts))
         return
-    console = Console(highlight=False)
-    table = Table(title=f"{result.record.origin.name} before and after", title_justify="left")
+    # Names and messages come from files: nothing in them is markup, and no line is cut where it is piped.
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = _UNBOUNDED
+    console.print(f"{visible(result.record.origin.name)} before and after", style="italic")
+    table = Table()
     for heading in ("", "original", "compressed", "unit"):
         table.add_column(heading, justify="left" if heading in ("", "unit") else "right")
     for name, unit, before, after in _rows(result.record.measurements):
         table.add_row(name, before, after, unit)
-    console.print(table)
+    console.print(table, soft_wrap=False)
+    for line in _lines(result):
+        console.print(visible(line))
+
+
+def _lines(result: Result) -> Iterator[str]:
+    """Where everything lies, what was checked, and what should be known."""
     for a in result.record.artifacts:
-        size = _size(result.measurements, a.path, a.bytes)
-        console.print(f"{a.format}: {result.folder / a.path} ({size})")
+        yield f"{a.format}: {result.folder / a.path} ({_size(result.measurements, a.path, a.bytes)})"
         for check in a.checks:
-            console.print(f"  {check.partition('; margins of')[0]}")
+            yield f"  {check.partition('; margins of')[0]}"
     for finding in result.record.all_findings:
-        console.print(f"finding: {finding.message}{f' ({finding.where})' if finding.where else ''}")
-    console.print(f"report: {result.folder / 'report.html'}")
+        yield f"finding: {finding.message}{f' ({finding.where})' if finding.where else ''}"
+    yield f"report: {result.folder / 'report.html'}"
 
 
 def _rows(measurements: Iterable[Measurement]) -> list[tuple[str, str, str, str]]:

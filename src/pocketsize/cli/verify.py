@@ -18,12 +18,12 @@ def command(model: str, llamacpp: bool | None, json_: bool) -> None:
 
     FOLDER may also be the hub id of a fetched model; its files are checked against their hashes.
 
-    Ends with exit code 7 when something is not as it was made.
+    Ends with exit code 7 when something is not as it was made; with --json every check is told either way.
     """
     from rich.console import Console
     from rich.markup import escape
 
-    from pocketsize.errors import UsageError
+    from pocketsize.errors import IntegrityError, UsageError
     from pocketsize.exporting.verify import require_sound, verify_folder
     from pocketsize.io.source import fetched_copy
 
@@ -31,12 +31,17 @@ def command(model: str, llamacpp: bool | None, json_: bool) -> None:
     if folder is None:
         raise UsageError(f"{model}: no such folder")
     checks = verify_folder(folder, llamacpp=llamacpp)
-    if json_ and all(check.ok for check in checks):
-        click.echo(json.dumps({"ok": True, "checks": [asdict(check) for check in checks]}, indent=1))
+    facts = {"ok": all(check.ok for check in checks), "checks": [asdict(check) for check in checks]}
+    if json_ and facts["ok"]:
+        click.echo(json.dumps(facts, indent=1))
     elif not json_:
         console = Console(highlight=False)
         for check in checks:
             console.print(
                 f"{'[green]ok[/]   ' if check.ok else '[red]WRONG[/]'} {check.name}: {escape(check.detail)}"
             )
-    require_sound(checks)
+    try:
+        require_sound(checks)
+    except IntegrityError as error:
+        error.facts = facts
+        raise

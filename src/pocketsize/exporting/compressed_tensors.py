@@ -1,4 +1,4 @@
-"""A model as a folder that stock transformers and vLLM load: compressed-tensors, `pack-quantized`.
+"""A model as a folder that stock transformers loads: compressed-tensors, `pack-quantized`.
 
 Codes are stored signed (code - 2^(bits-1)) and packed densely: weight i of a row takes bits
 i * bits to (i + 1) * bits - 1 of a stream of little-endian 32-bit words.

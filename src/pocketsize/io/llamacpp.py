@@ -41,6 +41,8 @@ class Timings:
 class _Engine(Protocol):
     def top(self, ids: list[int], n: int) -> list[tuple[int, float]]: ...
     def chat(self, messages: list[dict[str, str]], max_tokens: int) -> str: ...
+    def chat_tokens(self, messages: list[dict[str, str]]) -> int: ...
+    def context(self) -> int: ...
     def tokenize(self, text: str, special: bool) -> list[int]: ...
     def timings(self, ids: list[int], n: int) -> Timings: ...
     def close(self) -> None: ...
@@ -81,6 +83,11 @@ class LlamaCpp:
         make = _Xllamacpp if name == "xllamacpp" else _LlamaCppPython
         self._engine: _Engine = make(str(path), threads, context, exact)
 
+    @property
+    def context(self) -> int:
+        """How many tokens a prompt and its answer have room for: never more than the model has."""
+        return self._engine.context()
+
     def top(self, ids: Sequence[int], n: int = 1) -> list[tuple[int, float]]:
         """The `n` likeliest next tokens after `ids`, with log-probabilities in nats, best first."""
         return self._engine.top(list(ids), n)
@@ -95,6 +102,10 @@ class LlamaCpp:
     def chat(self, messages: Sequence[Mapping[str, str]], max_tokens: int = 128) -> str:
         """The model's greedy answer, rendered with the chat template in the file."""
         return self._engine.chat([dict(m) for m in messages], max_tokens)
+
+    def chat_tokens(self, messages: Sequence[Mapping[str, str]]) -> int:
+        """How much of `context` the messages take, rendered with the chat template in the file."""
+        return self._engine.chat_tokens([dict(m) for m in messages])
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """The token ids of a text by the tokenizer in the file; `special` reads control tokens in it."""
@@ -116,7 +127,7 @@ class LlamaCpp:
 
 
 class _Xllamacpp:
-    """llama.cpp's server, asked through its handlers; only `tokenize` has to go over the socket."""
+    """llama.cpp's server, asked through its handlers; what has no handler goes over the socket."""
 
     def __init__(self, path: str, threads: int, context: int, exact: bool) -> None:
         xllamacpp: Any = importlib.import_module("xllamacpp")
@@ -154,20 +165,15 @@ class _Xllamacpp:
         )
         return self._sound(reply)["choices"][0]["message"]["content"]
 
+    def chat_tokens(self, messages: list[dict[str, str]]) -> int:
+        return len(self.tokenize(self._asked("apply-template", {"messages": messages})["prompt"], True))
+
+    def context(self) -> int:
+        return self._asked("props")["default_generation_settings"]["n_ctx"]
+
     def tokenize(self, text: str, special: bool) -> list[int]:
         body = {"content": text, "add_special": special, "parse_special": special}
-        request = urllib.request.Request(
-            f"{self._server.listening_address}/tokenize",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"},
-        )
-        # No proxy: the address is this machine's.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(request, timeout=60) as reply:
-                return json.load(reply)["tokens"]
-        except (urllib.error.URLError, ValueError, KeyError) as error:
-            raise DataError(f"{self._path}: llama.cpp cannot tokenize: {error}") from error
+        return self._asked("tokenize", body)["tokens"]
 
     def timings(self, ids: list[int], n: int) -> Timings:
         t = self._complete(ids, n, cache_prompt=False, ignore_eos=True)["timings"]
@@ -175,6 +181,21 @@ class _Xllamacpp:
 
     def close(self) -> None:
         self._server = None
+
+    def _asked(self, path: str, body: dict[str, object] | None = None) -> dict[str, Any]:
+        """What the server answers over its socket."""
+        request = urllib.request.Request(
+            f"{self._server.listening_address}/{path}",
+            None if body is None else json.dumps(body).encode(),
+            {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"},
+        )
+        # No proxy: the address is this machine's.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=60) as reply:
+                return json.load(reply)
+        except (urllib.error.URLError, ValueError) as error:
+            raise DataError(f"{self._path}: llama.cpp cannot {path}: {error}") from error
 
     def _complete(self, ids: list[int], n: int, **options: object) -> dict[str, Any]:
         request = {"prompt": ids, "n_predict": n, "temperature": 0.0, "top_k": 1, **options}
@@ -218,8 +239,20 @@ class _LlamaCppPython:
         return [(int(i), float(logits[i] - total)) for i in best]
 
     def chat(self, messages: list[dict[str, str]], max_tokens: int) -> str:
-        reply = self._llama.create_chat_completion(messages=messages, max_tokens=max_tokens, temperature=0.0)
+        try:
+            reply = self._llama.create_chat_completion(
+                messages=messages, max_tokens=max_tokens, temperature=0.0
+            )
+        except ValueError as error:
+            raise DataError(f"{self._path}: llama.cpp refuses: {error}") from error
         return reply["choices"][0]["message"]["content"]
+
+    def chat_tokens(self, messages: list[dict[str, str]]) -> int:
+        # The bindings do not say how they render a chat: a message's role and marks count as 16 tokens.
+        return sum(len(self.tokenize(m["content"], False)) + 16 for m in messages)
+
+    def context(self) -> int:
+        return self._llama.n_ctx()
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         return self._llama.tokenize(text.encode(), add_bos=special, special=special)

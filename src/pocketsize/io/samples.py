@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from pocketsize.errors import UsageError, did_you_mean
+from pocketsize.errors import UsageError
 
 PREFIX = "sample:"
+# `smollm` is as near as 0.67 to `smollm2-135m`; `nowhere` to no sample nearer than 0.4.
+_CLOSE = 0.65
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,14 @@ def sample_of(model: str) -> Sample:
     """The sample that `sample:NAME`, or NAME, stands for."""
     name = model.removeprefix(PREFIX)
     if name not in SAMPLES:
-        hint = did_you_mean(PREFIX + name, [PREFIX + known for known in SAMPLES])
-        raise UsageError(f"unknown sample {model!r}{hint}")
+        known = f"; known: {', '.join(PREFIX + known for known in SAMPLES)}"
+        raise UsageError(f"unknown sample {model!r}{sample_hint(name) or known}")
     return SAMPLES[name]
+
+
+def sample_hint(word: str) -> str:
+    """`; did you mean 'sample:smollm2-135m'?` where the word, prefix or not, is nearly that; else nothing."""
+    # A prefix that all share would make every word alike, so both forms are compared as they are typed.
+    forms = {form: PREFIX + name for name in SAMPLES for form in (name, PREFIX + name)}
+    close = difflib.get_close_matches(word, forms, n=1, cutoff=_CLOSE)
+    return f"; did you mean {forms[close[0]]!r}?" if close else ""

@@ -6,10 +6,10 @@ import os
 import re
 from pathlib import Path, PurePosixPath
 
-from pocketsize.errors import DataError, UsageError, did_you_mean
+from pocketsize.errors import DataError, UsageError
 from pocketsize.io.hub.copies import find, is_copy, other_ids, require_whole
 from pocketsize.io.hub.ids import HubId, is_address, parse_hub
-from pocketsize.io.samples import PREFIX, SAMPLES, Sample, sample_of
+from pocketsize.io.samples import PREFIX, Sample, sample_hint, sample_of
 from pocketsize.io.strictjson import refuse_pickle
 
 ORIGIN, GGUF_CACHE = "origin.json", "gguf"
@@ -47,8 +47,8 @@ def resolve(model: str) -> Path:
         return _of_gguf(path.resolve() if path.is_symlink() and not hub else path)
     if path.exists():
         raise UsageError(f"{path}: neither a folder nor a .gguf file; give the folder that holds config.json")
-    hint = did_you_mean(PREFIX + model, [PREFIX + known for known in SAMPLES])
-    raise UsageError(f"{model}: no such folder; give one in Hugging Face layout, a hub id, or a sample{hint}")
+    kinds = "a folder in Hugging Face layout, a GGUF file, a hub id, or a sample"
+    raise UsageError(f"{model}: no such folder or file; give {kinds}{sample_hint(model)}")
 
 
 def fetched_copy(model: str) -> Path | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -168,6 +167,4 @@ def _build(kind: typing.Any, raw: typing.Any) -> typing.Any:
         return tuple(_build(typing.get_args(kind)[0], item) for item in raw)
     if origin is dict or origin is Mapping:
         return {key: _build(typing.get_args(kind)[1], item) for key, item in raw.items()}
-    if origin in (typing.Union, types.UnionType, typing.Literal):
-        return raw
     return raw

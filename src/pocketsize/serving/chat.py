@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from pocketsize.errors import UsageError
@@ -32,17 +33,28 @@ def answer(folder: Path, prompt: str, *, tokens: int, threads: int | None) -> st
 def converse(
     folder: Path, *, tokens: int, threads: int | None, ask: Callable[[], str], tell: Callable[[str], object]
 ) -> None:
-    """Question and answer in turn until the input ends or an empty line or `exit` is given."""
+    """Question and answer in turn until the input ends, Ctrl-C, or an empty line or `exit`.
+
+    What no longer fits in the context is forgotten, the oldest question and its answer first.
+    """
     messages: list[Message] = []
-    with LlamaCpp(gguf_in(folder), threads=threads or os.cpu_count() or 1) as runtime:
-        while True:
-            try:
-                text = ask().strip()
-            except (EOFError, KeyboardInterrupt):
-                return
-            if text in ("", "exit", "quit"):
-                return
-            messages.append({"role": "user", "content": text})
-            reply = runtime.chat(messages, tokens)
-            messages.append({"role": "assistant", "content": reply})
+    with (
+        LlamaCpp(gguf_in(folder), threads=threads or os.cpu_count() or 1) as runtime,
+        suppress(EOFError, KeyboardInterrupt),
+    ):
+        while (text := ask().strip()) not in ("", "exit", "quit"):
+            fitting = _fitting(runtime, [*messages, {"role": "user", "content": text}], tokens)
+            if not fitting:
+                tell(f"(too long: question and answer share a context of {runtime.context} tokens)")
+                continue
+            reply = runtime.chat(fitting, tokens)
+            messages = [*fitting, {"role": "assistant", "content": reply}]
             tell(reply)
+
+
+def _fitting(runtime: LlamaCpp, messages: list[Message], tokens: int) -> list[Message]:
+    """The latest messages, a question first, that leave room for an answer; none if the last is too long."""
+    room = runtime.context - min(tokens, runtime.context // 2)
+    while messages and runtime.chat_tokens(messages) > room:
+        messages = messages[2:]
+    return messages
