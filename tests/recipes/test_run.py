@@ -223,3 +223,12 @@ def test_quantize_from_python_reads_the_texts_it_is_given(tmp_path: Path) -> Non
     )
     assert done.record.texts and "a.txt" in str(done.record.texts) and "b.txt" in str(done.record.texts)
     assert ps.result(tmp_path / "out").record.to_json() == done.record.to_json()
+
+
+@pytest.mark.parametrize(("downloaded", "said"), [(10**9, 0), (1, 1)])
+def test_an_output_no_smaller_than_the_download_says_so(downloaded: int, said: int, tmp_path: Path) -> None:
+    path = recipe(tmp_path, "bert")
+    (tmp_path / "model" / "origin.json").write_text(json.dumps({"source_bytes": downloaded}))
+    assert main(["run", str(path), "-o", str(tmp_path / "out")]) == 0
+    made = read_record(tmp_path / "out" / "record.json")
+    assert [finding.code for finding in made.findings].count("no-smaller") == said

@@ -318,8 +318,9 @@ def _no_smaller(model: Model, artifacts: tuple[Artifact, ...]) -> Iterator[Findi
     """A finding for each artefact that is no smaller than what was downloaded."""
     for artifact in artifacts:
         if artifact.bytes >= model.origin.source_bytes:
-            told = f"{artifact.bytes / 1e6:.1f} MB; {model.origin.source_bytes / 1e6:.1f} MB were downloaded"
-            yield Finding("no-smaller", told, artifact.path)
+            sizes_mb = artifact.bytes / 1e6, model.origin.source_bytes / 1e6
+            told = "{:.1f} MB is no smaller than the {:.1f} MB that were downloaded".format(*sizes_mb)
+            yield Finding("no-smaller", f"{artifact.format}: {told}")
 
 
 def _written_record(own: Int64[Tensor, "n length"], share: float) -> TextRecord:
