@@ -39,6 +39,9 @@ docs: $(VENV)/ready
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/file-size/run.py
 	$(BIN)/python benchmarks/killed/run.py
+	$(BIN)/python benchmarks/memory/run.py
+	$(BIN)/python benchmarks/floor/run.py
+	$(BIN)/python benchmarks/plan/run.py
 	$(BIN)/python benchmarks/peers-gptq/run.py
 	$(BIN)/python benchmarks/peers-encoder/run.py
 
