@@ -171,3 +171,16 @@ def test_a_run_records_every_source(base: Path, capsys: pytest.CaptureFixture[st
     card = (base / "out" / "README.md").read_text()
     assert "share 0.25, 1 windows" in card and card.count("SHA-256") == 5
     assert "shares" not in capsys.readouterr().err
+
+
+def test_encoders_record_the_sentences_that_they_are_evaluated_on(base: Path) -> None:
+    encoder = load(write_tiny(base / "encoder", "bert"))
+    lines = (f"Sentence number {i} says something of its own here.\n" for i in range(400))
+    (base / "x.txt").write_text("".join(lines))
+    given = data("de/*.txt")
+    *_, last = read_texts(given, base, encoder).records
+    assert (last.role, last.windows, last.length, last.pieces) == ("evaluate", 256, 0, "256 sentences")
+    assert last.tokens > 256 * 6
+    (base / "x.txt").write_text("Too little to tell anything from.\n" * 40)
+    with pytest.raises(PocketsizeError, match="sentences of 6 to 40 words, 16 are needed"):
+        read_texts(given, base, encoder)

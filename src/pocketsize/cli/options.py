@@ -89,7 +89,11 @@ def texts(function: F) -> F:
         function
     )
     function = click.option(
-        "--tokens", type=int, default=16384, show_default=True, help="Tokens to evaluate."
+        "--tokens",
+        type=int,
+        default=16384,
+        show_default=True,
+        help="Tokens to evaluate; encoders read sentences instead.",
     )(function)
     function = click.option(
         "--written",

@@ -33,9 +33,9 @@ class Data:
 
     `calibrate` and `evaluate` are files or globs relative to the recipe's folder, or sources with
     shares that add up to 1. `sequences` windows of `length` tokens calibrate; `tokens` tokens are
-    evaluated, in windows of `length`. `written` is the share of the calibration windows that the
-    model writes itself; `auto` means half of them where no files are named and a model is small
-    enough to be run for it, else none.
+    evaluated, in windows of `length` (encoders: at most 256 sentences instead). `written` is the
+    share of the calibration windows that the model writes itself; `auto` means half of them where
+    no files are named and a model is small enough to be run for it, else none.
     """
 
     calibrate: tuple[str, ...] | tuple[Source, ...] = ()

@@ -63,7 +63,8 @@ class StepReport:
 class TextRecord:
     """A text that was used: where from, how much, and the hash that pins it.
 
-    `share` is the part of the windows that was asked of it.
+    `share` is the part of the windows that was asked of it. Encoders are evaluated on sentences instead:
+    `windows` then counts those, and `length` is 0.
     """
 
     role: str
@@ -74,6 +75,11 @@ class TextRecord:
     length: int
     tokens: int
     share: float = 1.0
+
+    @property
+    def pieces(self) -> str:
+        """How much, in words: `64 windows of 512 tokens` or `256 sentences`."""
+        return f"{self.windows:,} " + (f"windows of {self.length:,} tokens" if self.length else "sentences")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pocketsize.data.chat import chat_renderer
 from pocketsize.data.sources import Source, apportion
 from pocketsize.data.text import Corpus, default_corpora, joined, overlap, read_corpus
 from pocketsize.errors import UnsupportedError, UsageError
+from pocketsize.measurement.embedding import sentences
 from pocketsize.models.load import tokenizer_of
 from pocketsize.models.model import Model
 from pocketsize.recipes.recipe import Data
@@ -73,14 +75,12 @@ def read_texts(data: Data, base: Path, model: Model) -> Texts:
     findings += _about_counts("calibration", first, calibrate)
     findings += _about_repeats(torch.cat([w.input_ids for w in calibrate]))
     findings += _about_counts("evaluation", second, evaluate) if len(second) > 1 else []
-    records = [
-        _record(role, p.share * of, w)
-        for role, parts, cut, of in (
-            ("calibrate", first, calibrate, count / data.sequences),
-            ("evaluate", second, evaluate, 1.0),
-        )
-        for p, w in zip(parts, cut, strict=True)
-    ]
+    of = count / data.sequences
+    records = [_record("calibrate", p.share * of, w) for p, w in zip(first, calibrate, strict=True)]
+    if model.arch.task == "generate":
+        records += [_record("evaluate", p.share, w) for p, w in zip(second, evaluate, strict=True)]
+    else:
+        records.append(_sentence_record(corpora[1], data.seed, tokenizer))
     return Texts(
         joined_windows(calibrate, [p.share for p in first]),
         joined_windows(evaluate, [p.share for p in second]),
@@ -154,3 +154,11 @@ def _about_repeats(ids: Tensor) -> Iterator[Finding]:
 def _record(role: str, share: float, w: Windows) -> TextRecord:
     n, length = w.input_ids.shape
     return TextRecord(role, w.name, w.sha256, w.documents, n, length, int(w.mask.sum()), share)
+
+
+def _sentence_record(corpus: Corpus, seed: int, tokenizer: PreTrainedTokenizerBase) -> TextRecord:
+    """What an encoder is evaluated on; there are too few sentences, or they are these."""
+    chosen = sentences(corpus, seed)
+    tokens = sum(len(ids) for ids in tokenizer(chosen).input_ids)
+    digest = hashlib.sha256("\n".join(chosen).encode()).hexdigest()
+    return TextRecord("evaluate", corpus.name, digest, len(corpus.documents), len(chosen), 0, tokens)

@@ -152,8 +152,7 @@ def _interval(row: compare.Row) -> str:
 def _protocol(record: RunRecord) -> str:
     lines = [f"- {plain(line)}" for line in record.protocol]
     lines += [
-        f"- {plain(t.role)}: {plain(t.name)}, {_share(t.share)}{t.windows:,} windows of {t.length:,} tokens, "
-        f"SHA-256 {code(t.sha256)}"
+        f"- {plain(t.role)}: {plain(t.name)}, {_share(t.share)}{t.pieces}, SHA-256 {code(t.sha256)}"
         for t in record.texts
     ]
     lines.append(f"- recipe: `recipe.yaml`, SHA-256 {code(record.recipe_sha256)}, seed {record.seed}")
