@@ -45,12 +45,11 @@ def _asked(model: str, revision: str | None, file: str | None) -> HubId:
     """The hub model that the words name together."""
     from pocketsize.errors import UsageError
     from pocketsize.io.hub.ids import parse_hub
-    from pocketsize.io.samples import PREFIX, SAMPLES, sample_hint
+    from pocketsize.io.samples import known_samples, sample_hint
 
     asked = parse_hub(model)
     if asked is None:
-        known = f"; known: {', '.join(PREFIX + name for name in SAMPLES)}"
-        hint = sample_hint(model) or known
+        hint = sample_hint(model) or known_samples()
         raise UsageError(f"{model!r}: no hub id (OWNER/NAME, OWNER/NAME@REVISION), and no sample{hint}")
     if revision and asked.revision not in (None, revision):
         raise UsageError(f"--revision {revision}: {model} already names revision {asked.revision}")

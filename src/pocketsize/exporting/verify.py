@@ -136,7 +136,6 @@ def _check_folder(folder: Path, known: dict[str, Any]) -> list[Check]:
 def _config_changes(model: Model, recorded: dict[str, Any]) -> Iterator[str]:
     """Keys of the config that no longer have the value they were recorded with."""
     found = json.loads(json.dumps(model.config.to_dict(), default=str))
-    recorded = json.loads(json.dumps(recorded, default=str))
     for key in sorted((found.keys() | recorded.keys()) - OWN_TO_A_FOLDER):
         if found.get(key) != recorded.get(key):
             yield f"{key} is {found.get(key)!r}, recorded was {recorded.get(key)!r}"

@@ -166,14 +166,14 @@ class _Xllamacpp:
         return self._sound(reply)["choices"][0]["message"]["content"]
 
     def chat_tokens(self, messages: list[dict[str, str]]) -> int:
-        return len(self.tokenize(self._asked("apply-template", {"messages": messages})["prompt"], True))
+        return len(self.tokenize(self._asked("apply-template", "prompt", body={"messages": messages}), True))
 
     def context(self) -> int:
-        return self._asked("props")["default_generation_settings"]["n_ctx"]
+        return self._asked("props", "default_generation_settings", "n_ctx")
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         body = {"content": text, "add_special": special, "parse_special": special}
-        return self._asked("tokenize", body)["tokens"]
+        return self._asked("tokenize", "tokens", body=body)
 
     def timings(self, ids: list[int], n: int) -> Timings:
         t = self._complete(ids, n, cache_prompt=False, ignore_eos=True)["timings"]
@@ -182,8 +182,8 @@ class _Xllamacpp:
     def close(self) -> None:
         self._server = None
 
-    def _asked(self, path: str, body: dict[str, object] | None = None) -> dict[str, Any]:
-        """What the server answers over its socket."""
+    def _asked(self, path: str, *keys: str, body: dict[str, object] | None = None) -> Any:
+        """What the server answers over its socket, under these keys."""
         request = urllib.request.Request(
             f"{self._server.listening_address}/{path}",
             None if body is None else json.dumps(body).encode(),
@@ -193,8 +193,11 @@ class _Xllamacpp:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(request, timeout=60) as reply:
-                return json.load(reply)
-        except (urllib.error.URLError, ValueError) as error:
+                answer = json.load(reply)
+            for key in keys:
+                answer = answer[key]
+            return answer
+        except (urllib.error.URLError, ValueError, KeyError) as error:
             raise DataError(f"{self._path}: llama.cpp cannot {path}: {error}") from error
 
     def _complete(self, ids: list[int], n: int, **options: object) -> dict[str, Any]:

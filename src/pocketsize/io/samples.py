@@ -134,9 +134,13 @@ def sample_of(model: str) -> Sample:
     """The sample that `sample:NAME`, or NAME, stands for."""
     name = model.removeprefix(PREFIX)
     if name not in SAMPLES:
-        known = f"; known: {', '.join(PREFIX + known for known in SAMPLES)}"
-        raise UsageError(f"unknown sample {model!r}{sample_hint(name) or known}")
+        raise UsageError(f"unknown sample {model!r}{sample_hint(name) or known_samples()}")
     return SAMPLES[name]
+
+
+def known_samples() -> str:
+    """`; known: ` and all of them."""
+    return f"; known: {', '.join(PREFIX + name for name in SAMPLES)}"
 
 
 def sample_hint(word: str) -> str:

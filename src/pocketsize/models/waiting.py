@@ -21,8 +21,8 @@ def waiting_bytes(model: Model, length: int) -> float:
 
     One batch of windows of `length` tokens is walked through the block, then two; what the second
     adds is what a batch costs: hidden states, arguments of its own, and all that the frames it waits
-    in refer to. The memory where that lies stays with the walk, so the most at any site counts at all.
-    What a batch needs only while it runs is not in it.
+    in refer to. The memory where that lies stays with the walk, so the most at any site counts at
+    all of them. What a batch needs only while it runs is not in it.
     """
     short = excerpt(model, len(model.blocks) // 2)
     windows = max(1, BATCH_TOKENS // length)

@@ -304,7 +304,7 @@ def _is(value: object, one: Any) -> bool:
         return isinstance(value, str) and value == one
     if isinstance(value, bool):
         return one is bool
-    return isinstance(value, int) if one is float and isinstance(value, int) else isinstance(value, one)
+    return isinstance(value, (int, float) if one is float else one)
 
 
 def _words(hint: Any) -> str:

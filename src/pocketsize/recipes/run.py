@@ -303,14 +303,15 @@ def _untimed(model: Model) -> Finding:
 
 def _apart(done: Done) -> Iterator[Finding]:
     """A finding where a folder is written that keeps what the measured model has quantized."""
-    ends = [n for n in (done.model.arch.embedding, done.model.arch.head) if n in done.model.quantized]
+    arch, quantized = done.model.arch, done.model.quantized
+    ends = [name for name in (arch.embedding, arch.head) if name is not None and name in quantized]
     if "folder" in done.recipe.export and ends:
-        bits = done.model.quantized[ends[0] or ""].scheme.bits
+        bits = quantized[ends[0]].scheme.bits
         yield Finding(
             "folder-differs",
             f"the figures are of the model with embedding and head at {bits} bits; the folder keeps them in "
             f"{done.recipe.dtype}",
-            ends[0] or "",
+            ends[0],
         )
 
 
@@ -318,8 +319,8 @@ def _no_smaller(model: Model, artifacts: tuple[Artifact, ...]) -> Iterator[Findi
     """A finding for each artefact that is no smaller than what was downloaded."""
     for artifact in artifacts:
         if artifact.bytes >= model.origin.source_bytes:
-            sizes_mb = artifact.bytes / 1e6, model.origin.source_bytes / 1e6
-            told = "{:.1f} MB is no smaller than the {:.1f} MB that were downloaded".format(*sizes_mb)
+            after, before = artifact.bytes / 1e6, model.origin.source_bytes / 1e6
+            told = f"{after:.1f} MB is no smaller than the {before:.1f} MB that were downloaded"
             yield Finding("no-smaller", f"{artifact.format}: {told}")
 
 
