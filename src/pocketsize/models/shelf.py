@@ -6,7 +6,7 @@ import ctypes
 import mmap
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -31,14 +31,8 @@ class Noted(CausalPanels):
         self._known = {_memory(one) for one in known}
         self._noted: list[weakref.ref[Tensor]] = []
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        out = super().__torch_function__(func, types, args, kwargs)
+    def __torch_function__(self, *call: Any) -> Any:
+        out = super().__torch_function__(*call)
         for one in out if isinstance(out, tuple | list) else (out,):
             if isinstance(one, Tensor) and one.nbytes > SMALL:
                 self._noted.append(weakref.ref(one))
@@ -65,8 +59,8 @@ class Shelf:
     """
 
     def __init__(self, size: int) -> None:
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self._memory = mmap.mmap(-1, max(size, ALIGNMENT), flags=flags)
+        own = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+        self._memory = mmap.mmap(-1, max(size, ALIGNMENT), **own)
         self._begin = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self._end = self._begin + size
         self._free = [(0, size)]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from pocketsize.linalg import Factor, feedback_factor
-from pocketsize.quantization.compiled import STEPS, sweep_block
+from pocketsize.quantization.compiled import LANES, STEPS, sweep_block
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.rows import over_rows
 from pocketsize.quantization.scheme import Scheme
@@ -54,26 +55,22 @@ def gptq(
     perm = group_order(activity, width) if order else torch.arange(columns)
     dead = torch.nonzero(activity[perm] == 0)[:, 0]
     factor = feedback_factor(_ordered(H, perm, dead), damp)
-    W = _columns(W.to(torch.float32), perm)
-    W[:, dead] = 0
-    codes, scale, zero = sweep(W, factor, scheme, search=search)
+    transposed = W.to(torch.float32).T.contiguous()[perm]
+    transposed[dead] = 0
+    codes, scale, zero = sweep(transposed, factor, scheme, search=search)
     back, groups = torch.argsort(perm), torch.argsort(perm[::width] // width)
-    weight = QWeight(_columns(codes, back), _columns(scale, groups), _columns(zero, groups), scheme)
-    return GptqResult(weight, factor.damp, factor.escalations, len(dead))
+    codes, scale, zero = (T[of].T.contiguous() for T, of in ((codes, back), (scale, groups), (zero, groups)))
+    return GptqResult(QWeight(codes, scale, zero, scheme), factor.damp, factor.escalations, len(dead))
 
 
 def _ordered(
     H: Float[Tensor, "in in"], perm: Int64[Tensor, "in"], dead: Int64[Tensor, "dead"]
 ) -> Float[Tensor, "in in"]:
     """H in the order of the sweep; an input that was always zero stands for itself."""
-    ordered = _columns(H.to(torch.float32)[perm], perm)
+    # numpy gathers columns several times faster than torch on a CPU.
+    ordered = torch.from_numpy(H.to(torch.float32)[perm].numpy().take(perm.numpy(), axis=1))
     ordered[dead, dead] = 1
     return ordered
-
-
-def _columns(T: Shaped[Tensor, "out in"], picked: Int64[Tensor, "in"]) -> Shaped[Tensor, "out in"]:
-    """T[:, picked]; numpy gathers columns several times faster than torch on a CPU."""
-    return torch.from_numpy(T.numpy().take(picked.numpy(), axis=1))
 
 
 def group_order(activity: Float[Tensor, "in"], width: int) -> Int64[Tensor, "in"]:
@@ -85,45 +82,46 @@ def group_order(activity: Float[Tensor, "in"], width: int) -> Int64[Tensor, "in"
 
 
 def sweep(
-    W: Float[Tensor, "out in"], factor: Factor, scheme: Scheme, *, search: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, scales and zeros of W, in the order of its columns, block by block."""
-    rows, columns = W.shape
-    block = scheme.width(columns) * max(1, BLOCK // scheme.width(columns))
-    done: list[tuple[Tensor, Tensor, Tensor]] = []
-    E = torch.empty(rows, columns)  # W less what the codes stand for
-    for a in range(0, columns, block):
-        part = slice(a, min(a + block, columns))
-        w, M = W[:, part].contiguous(), factor.M[part, part]
+    W: Float[Tensor, "in out"], factor: Factor, scheme: Scheme, *, search: bool
+) -> tuple[UInt8[Tensor, "in out"], Float[Tensor, "groups out"], Float[Tensor, "groups out"]]:
+    """Codes, scales and zeros of a transposed W, in the order of its inputs, block by block.
+
+    Transposed, so that neighbours in memory are outputs, which do not wait for one another.
+    """
+    columns, rows = W.shape
+    width = scheme.width(columns)
+    step = width * max(1, BLOCK // width)
+    codes, E = torch.empty_like(W, dtype=torch.uint8), torch.empty_like(W)  # E: W less what codes stand for
+    scale, zero = torch.empty(2, columns // width, rows)
+    for a in range(0, columns, step):
+        part = slice(a, min(a + step, columns))
+        groups = slice(part.start // width, part.stop // width)
+        M = factor.M[part, part]
         # N = M^-1: rows of the paper's U over their diagonal. Where every later column is free to absorb
-        # what the earlier ones left, the best weights here are w + (E M) N.
+        # what the earlier ones left, the best weights here are w + (E M) N; here all is transposed.
         N = torch.linalg.solve_triangular(M, torch.eye(len(M)), upper=True, unitriangular=True).contiguous()
-        v = w + E[:, :a] @ factor.M[:a, part] @ N
-        codes, scale, zero, E[:, part] = _sweep_part(w, v, N, factor.d[part], scheme, search=search)
-        done.append((codes, scale, zero))
-    codes, scale, zero = (torch.cat(parts, dim=1) for parts in zip(*done, strict=True))
+        V = W[part] + N.T @ (factor.M[:a, part].T @ E[:a])
+        filled = (W[part], V, codes[part], scale[groups], zero[groups], E[part])
+        _sweep_part(N, factor.d[part], scheme, filled, search=search)
     return codes, scale, zero
 
 
 def _sweep_part(
-    w: Float[Tensor, "out part"],
-    v: Float[Tensor, "out part"],
     N: Float[Tensor, "part part"],
     d: Float[Tensor, "part"],
     scheme: Scheme,
+    filled: tuple[Tensor, ...],
     *,
     search: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Codes, scales, zeros and errors of a block of columns, compiled; v is used up."""
-    e, codes = torch.empty_like(w), torch.empty_like(w, dtype=torch.uint8)
-    width = min(scheme.group or w.shape[1], w.shape[1])
-    scale, zero = torch.empty(2, w.shape[0], w.shape[1] // width)
-    grid = (width, scheme.top, scheme.symmetric, scheme.scale_digits, STEPS if search else 0)
+) -> None:
+    """Fill codes, scales, zeros and errors of a block, compiled."""
     n, weight = N.numpy(), d.numpy()
-    W, V, C, S, Z, E = (T.numpy() for T in (w, v, codes, scale, zero, e))
+    W, V, C, S, Z, E = (T.numpy() for T in filled)
+    width = len(n) // len(S)
+    grid = (width, scheme.top, scheme.symmetric, scheme.scale_digits, STEPS if search else 0)
 
     def run(p: int, q: int) -> None:
-        sweep_block(n, weight, *grid, W[p:q], V[p:q], C[p:q], S[p:q], Z[p:q], E[p:q])
+        room = np.empty((len(n), LANES), np.float32), np.empty(width, np.float32)
+        sweep_block(n, weight, *grid, p, q, W, V, C, S, Z, E, *room)
 
-    over_rows(w.shape[0], run)
-    return codes, scale, zero, e
+    over_rows(W.shape[1], run)

@@ -259,15 +259,7 @@ def _finish(
     """Hand over the reports and whatever the user should know about them."""
     options = {name: getattr(step, name) for name in step.__dataclass_fields__}
     ctx.reports.append(StepReport(step.kind, options, tuple(reports), tokens))
-    for r in reports:
-        if r.escalations:
-            ctx.findings.append(
-                Finding("damping-raised", f"damping raised {r.escalations} times to {r.damp:g}", r.name)
-            )
-        if r.dead:
-            ctx.findings.append(
-                Finding("dead-inputs", f"{r.dead} of {r.columns} inputs were always zero", r.name)
-            )
+    ctx.findings += _told_together(reports)
     if step.kind == "gptq" and model.arch.experts is not None:
         ctx.findings += _starved([r for r in reports if f".{model.arch.experts}." in r.name])
     if tokens and (widest := max(reports, key=lambda r: r.columns)).columns > tokens:
@@ -280,6 +272,20 @@ def _finish(
             )
         )
     return model.with_quantized(ctx.store.weights())
+
+
+def _told_together(reports: list[LayerReport]) -> Iterator[Finding]:
+    """Whose damping was raised, and whose inputs were dead: one finding each, which names the worst."""
+    raised = [r for r in reports if r.escalations]
+    if raised:
+        worst = max(raised, key=lambda r: r.damp)
+        said = f"damping raised for {len(raised)} of {len(reports)} matrices, at most to {worst.damp:g}"
+        yield Finding("damping-raised", said, worst.name)
+    dead = [r for r in reports if r.dead]
+    if dead:
+        worst = max(dead, key=lambda r: r.dead / r.columns)
+        said = f"{len(dead)} of {len(reports)} matrices have inputs that were always zero, at most"
+        yield Finding("dead-inputs", f"{said} {worst.dead} of {worst.columns}", worst.name)
 
 
 def _starved(experts: list[LayerReport]) -> Iterator[Finding]:
