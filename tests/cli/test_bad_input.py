@@ -48,8 +48,10 @@ CASES = [
     ("measure m --data absent.txt", 3, "absent.txt: no such file"),
     ("quantize m -o full", 2, "full: exists and is not an empty folder"),
     ("shrink m --fit 1GB -o file", 2, "file: exists and is not an empty folder"),
-    ("quantize m -o file/out", 5, "file/.out.work: Not a directory"),
-    ("shrink m --fit 1GB -o file/out", 5, "file/.out.work: Not a directory"),
+    ("quantize m -o file/out", 5, "file/.out.work: Not a directory; a part of that path is a file"),
+    ("shrink m --fit 1GB -o file/out", 5, "file/.out.work: Not a directory; a part of that path is a file"),
+    ("plan m -o file/out", 5, "file: is a file, so no output can be made there"),
+    ("plan m --fit 1GB -o file", 5, "file: is a file, so no output can be made there"),
     ("shrink m --ratio 1000x -o out", 5, "m: 0.0MB is below the smallest gguf file possible"),
     ("quantize m --sequences -1 -o out", 2, "data: sequences must be a positive number, got -1"),
     ("verify file", 2, "file: no such folder"),
@@ -107,4 +109,6 @@ def test_a_folder_that_may_not_be_written(
     assert main([*line.split(), "-o", "locked/out"]) == 5
     error = capsys.readouterr().err
     assert "locked/.out.work: Permission denied" in error and error.count("\n") == 1
+    assert main(["plan", "m", "-o", "locked/out"]) == 5
+    assert "locked: may not be written to" in capsys.readouterr().err
     assert state(tmp_path) == before

@@ -37,3 +37,9 @@ def test_rows_of_the_table_are_lines(
     show(Result(Path("out"), smollm2()), json_=False)
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "perplexity ratio" in line)
     assert "[" in line and "…" not in line
+
+
+def test_sizes_are_told_once_for_each_artefact(capsys: pytest.CaptureFixture[str]) -> None:
+    show(Result(Path("out"), smollm2()), json_=False)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "bits per weight" in line]
+    assert lines and all(line.startswith(("gguf: ", "folder: ")) for line in lines)

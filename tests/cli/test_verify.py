@@ -31,6 +31,13 @@ def test_sound(folder, capsys):
     assert "ok" in out and "every file is as it was written" in out
 
 
+def test_no_line_is_cut_where_it_is_piped(folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    assert main(["verify", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all(line.startswith("ok    ") for line in lines)
+
+
 def test_sound_as_json(folder, capsys):
     assert main(["verify", str(folder), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)

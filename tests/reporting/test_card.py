@@ -57,6 +57,7 @@ def test_figures_protocol_and_limits_are_there() -> None:
         "Non-overlapping",
         "seed 0",
         "GGUF Q4\\_1",
+        "Stock transformers unpacks the folder",
     ):
         assert words in body
     assert "121 windows" in body

@@ -26,6 +26,14 @@ def test_two_runtimes_are_no_before_and_after() -> None:
     assert [row.where for row in rows] == ["", "", "", GGUF, GGUF, GGUF]
 
 
+def test_what_a_folder_does_in_transformers_is_said_where_one_was_quantized() -> None:
+    assert "neither faster nor in less memory" in compare.in_transformers(encoder())
+    assert compare.in_transformers(bare()) == ""
+    gguf_only = tuple(a for a in smollm2().artifacts if a.format == "gguf")
+    assert compare.in_transformers(replace(smollm2(), artifacts=gguf_only)) == ""
+    assert compare.in_transformers(replace(encoder(), steps=())) == ""
+
+
 def test_one_runtime_is() -> None:
     pair = tuple(
         latency.row("decode_rate", v, "llama.cpp", s, 10) for v, s in ((30.0, "original"), (90.0, GGUF))

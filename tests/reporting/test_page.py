@@ -146,6 +146,7 @@ def test_the_figures_are_there() -> None:
         assert figure in text
     assert "relative to the dequantized release (GGUF Q4_1)" in text
     assert "All measured, n\u00a0=\u00a032,704." in text
+    assert "Stock transformers unpacks the folder" in text
     assert "little-text" in text and "avx512 bf16" in text.lower()
     for artifact in smollm2().artifacts:
         assert all(sha256 in text for sha256 in artifact.files.values())

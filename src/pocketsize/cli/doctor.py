@@ -55,9 +55,9 @@ def command(ctx: click.Context, out: Path, json_: bool) -> None:
 
 def _show(found: Diagnosis) -> None:
     """Facts, then what was looked at; below each that is not there, the way to mend it."""
-    from rich.console import Console
+    from pocketsize.cli.screen import screen
 
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = screen()
     facts = found.facts
     sets = " ".join(f"{name}{'' if there else ' (no)'}" for name, there in found.instruction_sets.items())
     for name, value in (

@@ -51,14 +51,14 @@ def command(model: str, fetch_: bool, json_: bool) -> None:
 
 def _show(model: Model, found: Ledger, vocabulary: int) -> None:
     """Title lines, then the tensors by role and kind."""
-    from rich.console import Console
+    from pocketsize.cli.screen import screen
 
     origin = model.origin
     tied = "; the head is the embedding" if found.tied else ""
     revision = f", revision {_printable(origin.revision)}" if origin.revision else ""
     groups = ", ".join(str(group) for group in found.groups) or "none; use one scale per row"
     fit = f"groups that divide every width: {groups}"
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = screen()
     for line in (
         f"{_printable(origin.name)}: {model.config.model_type}, to {model.arch.task}",
         *_already(origin),

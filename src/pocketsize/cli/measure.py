@@ -156,10 +156,11 @@ def _print_json(rows: Sequence[Measurement], protocol: Sequence[str]) -> None:
 
 
 def _print_table(rows: Sequence[Measurement], protocol: Sequence[str], name: str) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, markup=False)
+    from pocketsize.cli.screen import screen
+
+    console = screen()
     table = Table(title=name, title_justify="left")
     for heading in ("measurement", "of", "value", "95 % interval", "unit"):
         table.add_column(heading, justify="right" if heading in ("value", "95 % interval") else "left")
@@ -168,7 +169,7 @@ def _print_table(rows: Sequence[Measurement], protocol: Sequence[str], name: str
         mark = "" if row.kind == "measured" else f" ({row.kind})"
         value, unit = (row.value / 1e6, "MB") if row.unit == "bytes" else (row.value, row.unit)
         table.add_row(row.name.replace("_", " ") + mark, row.subject, _short(value), interval, unit)
-    console.print(table)
+    console.print(table, soft_wrap=False)
     for sentence in protocol:
         console.print(sentence)
 

@@ -90,12 +90,13 @@ def _given(ctx: click.Context) -> list[str]:
 
 
 def _show(found: Plan) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=True)
+    from pocketsize.cli.screen import screen
+
+    console = screen()
     for line in _exports(found):
-        console.print(line, markup=False)
+        console.print(line)
     if found.stages:
         table = Table(title=f"{found.model}: what each stage takes", title_justify="left")
         for heading in ("stage", "memory", "a process beside it", "CPU time", "time"):
@@ -105,7 +106,7 @@ def _show(found: Plan) -> None:
             table.add_row(s.name, _mb(s.ram_bytes), beside, _time(s.cpu_s), _time(s.time_s))
         console.print(table)
     for line in (*_totals(found), *_details(found)):
-        console.print(line, markup=False)
+        console.print(line)
 
 
 def _exports(found: Plan) -> Iterator[str]:

@@ -7,16 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from pocketsize.api import Result
 from pocketsize.cli.main import visible
+from pocketsize.cli.screen import screen
 from pocketsize.errors import UsageError
 from pocketsize.measurement.measurement import Measurement
 from pocketsize.recipes.recipe import Data
-
-_UNBOUNDED = 10_000
 
 
 def use_threads(threads: int | None) -> None:
@@ -58,10 +56,7 @@ def show(result: Result, *, json_: bool) -> None:
         facts = {"folder": str(result.folder), "record": json.loads(record.to_json())}
         click.echo(json.dumps(facts))
         return
-    # Names and messages come from files: nothing in them is markup, and no line is cut where it is piped.
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = _UNBOUNDED
+    console = screen()
     console.print(f"{visible(result.record.origin.name)} before and after", style="italic")
     table = Table()
     for heading in ("", "original", "compressed", "unit"):
@@ -88,7 +83,7 @@ def _rows(measurements: Iterable[Measurement]) -> list[tuple[str, str, str, str]
     """Name, unit, original, compressed; sizes of files are told below the table."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for m in measurements:
-        if m.subject not in ("original", "compressed") or m.unit == "bytes":
+        if m.subject not in ("original", "compressed") or m.unit in ("bytes", "bits"):
             continue
         interval = "" if m.low is None or m.high is None else f" [{m.low:.3g}, {m.high:.3g}]"
         rows.setdefault((m.name.replace("_", " "), m.unit), {})[m.subject] = f"{m.value:.3g}{interval}"

@@ -20,9 +20,10 @@ def command(model: str, llamacpp: bool | None, json_: bool) -> None:
 
     Ends with exit code 7 when something is not as it was made; with --json every check is told either way.
     """
-    from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
 
+    from pocketsize.cli.main import visible
+    from pocketsize.cli.screen import screen
     from pocketsize.errors import IntegrityError, UsageError
     from pocketsize.exporting.verify import require_sound, verify_folder
     from pocketsize.io.source import fetched_copy
@@ -35,11 +36,10 @@ def command(model: str, llamacpp: bool | None, json_: bool) -> None:
     if json_ and facts["ok"]:
         click.echo(json.dumps(facts, indent=1))
     elif not json_:
-        console = Console(highlight=False)
+        console = screen()
         for check in checks:
-            console.print(
-                f"{'[green]ok[/]   ' if check.ok else '[red]WRONG[/]'} {check.name}: {escape(check.detail)}"
-            )
+            mark = ("ok   ", "green") if check.ok else ("WRONG", "red")
+            console.print(Text.assemble(mark, f" {visible(check.name)}: {visible(check.detail)}"))
     try:
         require_sound(checks)
     except IntegrityError as error:

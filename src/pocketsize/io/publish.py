@@ -293,6 +293,8 @@ def _way_out(code: int | None, path: Path) -> str:
             return "; free some space on that disk, or write elsewhere"
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return "; give a path that you may write to"
+        case errno.ENOTDIR:
+            return "; a part of that path is a file: give another one"
         case errno.ENOENT:
             return f"; is the folder {path.parent} there?"
         case _:

@@ -19,7 +19,7 @@ from pocketsize.recipes.quantize import Gptq, Rtn
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.record import Finding
 from pocketsize.recipes.rehearse import rehearse
-from pocketsize.recipes.room import Room, room_of, size_of
+from pocketsize.recipes.room import Room, home_of, room_of, size_of
 from pocketsize.recipes.run import Console, opened, settle
 from pocketsize.recipes.texts import Texts
 
@@ -116,6 +116,7 @@ def plan(
     What fits is rehearsed on one block, unless `rehearsed` is False; times come from that. `model`
     saves loading it again.
     """
+    home_of(out)
     console.phase("load")
     start, cpu, before = perf_counter(), cpu_seconds(), peak_rss_bytes()
     original = model or opened(recipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,8 +87,18 @@ def size_of(recipe: Recipe, texts: Texts) -> Size:
 
 def free_bytes(out: Path) -> tuple[int, Path]:
     """What is free where `out` is, or would be made; and the folder that was asked."""
-    there = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    there = home_of(out)
     return shutil.disk_usage(there).free, there
+
+
+def home_of(out: Path) -> Path:
+    """The folder where `out` is, or the nearest one it would be made in; refused where it takes no files."""
+    there = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise ResourceError(f"{there}: is a file, so no output can be made there; choose another with -o")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ResourceError(f"{there}: may not be written to; choose another output with -o")
+    return there
 
 
 def _less(room: Room, size: Size, windows: int, least: int) -> str:

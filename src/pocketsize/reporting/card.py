@@ -169,6 +169,8 @@ def _limits(record: RunRecord) -> str:
         "- Speed was measured on one machine and differs on another.",
         "- What the original gets wrong, and its biases, are kept.",
     ]
+    if dense := compare.in_transformers(record):
+        lines.insert(2, f"- {dense}")
     if record.origin.dequantized_from:
         source = plain(record.origin.dequantized_from)
         lines.insert(

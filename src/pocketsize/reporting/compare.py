@@ -217,6 +217,16 @@ def summary(record: RunRecord) -> str:
     return ", ".join(parts) if parts else f"{record.origin.name}, compressed"
 
 
+def in_transformers(record: RunRecord) -> str:
+    """What the folder does in stock transformers; nothing where none was written, or nothing quantized."""
+    if not record.steps or not any(artifact.format == "folder" for artifact in record.artifacts):
+        return ""
+    return (
+        "Stock transformers unpacks the folder to a dense model as it loads it: the folder is smaller to "
+        "keep and to send, but runs neither faster nor in less memory than the original in the same dtype."
+    )
+
+
 def smallest(record: RunRecord) -> Artifact | None:
     """The artefact with the fewest bytes, or none if nothing was exported."""
     return min(record.artifacts, key=lambda artifact: artifact.bytes, default=None)

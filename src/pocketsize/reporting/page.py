@@ -97,6 +97,7 @@ def report_html(record: RunRecord) -> str:
         how=compare.how,
         quality=compare.rows_of(record, "quality"),
         speed=compare.rows_of(record, "speed"),
+        in_transformers=compare.in_transformers(record),
         other=compare.rows_of(record, "other"),
         files=compare.size_rows(record),
         plots=steps,

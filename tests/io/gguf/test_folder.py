@@ -21,6 +21,7 @@ from pocketsize.io.gguf import folder as module
 from pocketsize.io.gguf import values
 from pocketsize.io.gguf.folder import plain_folder
 from pocketsize.io.gguf.rope import llama3_divisors
+from pocketsize.io.hub.copies import Copy, Kept, write_copy
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
@@ -186,6 +187,22 @@ def test_the_folder_is_made_once_and_follows_the_content(
     write_gguf(tmp_path / "b.gguf", source, kind=Kind.Q8_0)
     assert load(tmp_path / "b.gguf").folder != first
     assert len(os.listdir(tmp_path / "cache" / "gguf")) == 2
+
+
+def test_a_file_from_the_hub_says_its_repository_and_commit(tmp_path: Path) -> None:
+    """Not what the file says of itself: anybody may have written that."""
+    here, commit = tmp_path / "fetched", "0123456789abcdef" * 2 + "01234567"
+    here.mkdir()
+    write_gguf(tmp_path / "a.gguf", write_source(tmp_path / "source", "llama"))
+    mine = load(tmp_path / "a.gguf")
+    (here / "a.gguf").write_bytes((tmp_path / "a.gguf").read_bytes())
+    (here / "origin.json").write_text('{"name": "org/name", "licence": "mit", "revision": ""}')
+    write_copy(here, Copy("org/name", commit, "Q4/a.gguf", (Kept("a.gguf", 1, ""),)))
+    fetched = load(here / "a.gguf")
+    said = fetched.origin
+    assert (said.name, said.revision, said.licence) == ("org/name/Q4/a.gguf", commit, "mit")
+    assert mine.origin.revision.startswith("sha256:") and fetched.folder != mine.folder
+    assert said.source_bytes == (here / "a.gguf").stat().st_size
 
 
 def test_no_room_is_said_before_a_byte_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,11 @@ from pocketsize.io.gguf.families import Family, family_of
 from pocketsize.io.gguf.header import GgufFile, GgufTensor, open_gguf
 from pocketsize.io.gguf.tokenizer import settings_of, tokenizer_of
 from pocketsize.io.gguf.values import dtype_of, part_of, read_values
+from pocketsize.io.hub.copies import Copy, is_copy, read_copy
+from pocketsize.io.hub.ids import HubId
 from pocketsize.io.publish import clear_leftovers, publish_bytes, sha256_of, staging
 from pocketsize.io.source import ORIGIN
+from pocketsize.io.strictjson import read_json_object
 
 # Raised when the same file would become another folder.
 _VERSION = 1
@@ -47,24 +50,34 @@ class _Said:
 def plain_folder(path: Path, cache: Path) -> Path:
     """The folder below `cache` that a GGUF file has become; it is made when it is not there yet.
 
-    Its name is the hash of the file, so the folder of a file that has changed is another one.
+    Its name is the hash of the file, so the folder of a file that has changed is another one. A file from
+    the hub has one for each commit, which says where it came from.
     """
     file = open_gguf(path)
     family_of(file.of("general.architecture", str), path)
     hashes = [sha256_of(part) for part in file.paths]
     digest = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-    final = cache / f"{digest}-{_VERSION}"
+    copy = read_copy(path.parent) if is_copy(path.parent) else None
+    final = cache / f"{digest}-{f'{copy.commit}-' if copy else ''}{_VERSION}"
     if (final / ORIGIN).is_file():
         return final
     clear_leftovers(final)
     _require_room(file, cache)
     with _announced(f"dequantize {path.name}, once"), staging(final) as folder:
         kind = dequantize_folder(file, folder)
-        name = str(file.get("general.name", str) or path.stem)
-        licence = str(file.get("general.license", str) or "unknown")
-        said = _Said(name, licence, f"sha256:{digest}", file.bytes, kind)
-        _publish_json(folder / ORIGIN, {key: getattr(said, key) for key in _Said.__slots__})
+        _publish_json(folder / ORIGIN, asdict(_said(file, copy, f"sha256:{digest}", kind)))
     return final
+
+
+def _said(file: GgufFile, copy: Copy | None, revision: str, kind: str) -> _Said:
+    """Where the weights came from: the hub's repository and commit, or what the file says of itself."""
+    licence = file.get("general.license", str)
+    if copy is None:
+        name = file.get("general.name", str) or file.path.stem
+    else:
+        name, revision = str(HubId(copy.repo, None, copy.file)), copy.commit
+        licence = read_json_object(file.path.parent / ORIGIN).get("licence") or licence
+    return _Said(str(name), str(licence or "unknown"), revision, file.bytes, kind)
 
 
 @contextmanager
