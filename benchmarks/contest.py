@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from meter import write_json
+from meter import Cost, write_json
 from venvs import python_of
 
 HERE = Path(__file__).parent
@@ -35,6 +35,10 @@ ALGORITHM = (
     "models/walk.py",
     "recipes/quantize.py",
 )
+
+
+PHASES = ("quantize", "score", "time", "record")
+_PHASES = "time: finished runs again, for their costs alone (on an idle machine; not part of all)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +170,19 @@ class Bench:
         figures = json.loads(raw.with_suffix(".json").read_text())
         out.with_suffix(".score.json").unlink(missing_ok=True)
         raw.with_suffix(".safetensors").replace(out.with_suffix(".safetensors"))
-        today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        write_json(out.with_suffix(".json"), {"date": today, "inputs": self.inputs(run), **figures})
+        write_json(out.with_suffix(".json"), {"date": _today(), "inputs": self.inputs(run), **figures})
+
+    def time_all(self, runs: Sequence[Run]) -> None:
+        """Runs that are finished once more, for their costs alone: what they gave was scored already."""
+        for i, run in enumerate(runs):
+            if (stored := self.finished(run)) is None:
+                continue
+            print(f"{i + 1}/{len(runs)} {run.name}", flush=True)
+            raw = self.work_on(run)
+            figures = json.loads(raw.with_suffix(".json").read_text())
+            raw.with_suffix(".safetensors").unlink()
+            costs = {name: figures[name] for name in Cost().as_dict()}
+            write_json(self.kept / f"{run.name}.json", stored | costs | {"date": _today()})
 
     def work_on(self, run: Run) -> Path:
         """The stem of the files that the worker leaves."""
@@ -201,7 +216,7 @@ def options(doc: str | None, work: Path, sides: Sequence[Side]) -> argparse.Argu
     parser.add_argument("--kept", type=Path, default=kept, help="where the figures of finished runs are kept")
     parser.add_argument("--venvs", type=Path, default=work / "venvs", help="environments, one per peer")
     parser.add_argument("--downloads", type=Path, default=work / "downloads", help="packages with texts")
-    parser.add_argument("--phase", choices=("all", "quantize", "score", "record"), default="all")
+    parser.add_argument("--phase", choices=("all", *PHASES), default="all", help=_PHASES)
     parser.add_argument("--sides", nargs="+", default=[side.name for side in sides])
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -218,6 +233,10 @@ def opened(options: argparse.Namespace, sample: str, task: str) -> Bench:
     sha256 = sha256_of(model / "model.safetensors")
     work, venvs = options.work.resolve(), options.venvs.resolve()
     return Bench(model, sha256, work, venvs, options.kept.resolve(), task)
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def fetched(sample: str) -> Path:

@@ -39,6 +39,8 @@ def main() -> None:
         bench.quantize_all(runs)
     if chosen.phase in ("all", "score"):
         score(bench, runs)
+    if chosen.phase == "time":
+        bench.time_all(runs)
     if chosen.phase in ("all", "record"):
         record(bench, runs, Path(__file__).with_name("record.json"))
 
