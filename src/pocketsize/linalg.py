@@ -36,9 +36,9 @@ class Gram:
     tokens: int = 0
 
     @classmethod
-    def zeros(cls, columns: int) -> Gram:
+    def zeros(cls, columns: int, device: torch.device | None = None) -> Gram:
         """An empty sum for a layer with `columns` inputs."""
-        return cls(torch.zeros(columns, columns, dtype=torch.float32))
+        return cls(torch.zeros(columns, columns, dtype=torch.float32, device=device))
 
     def update(self, X: Float[Tensor, "*batch in"], mask: Bool[Tensor, "*batch"] | None = None) -> None:
         """Add the rows of X; rows where `mask` is False (padding) do not count."""

@@ -11,6 +11,7 @@ import torch
 
 from pocketsize.errors import ResourceError
 from pocketsize.models.load import load
+from pocketsize.recipes import shortage
 from pocketsize.recipes.recipe import Data
 from pocketsize.recipes.shortage import asked_bytes, is_shortage, memory_explained, sequences_that_fit
 from tiny import write_tiny
@@ -45,6 +46,14 @@ def test_the_way_out_is_that_of_the_phase(phase: str, words: str) -> None:
     told = pytest.raises(ResourceError, match=f"out of memory in phase {phase}.*{words}")
     with told, memory_explained(lambda: phase, Data()):
         raise MemoryError
+
+
+def test_on_a_gpu_its_own_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shortage, "working_device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7_000_000, 8_000_000))
+    told = pytest.raises(ResourceError, match=r"1610\.6 MB more were asked for, 7\.0 MB were left")
+    with told, memory_explained(lambda: "measure", Data()):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has ...")
 
 
 def test_less_room_fits_fewer_sequences(tmp_path: Path) -> None:

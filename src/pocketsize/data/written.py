@@ -51,9 +51,9 @@ def _continued(
     module: nn.Module, ids: Int64[Tensor, "n 1"], length: int, generator: torch.Generator
 ) -> Int64[Tensor, "n length"]:
     """The windows that begin with these tokens."""
-    written, past = [ids], None
+    written, past, device = [ids], None, next(module.parameters()).device
     while len(written) < length:
-        out = module(input_ids=written[-1], past_key_values=past, use_cache=True)
+        out = module(input_ids=written[-1].to(device), past_key_values=past, use_cache=True)
         past = out.past_key_values
         written.append(_sampled(out.logits[:, -1], generator))
     return torch.cat(written, dim=1)
@@ -61,6 +61,6 @@ def _continued(
 
 def _sampled(logits: Float[Tensor, "n vocab"], generator: torch.Generator) -> Int64[Tensor, "n 1"]:
     """One token of each row, by its probability among the likeliest."""
-    best = logits.float().topk(min(LIKELIEST, logits.shape[1]), dim=-1)
-    picked = torch.multinomial(best.values.softmax(dim=-1), 1, generator=generator)
-    return best.indices.gather(1, picked)
+    values, indices = (x.cpu() for x in logits.float().topk(min(LIKELIEST, logits.shape[1]), dim=-1))
+    picked = torch.multinomial(values.softmax(dim=-1), 1, generator=generator)
+    return indices.gather(1, picked)

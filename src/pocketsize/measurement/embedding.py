@@ -21,6 +21,7 @@ from pocketsize.errors import DataError, NumericalError, UnsupportedError, Usage
 from pocketsize.measurement.measurement import Measurement
 from pocketsize.measurement.quality import Quality
 from pocketsize.measurement.stats import RESAMPLES, Interval, bootstrap, bootstrap_mean, dense, spearman
+from pocketsize.models.device import working_device
 from pocketsize.models.load import tokenizer_of
 from pocketsize.models.model import Model
 from pocketsize.models.stream import stream, without_blocks
@@ -82,9 +83,9 @@ def _embed(
         batch = tokenizer(
             [texts[i] for i in index], padding=True, truncation=True, max_length=length, return_tensors="pt"
         )
-        mask = batch["attention_mask"]
-        hidden = module(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
-        return mean_pool(hidden, mask.bool())
+        ids, mask = (batch[name].to(working_device()) for name in ("input_ids", "attention_mask"))
+        hidden = module(input_ids=ids, attention_mask=mask).last_hidden_state
+        return mean_pool(hidden, mask.bool()).cpu()
 
     rows = np.empty((len(texts), int(model.config.hidden_size)))
     for index, found in zip(

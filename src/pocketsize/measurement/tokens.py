@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pocketsize.data.calibration import Windows
 from pocketsize.errors import NumericalError, UnsupportedError
+from pocketsize.models.device import working_device
 from pocketsize.models.model import Model
 from pocketsize.models.stream import Read, stream, without_blocks
 
@@ -55,7 +56,11 @@ def token_scores(
     nll = torch.stack([-_log_softmax(x, work).gather(1, targets[:, None])[:, 0].double() for x in (p, q)])
     torch.sub(p, q, out=q)
     torch.exp(p, out=work).mul_(q)
-    return work.numpy().sum(-1, dtype=np.float64), nll.numpy(), agrees.numpy()
+    if work.device.type == "cpu":  # numpy sums rows of float32 in float64 without a copy of them
+        kl = work.numpy().sum(-1, dtype=np.float64)
+    else:
+        kl = work.sum(-1, dtype=torch.float64).cpu().numpy()
+    return kl, nll.cpu().numpy(), agrees.cpu().numpy()
 
 
 def _log_softmax(x: Float[Tensor, "t vocab"], work: Float[Tensor, "t vocab"]) -> Float[Tensor, "t vocab"]:
@@ -86,14 +91,15 @@ def compare(original: Model, compressed: Model, windows: Windows, dtype: torch.d
         nll=np.empty((2, total)),
         agrees=np.empty(total, dtype=bool),
     )
-    room = torch.empty(3, max(1, LOGITS // int(original.config.vocab_size)), int(original.config.vocab_size))
+    vocabulary, device = int(original.config.vocab_size), working_device()
+    room = torch.empty(3, max(1, LOGITS // vocabulary), vocabulary, device=device)
     at = 0
     for ids, mask, here in _rounds(windows, counted, int(original.config.hidden_size)):
         states = [
-            _hidden(module, model, read, ids, mask, dtype)[:, :-1][here]
+            _hidden(module, model, read, ids.to(device), mask.to(device), dtype)[:, :-1][here.to(device)]
             for module, model, read in zip(modules, (original, compressed), reads, strict=False)
         ]
-        _score(modules, states, ids[:, 1:][here], room, (scores, at))
+        _score(modules, states, ids[:, 1:][here].to(device), room, (scores, at))
         at += len(states[0])
     _require_finite(scores)
     return scores
@@ -166,7 +172,7 @@ def _hidden(
         return body(input_ids=part, attention_mask=attend, use_cache=False).last_hidden_state.float()
 
     batches = zip(ids.split(size), mask.split(size), strict=True)
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+    with torch.autocast(ids.device.type, dtype, enabled=dtype != torch.float32):
         return torch.cat(stream(module, model, read, [partial(forward, *batch) for batch in batches]))
 
 

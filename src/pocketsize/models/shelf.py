@@ -23,18 +23,18 @@ SPARE = 176 << 20
 class Noted(CausalPanels):
     """While it is entered, the larger tensors that torch functions give are noted, not held.
 
-    Views of what is `known` are not.
+    Views of what is `known` are not, nor is what lies on a GPU, whose allocator has no such holes.
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()
-        self._known = {_memory(one) for one in known}
+        self._known = {_memory(one) for one in known if one.is_cpu}
         self._noted: list[weakref.ref[Tensor]] = []
 
     def __torch_function__(self, *call: Any) -> Any:
         out = super().__torch_function__(*call)
         for one in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(one, Tensor) and one.nbytes > SMALL:
+            if isinstance(one, Tensor) and one.is_cpu and one.nbytes > SMALL:
                 self._noted.append(weakref.ref(one))
         return out
 
@@ -75,7 +75,7 @@ class Shelf:
         """
         shared: dict[int, list[Tensor]] = {}
         for one in tensors:
-            if one.device.type == "cpu" and not self._begin <= _memory(one) < self._end:
+            if not self._begin <= _memory(one) < self._end:
                 shared.setdefault(_memory(one), []).append(one)
         for same in shared.values():
             old = torch.empty(0, dtype=torch.uint8).set_(same[0].untyped_storage())

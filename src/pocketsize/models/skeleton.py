@@ -11,15 +11,16 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from pocketsize.errors import DataError, UnsupportedError
 from pocketsize.models.config import NAME
+from pocketsize.models.device import CPU
 from pocketsize.models.experts import unfuse
 from pocketsize.models.model import Model
 from pocketsize.models.quiet import quiet
 
 
-def skeleton(model: Model) -> nn.Module:
+def skeleton(model: Model, device: torch.device = CPU) -> nn.Module:
     """The model's module with every stored tensor on the meta device.
 
-    Tables that no checkpoint stores (rotary frequencies, position numbers) are real. An optional
+    Tables that no checkpoint stores (rotary frequencies, position numbers) are on `device`. An optional
     part that the checkpoint lacks (the pooler of a sentence encoder) is taken out.
     """
     auto = AutoModelForCausalLM if model.arch.task == "generate" else AutoModel
@@ -37,15 +38,16 @@ def skeleton(model: Model) -> nn.Module:
         if hasattr(module, name) and not any(entry.startswith(part) for entry in model.checkpoint.entries):
             setattr(module, name, None)
     unfuse(module, model.arch)
-    _compute_tables(module)
+    _compute_tables(module, device)
     module.requires_grad_(False)
     return module.eval()
 
 
-def fill(module: nn.Module, prefix: str, read: Callable[[str], Tensor]) -> None:
+def fill(module: nn.Module, prefix: str, read: Callable[[str], Tensor], device: torch.device = CPU) -> None:
     """Give each stored tensor at or below the path `prefix` ("" for all) what `read` makes of its name.
 
-    Tensors are assigned, not copied. A tied tensor is read once and stays tied.
+    Tensors are assigned, copied only where they are not on `device`. A tied tensor is read once and stays
+    tied.
     """
     tied = tied_names(module)
     found = False
@@ -53,7 +55,7 @@ def fill(module: nn.Module, prefix: str, read: Callable[[str], Tensor]) -> None:
         found = True
         if name in tied:
             continue
-        new = read(name)
+        new = read(name).to(device)
         if new.shape != old.shape:
             raise DataError(f"{name}: shape {tuple(new.shape)}, the model needs {tuple(old.shape)}")
         assign(module, name, new, parameter=isinstance(old, nn.Parameter))
@@ -74,10 +76,10 @@ def _below(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
         yield from ((f"{prefix}.{name}".lstrip("."), tensor) for name, tensor in stored(part))
 
 
-def materialise(model: Model, dtype: torch.dtype = torch.float32) -> nn.Module:
+def materialise(model: Model, dtype: torch.dtype = torch.float32, device: torch.device = CPU) -> nn.Module:
     """The whole model in memory, with its quantized weights dequantized."""
-    module = skeleton(model)
-    fill(module, "", lambda name: model.weight(name).to(dtype))
+    module = skeleton(model, device)
+    fill(module, "", lambda name: model.weight(name).to(dtype), device)
     return module
 
 
@@ -112,7 +114,7 @@ def _buffers(module: nn.Module) -> list[tuple[str, Tensor, bool]]:
 
 
 @torch.no_grad()
-def _compute_tables(module: nn.Module) -> None:
+def _compute_tables(module: nn.Module, device: torch.device) -> None:
     """Give buffers that no checkpoint stores the values that the family's own code gives them."""
     tables = [name for name, buffer, persistent in _buffers(module) if not persistent and buffer.is_meta]
     for name in tables:
@@ -123,6 +125,7 @@ def _compute_tables(module: nn.Module) -> None:
         table = module.get_buffer(name)
         if bool((table == _mark(table)).any() if not table.is_floating_point() else table.isnan().any()):
             raise UnsupportedError(f"{name}: transformers does not say how this table is computed")
+        assign(module, name, table.to(device), parameter=False)
 
 
 def _unset(like: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from pocketsize.errors import UnsupportedError
+from pocketsize.models.device import working_device
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import fill, skeleton, stored
 
@@ -24,10 +25,13 @@ def surroundings(module: nn.Module, model: Model) -> list[str]:
 
 
 def without_blocks(model: Model, read: Read) -> nn.Module:
-    """The model's module with what `read` gives for all that lies outside its blocks; those stay empty."""
-    module = skeleton(model)
+    """The model's module on the device that works, with what `read` gives for all outside its blocks.
+
+    Those stay empty.
+    """
+    module = skeleton(model, working_device())
     for name in surroundings(module, model):
-        fill(module, name, read)
+        fill(module, name, read, working_device())
     return module
 
 
@@ -51,7 +55,7 @@ def stream(module: nn.Module, model: Model, read: Read, calls: Sequence[Callable
         for block, path in zip(blocks, model.blocks, strict=True):
             if any(stop is not block for stop in stops):
                 raise UnsupportedError(f"{path}: the forward pass of its family does not run it in its turn")
-            fill(module, path, read)
+            fill(module, path, read, working_device())
             stops = [run.switch() for run in runs]
             block.to("meta")
     if not all(run.dead for run in runs):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pocketsize.errors import NumericalError, UnsupportedError
 from pocketsize.linalg import Gram
+from pocketsize.models.device import working_device
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
 from pocketsize.models.shelf import Noted, Shelf
@@ -85,17 +86,18 @@ def walk(
     The forward pass runs in bfloat16 where the CPU has it; Gram matrices are summed in float32;
     padding counts nowhere.
     """
-    module = skeleton(model)  # tables such as rotary frequencies stay float32, as stock loaders keep them
-    calls = _capture(module, model, input_ids, mask)
+    device = working_device()
+    module = skeleton(model, device)  # tables such as rotary frequencies stay float32, as stock loaders do
+    calls = _capture(module, model, input_ids.to(device), mask.to(device))
     shelf = _shelf(model, calls)
     for path in model.blocks:
         block = module.get_submodule(path)
         done = finished(path)
         if done is None:
-            fill(module, path, lambda name: model.weight(name).to(forward_dtype()))
+            fill(module, path, lambda name: _ready(model.weight(name)), device)
             yield from _visit(block, path, model, calls, shelf)
         elif head or path != model.blocks[-1]:
-            fill(module, path, lambda name, new=done: _either(new, model, name).to(forward_dtype()))
+            fill(module, path, lambda name, new=done: _ready(_either(new, model, name)), device)
             for call in calls:
                 _keep(_Batch(block, call, shelf).go_on(), call, path)
         for number, call in enumerate(calls):
@@ -103,6 +105,11 @@ def walk(
         block.to("meta")
     if head and model.arch.head is not None:
         yield _head(module, model, calls)
+
+
+def _ready(tensor: Tensor) -> Tensor:
+    """A tensor where forward passes run, in the dtype they run in."""
+    return tensor.to(working_device(), forward_dtype())
 
 
 def _either(new: Mapping[str, Tensor], model: Model, name: str) -> Tensor:
@@ -124,7 +131,7 @@ def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call], shelf:
             stops = (_reached(run.go_on(), first, path, group.names) for run in runs)
             names = tuple(f"{path}.{name}.weight" for name in group.names)
             gram, sinks = _statistics(stops, calls, model.matrix_shape(names[0])[1], attends=group.attends)
-            weights = tuple(model.as_stored(name, model.weight(name)) for name in names)
+            weights = tuple(model.as_stored(name, model.weight(name)).to(gram.total.device) for name in names)
             site = Site(path, names, weights, gram, last=number == len(groups) - 1, first=sinks)
             yield site
             for name, new in site.replaced.items():
@@ -138,7 +145,8 @@ def _statistics(
     stops: Iterable[tuple[Tensor, ...]], calls: Sequence[_Call], columns: int, *, attends: bool
 ) -> tuple[Gram, Gram | None]:
     """Gram matrix of what all batches bring to a site, and, where it feeds attention, of first positions."""
-    gram, sinks = Gram.zeros(columns), Gram.zeros(columns) if attends else None
+    device = calls[0].hidden.device
+    gram, sinks = Gram.zeros(columns, device), Gram.zeros(columns, device) if attends else None
     with torch.inference_mode():  # as the batches run
         for (X, *rows), call in zip(stops, calls, strict=True):
             mask = call.mask.flatten()[rows[0]] if rows else call.mask  # an expert reads some tokens
@@ -213,14 +221,14 @@ def _reached(stop: object, first: nn.Module, path: str, names: tuple[str, ...]) 
 
 def _replace(block: nn.Module, name: str, new: Tensor) -> None:
     """Give one linear of a block its new weight, in the dtype it runs in."""
-    assign(block, name, new.to(forward_dtype()))
+    assign(block, name, _ready(new))
 
 
 def _capture(module: nn.Module, model: Model, input_ids: Tensor, mask: Tensor) -> list[_Call]:
     """Run everything around the blocks; keep the real arguments that each block is called with."""
     for name in surroundings(module, model):
         if name != model.arch.head:
-            fill(module, name, lambda full: model.original(full).to(forward_dtype()))
+            fill(module, name, lambda full: _ready(model.original(full)), input_ids.device)
     blocks = [module.get_submodule(path) for path in model.blocks]
     calls: list[_Call] = []
     states = torch.empty(0)
@@ -336,15 +344,18 @@ class _Replay(nn.Module):
 
 
 def _head(module: nn.Module, model: Model, calls: list[_Call]) -> Site:
-    """The site of the head: what is left of the model is run on the last hidden states."""
+    """The site of the head: what is left of the model is run on the last hidden states.
+
+    The embedding is gone by then, and nothing that it would give is read.
+    """
     assert model.arch.head is not None
     name = model.arch.embedding if model.tied else model.arch.head
     parent, _, attribute = model.arch.blocks.rpartition(".")
     replay = _Replay()
     setattr(module.get_submodule(parent), attribute, nn.ModuleList([replay]))
-    fill(module, model.arch.embedding, lambda full: model.original(full).to(forward_dtype()))
+    device, width = calls[0].hidden.device, model.checkpoint.entries[model.arch.embedding].shape[1]
     linear = module.get_submodule(model.arch.head.rpartition(".")[0])
-    gram = Gram.zeros(model.checkpoint.entries[name].shape[1])
+    gram = Gram.zeros(model.checkpoint.entries[name].shape[1], device)
 
     def update(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         gram.update(args[0], mask)
@@ -354,7 +365,7 @@ def _head(module: nn.Module, model: Model, calls: list[_Call]) -> Site:
         for call in calls:
             replay.hidden, mask = call.hidden, call.mask
             try:
-                module(input_ids=torch.zeros(call.mask.shape, dtype=torch.int64), use_cache=False)
+                module(inputs_embeds=call.hidden.new_zeros(*call.mask.shape, width), use_cache=False)
             except _Captured:
                 continue
-    return Site("head", (name,), (model.weight(name),), gram, last=True)
+    return Site("head", (name,), (model.weight(name).to(device),), gram, last=True)

@@ -52,12 +52,17 @@ def gptq(
     columns = W.shape[1]
     width = scheme.width(columns)
     activity = H.diagonal().to(torch.float32)
-    perm = group_order(activity, width) if order else torch.arange(columns)
+    perm = group_order(activity, width) if order else torch.arange(columns, device=H.device)
     dead = torch.nonzero(activity[perm] == 0)[:, 0]
     factor = feedback_factor(_ordered(H, perm, dead), damp)
     transposed = W.to(torch.float32).T.contiguous()[perm]
     transposed[dead] = 0
-    codes, scale, zero = sweep(transposed, factor, scheme, search=search)
+    if W.device.type == "cpu":
+        codes, scale, zero = sweep(transposed, factor, scheme, search=search)
+    else:
+        from pocketsize.quantization import gpu  # needs Triton, which torch for CUDA brings
+
+        codes, scale, zero = gpu.sweep(transposed, factor, scheme, search=search)
     back, groups = torch.argsort(perm), torch.argsort(perm[::width] // width)
     codes, scale, zero = (T[of].T.contiguous() for T, of in ((codes, back), (scale, groups), (zero, groups)))
     return GptqResult(QWeight(codes, scale, zero, scheme), factor.damp, factor.escalations, len(dead))
@@ -67,8 +72,11 @@ def _ordered(
     H: Float[Tensor, "in in"], perm: Int64[Tensor, "in"], dead: Int64[Tensor, "dead"]
 ) -> Float[Tensor, "in in"]:
     """H in the order of the sweep; an input that was always zero stands for itself."""
-    # numpy gathers columns several times faster than torch on a CPU.
-    ordered = torch.from_numpy(H.to(torch.float32)[perm].numpy().take(perm.numpy(), axis=1))
+    ordered = H.to(torch.float32)[perm]
+    if H.device.type == "cpu":  # numpy gathers columns several times faster than torch
+        ordered = torch.from_numpy(ordered.numpy().take(perm.numpy(), axis=1))
+    else:
+        ordered = ordered[:, perm]
     ordered[dead, dead] = 1
     return ordered
 
@@ -78,7 +86,8 @@ def group_order(activity: Float[Tensor, "in"], width: int) -> Int64[Tensor, "in"
     grouped = activity.view(-1, width)
     inner = grouped.argsort(dim=1, descending=True, stable=True)
     outer = grouped.amax(dim=1).argsort(descending=True, stable=True)
-    return (inner + torch.arange(len(grouped))[:, None] * width)[outer].reshape(-1)
+    start = torch.arange(len(grouped), device=activity.device) * width
+    return (inner + start[:, None])[outer].reshape(-1)
 
 
 def sweep(

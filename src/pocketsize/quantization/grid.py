@@ -27,6 +27,10 @@ class QWeight:
     zero: Float[Tensor, "out groups"]
     scheme: Scheme
 
+    def to(self, device: torch.device) -> QWeight:
+        """The same matrix in the memory of a device."""
+        return QWeight(self.codes.to(device), self.scale.to(device), self.zero.to(device), self.scheme)
+
     def dequantize(self) -> Float[Tensor, "out in"]:
         """The matrix the codes stand for, float32."""
         out, columns = self.codes.shape

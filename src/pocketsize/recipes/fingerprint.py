@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import pocketsize
 from pocketsize.exporting.companions import companion_prints
 from pocketsize.measurement.machine import machine, versions
+from pocketsize.models.device import CPU, working_device
 from pocketsize.models.model import Model
 from pocketsize.recipes.recipe import TEXTS, Recipe
 from pocketsize.recipes.texts import Texts
@@ -26,6 +27,7 @@ def fingerprint(model: Model, recipe: Recipe, texts: Texts) -> dict[str, str]:
         **dict(_flat("recipe", options)),
         "threads": str(here["threads"]),
         "processor": f"{here['cpu']} ({here['instruction_sets']})",
+        "device": str(working_device()) if working_device() == CPU else str(here["gpu"]),
         "version of pocketsize": pocketsize.__version__,
         **{f"version of {name}": version for name, version in versions().items()},
         "model name": model.origin.name,

@@ -13,6 +13,7 @@ from torch import Tensor
 from pocketsize.errors import NumericalError, UnsupportedError, UsageError
 from pocketsize.exporting.table import EXPORTERS
 from pocketsize.linalg import Gram
+from pocketsize.models.device import CPU
 from pocketsize.models.model import Model
 from pocketsize.models.walk import Site, walk
 from pocketsize.quantization.gptq import GptqResult, gptq
@@ -178,7 +179,8 @@ def quantize_site(site: Site, scheme: Scheme, step: Gptq) -> Iterator[tuple[str,
     token: it counts for more than its share of the tokens. An expert that no token reached is
     searched unweighted, and its report says so by its tokens.
     """
-    H = site.gram.mean() if site.gram.tokens else torch.eye(site.weights[0].shape[1])
+    known, columns = site.gram.tokens, site.weights[0].shape[1]
+    H = site.gram.mean() if known else torch.eye(columns, device=site.gram.total.device)
     if not bool(H.diagonal().any()):
         raise NumericalError(
             f"{site.names[0]}: all its {len(H)} inputs were zero for every calibration token, so nothing "
@@ -194,13 +196,13 @@ def quantize_site(site: Site, scheme: Scheme, step: Gptq) -> Iterator[tuple[str,
     for name, W, (codes, scale, zero) in zip(site.names, site.weights, parts, strict=True):
         weight = QWeight(codes, scale, zero, scheme)
         site.replaced[name] = weight.dequantize()
-        yield name, weight, replace(_report(W, weight, H, done), name=name, tokens=site.gram.tokens)
+        yield name, weight.to(CPU), replace(_report(W, weight, H, done), name=name, tokens=known)
 
 
 def _report(W: Tensor, q: QWeight, H: Tensor | None, done: GptqResult | None = None) -> LayerReport:
     """Relative error on at most 32 evenly spaced rows, against plain rounding on the same grid."""
     rows, columns = W.shape
-    pick = torch.linspace(0, rows - 1, min(rows, REPORT_ROWS)).round().long()
+    pick = torch.linspace(0, rows - 1, min(rows, REPORT_ROWS)).round().long().to(W.device)
     sample, mine = W[pick], QWeight(q.codes[pick], q.scale[pick], q.zero[pick], q.scheme).dequantize()
 
     plain = rtn(sample, q.scheme).dequantize()
@@ -241,9 +243,8 @@ def _embeddings(step: Rtn | Gptq, model: Model, ctx: Context, gram: Gram | None)
         is_head = gram is not None and (model.tied or name == model.arch.head)
         if is_head and isinstance(step, Gptq):
             assert gram is not None
-            for _, weight, report in quantize_site(
-                Site("head", (name,), (W,), gram, last=True), scheme, step
-            ):
+            site = Site("head", (name,), (W.to(gram.total.device),), gram, last=True)
+            for _, weight, report in quantize_site(site, scheme, step):
                 weights[name] = weight
                 reports.append(report)
         else:

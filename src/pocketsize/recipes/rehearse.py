@@ -28,6 +28,7 @@ from pocketsize.exporting.probes import PROBES
 from pocketsize.io.llamacpp import LlamaCpp, installed
 from pocketsize.io.publish import make_folder, publish_bytes, scratch
 from pocketsize.models.config import NAME
+from pocketsize.models.device import working_device
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.excerpt import excerpt, shortened_config
 from pocketsize.models.load import tokenizer_of
@@ -254,7 +255,7 @@ def _written(short: Model, recipe: Recipe, watch: _Watch, calls: list[float]) ->
     count = recipe.data.written_windows
     if not count or not any(step.calibrated for step in recipe.steps):
         return ()
-    module = materialise(short, forward_dtype())
+    module = materialise(short, forward_dtype(), working_device())
     tokenizer = tokenizer_of(short)
     del calls[:]
     watch.phase("write")

@@ -29,6 +29,7 @@ from pocketsize.measurement.machine import cpu_seconds, machine, peak_rss_bytes,
 from pocketsize.measurement.measurement import Measurement
 from pocketsize.measurement.size import sizes
 from pocketsize.measurement.suite import latency, quality_of
+from pocketsize.models.device import working_device
 from pocketsize.models.dtype import NAMES, forward_dtype
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import Model
@@ -172,7 +173,7 @@ def written(model: Model, data: Data, kept: Path, *, length: int) -> Int64[Tenso
     for path in kept.glob(f"{stem}-*.npy"):
         if sha256_of(path) == path.stem.removeprefix(f"{stem}-"):
             return torch.from_numpy(np.load(path, allow_pickle=False))
-    module = materialise(model, forward_dtype())
+    module = materialise(model, forward_dtype(), working_device())
     own = write_windows(module, tokenizer_of(model), count=count, length=length, seed=data.seed)
     out = io.BytesIO()
     np.save(out, own.numpy())

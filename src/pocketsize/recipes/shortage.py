@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from pocketsize.errors import ResourceError
 from pocketsize.measurement.memory import available_bytes
+from pocketsize.models.device import working_device
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
 from pocketsize.recipes.recipe import Data
@@ -34,7 +37,7 @@ def memory_explained(phase: Callable[[], str], data: Data, model: Model | None =
         if not is_shortage(error):
             raise
         # Read before anything is let go: the traceback still holds what was allocated.
-        asked, left = asked_bytes(str(error)), left_bytes()
+        asked, left = asked_bytes(str(error)), _left_on_gpu() if "CUDA" in str(error) else left_bytes()
         words = [f"out of memory in phase {phase()}"]
         if asked:
             words.append(
@@ -68,6 +71,11 @@ def left_bytes() -> int | None:
     if limit != resource.RLIM_INFINITY and statm.exists():
         known.append(max(0, limit - int(statm.read_text().split()[0]) * resource.getpagesize()))
     return min(known, default=None)
+
+
+def _left_on_gpu() -> int | None:
+    """What is free on the GPU that works."""
+    return torch.cuda.mem_get_info(working_device())[0] if working_device().type == "cuda" else None
 
 
 def sequences_that_fit(data: Data, model: Model, asked: int, left: int) -> int:

@@ -1,0 +1,32 @@
+"""Where forward passes and quantization run: a GPU where torch sees one, else the processor."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from pocketsize.errors import UsageError
+
+CPU = torch.device("cpu")
+VARIABLE = "POCKETSIZE_DEVICE"
+
+
+def working_device() -> torch.device:
+    """The first GPU that CUDA has, else the processor; or what POCKETSIZE_DEVICE names (cpu, cuda, cuda:1).
+
+    A GPU that was asked for and is not there is a UsageError: nothing falls back to the processor.
+    """
+    there = torch.cuda.is_available()
+    asked = os.environ.get(VARIABLE) or ("cuda" if there else "cpu")
+    if asked == "cpu":
+        return CPU
+    kind, _, number = asked.partition(":")
+    if kind != "cuda" or not (number or "0").isdecimal():
+        raise UsageError(f"{VARIABLE}: unknown device {asked!r}; it is cpu, cuda or cuda:NUMBER")
+    count = torch.cuda.device_count() if there else 0
+    if int(number or 0) >= count:
+        raise UsageError(
+            f"{VARIABLE}: {asked} is not there, torch sees {count} GPUs; look at `pocketsize doctor`"
+        )
+    return torch.device("cuda", int(number or 0))

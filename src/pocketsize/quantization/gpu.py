@@ -1,0 +1,203 @@
+"""The scale search of a group and the column sweep of GPTQ on a GPU, in Triton (on a CPU: `compiled`).
+
+Imported where a matrix lies on a GPU; torch for CUDA brings Triton with it. In Triton's interpreter
+(TRITON_INTERPRET=1) the same kernels run on a CPU, slowly.
+"""
+
+# Triton's language is no Python that pyright could follow.
+# pyright: basic, reportMissingImports=false, reportIndexIssue=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from pocketsize.linalg import Factor
+from pocketsize.quantization.compiled import ROUNDS, SHRINK, SMALLEST_SCALE, STEPS
+from pocketsize.quantization.scheme import Scheme
+
+# Inputs that are swept at once, and outputs of one program: 16 registers a thread hold them.
+BLOCK, LANES, TILE = 64, 32, 128
+
+
+def sweep(
+    W: Float[Tensor, "in out"], factor: Factor, scheme: Scheme, *, search: bool
+) -> tuple[UInt8[Tensor, "in out"], Float[Tensor, "groups out"], Float[Tensor, "groups out"]]:
+    """Codes, scales and zeros of a transposed W, in the order of its inputs, group by group."""
+    columns, rows = W.shape
+    width = scheme.width(columns)
+    codes, E = torch.empty_like(W, dtype=torch.uint8), torch.empty_like(W)  # E: W less what codes stand for
+    scale, zero = W.new_empty(2, columns // width, rows)
+    grid = (triton.cdiv(rows, LANES),)
+    for g in range(columns // width):
+        group = slice(g * width, (g + 1) * width)
+        V, _ = _corrected(W, E, factor, group)
+        _fit[grid](
+            *(V, factor.d[group], scale[g], zero[g], rows, width, float(scheme.top)),
+            *(float(scheme.middle), 2.0 ** (24 - scheme.scale_digits) + 1.0),
+            **{"SYMMETRIC": scheme.symmetric, "STEPS": STEPS if search else 0},
+            **{"TURNS": ROUNDS + 1 if search else 1, "TILE": TILE, "LANES": LANES},
+            enable_fp_fusion=False,  # `_stored` needs every operation rounded
+        )
+        for a in range(group.start, group.stop, BLOCK):
+            part = slice(a, min(a + BLOCK, group.stop))
+            V, N = _corrected(W, E, factor, part)
+            _round[grid](
+                *(N, W[part], V, scale[g], zero[g], codes[part], E[part], rows, len(N), float(scheme.top)),
+                **{"BLOCK": BLOCK, "LANES": LANES},
+            )
+    return codes, scale, zero
+
+
+def _corrected(W: Tensor, E: Tensor, factor: Factor, part: slice) -> tuple[Tensor, Tensor]:
+    """The weights of some inputs as corrected for all before them, and N, by which these correct each other.
+
+    What is explained at `gptq.sweep`. Where nothing is before them N is not needed for that: it can be wide.
+    """
+    a, width = part.start, part.stop - part.start
+    if a == 0 and width > TILE:
+        return W[part], W.new_empty(0)
+    M = factor.M[part, part]
+    eye = torch.eye(width, dtype=M.dtype, device=M.device)
+    N = torch.linalg.solve_triangular(M, eye, upper=True, unitriangular=True).contiguous()
+    return (W[part] + N.T @ (factor.M[:a, part].T @ E[:a])).contiguous(), N
+
+
+@triton.jit
+def _fit(  # pragma: no cover - compiled
+    V, d, scale, zero, rows, width, top, middle, splitter,
+    SYMMETRIC: tl.constexpr, STEPS: tl.constexpr, TURNS: tl.constexpr,
+    TILE: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """Scale and zero of a group, for `LANES` outputs (see `grid.fit_grid`)."""
+    lanes = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    lo, hi, wd, total = _sums(V, d, lanes, rows, width, TILE, LANES)
+    best = tl.full((LANES,), float("inf"), tl.float32)
+    s_best = tl.zeros((LANES,), tl.float32)
+    z_best = tl.zeros((LANES,), tl.float32)
+    edge = tl.where(-lo >= hi, lo, hi)
+    for k in range(STEPS + 1):
+        f = 1.0 - 0.08 * k
+        for end in range(2 if SYMMETRIC else 1):
+            if SYMMETRIC:
+                # Once the extreme on the far code, which is one step further out, once on the near one.
+                reach = tl.where(end == 0, -edge / middle, tl.abs(edge) / (middle - 1.0))
+                s = _stored(f * reach, splitter)
+                z = tl.zeros((LANES,), tl.float32) + middle
+            else:
+                s = _stored(f * (hi - lo) / top, splitter)
+                z = _whole(-f * lo / s, top)
+            for _ in range(TURNS):
+                error, qd, qqd, qwd = _moments(V, d, s, z, lanes, rows, width, top, TILE, LANES)
+                better = error < best
+                best = tl.where(better, error, best)
+                s_best = tl.where(better, s, s_best)
+                z_best = tl.where(better, z, z_best)
+                s, z = _resolve(qd, qqd, qwd, wd, total, s, z, top, splitter, SYMMETRIC)
+    tl.store(scale + lanes, s_best, mask=lanes < rows)
+    tl.store(zero + lanes, z_best, mask=lanes < rows)
+
+
+@triton.jit
+def _sums(V, d, lanes, rows, width, TILE: tl.constexpr, LANES: tl.constexpr):  # pragma: no cover - compiled
+    """Least and greatest weight, zero included; the weighted sum; the sum of the weights `d`."""
+    lo = tl.zeros((LANES,), tl.float32)
+    hi = tl.zeros((LANES,), tl.float32)
+    wd = tl.zeros((LANES,), tl.float32)
+    total = 0.0
+    for a in range(0, width, TILE):
+        w, of = _tile(V, d, a, lanes, rows, width, TILE)
+        lo = tl.minimum(lo, tl.min(w, 0))
+        hi = tl.maximum(hi, tl.max(w, 0))
+        wd += tl.sum(w * of, 0)
+        total += tl.sum(of)
+    return lo, hi, wd, total
+
+
+@triton.jit
+def _moments(  # pragma: no cover - compiled
+    V, d, s, z, lanes, rows, width, top, TILE: tl.constexpr, LANES: tl.constexpr
+):
+    """Weighted error of a grid on the group, and the moments its least-squares update needs."""
+    error = tl.zeros((LANES,), tl.float32)
+    qd = tl.zeros((LANES,), tl.float32)
+    qqd = tl.zeros((LANES,), tl.float32)
+    qwd = tl.zeros((LANES,), tl.float32)
+    inverse = (1.0 / s)[None, :]
+    for a in range(0, width, TILE):
+        w, of = _tile(V, d, a, lanes, rows, width, TILE)
+        q = _whole(w * inverse + z[None, :], top)
+        e = s[None, :] * (q - z[None, :]) - w
+        error += tl.sum(e * e * of, 0)
+        qd += tl.sum(q * of, 0)
+        qqd += tl.sum(q * q * of, 0)
+        qwd += tl.sum(q * w * of, 0)
+    return error, qd, qqd, qwd
+
+
+@triton.jit
+def _tile(V, d, a, lanes, rows, width, TILE: tl.constexpr):  # pragma: no cover - compiled
+    """Weights of some inputs, and what each input counts: beyond the group nothing."""
+    j = a + tl.arange(0, TILE)
+    inside = (j < width)[:, None] & (lanes < rows)[None, :]
+    w = tl.load(V + j[:, None] * rows + lanes[None, :], mask=inside, other=0.0)
+    return w, tl.load(d + j, mask=j < width, other=0.0)[:, None]
+
+
+@triton.jit
+def _resolve(  # pragma: no cover - compiled
+    qd, qqd, qwd, wd, total, s, z, top, splitter, SYMMETRIC: tl.constexpr
+):
+    """Scale and zero that fit best the codes whose weighted moments are given (least squares)."""
+    if SYMMETRIC:
+        norm = qqd - 2.0 * z * qd + z * z * total
+        known = norm > 0.0
+        return tl.where(known, _stored((qwd - z * wd) / tl.where(known, norm, 1.0), splitter), s), z
+    variance = qqd * total - qd * qd
+    covariance = qwd * total - qd * wd
+    known = (variance > 1e-12 * qqd * total) & (covariance > 0.0)
+    s_next = _stored(covariance / tl.where(known, variance, 1.0), splitter)
+    z_next = _whole((qd - wd / s_next) / total, top)
+    return tl.where(known, s_next, s), tl.where(known, z_next, z)
+
+
+@triton.jit
+def _stored(s, splitter):  # pragma: no cover - compiled
+    """The nearest scale with so many significant binary digits that is not too small to store."""
+    c = splitter * s  # Veltkamp's splitting
+    least = tl.where(s < 0.0, -0.00000762939453125, 0.00000762939453125)
+    return tl.where(tl.abs(s) < 0.00000762939453125, least, c - (c - s))
+
+
+@triton.jit
+def _whole(x, top):  # pragma: no cover - compiled
+    """The nearest whole number from 0 to `top`, halves to the even one."""
+    # So far out float32 has no fractions: adding and taking away 1.5 * 2^23 rounds.
+    return (tl.minimum(tl.maximum(x, 0.0), top) + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def _round(  # pragma: no cover - compiled
+    N, W, V, scale, zero, codes, E, rows, n, top, BLOCK: tl.constexpr, LANES: tl.constexpr
+):
+    """Quantize n inputs of one group, for `LANES` outputs; later inputs absorb the error of each."""
+    lanes = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    there = lanes < rows
+    j = tl.arange(0, BLOCK)
+    v = tl.load(V + j[:, None] * rows + lanes[None, :], mask=(j < n)[:, None] & there[None, :], other=0.0)
+    s = tl.load(scale + lanes, mask=there, other=1.0)
+    z = tl.load(zero + lanes, mask=there, other=0.0)
+    for i in range(n):
+        own = tl.sum(tl.where((j == i)[:, None], v, 0.0), 0)
+        q = _whole(own * (1.0 / s) + z, top)
+        left = own - s * (q - z)
+        w = tl.load(W + i * rows + lanes, mask=there, other=0.0)
+        tl.store(E + i * rows + lanes, w - s * (q - z), mask=there)
+        tl.store(codes + i * rows + lanes, q.to(tl.uint8), mask=there)
+        v -= tl.load(N + i * n + j, mask=j < n, other=0.0)[:, None] * left[None, :]
+
+
+assert SHRINK == 0.08 and SMALLEST_SCALE == 2.0**-17, "kernels hold these as literals"
