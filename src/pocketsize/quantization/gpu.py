@@ -9,6 +9,8 @@ Imported where a matrix lies on a GPU; torch for CUDA brings Triton with it. In 
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import triton
 import triton.language as tl
@@ -31,25 +33,41 @@ def sweep(
     width = scheme.width(columns)
     codes, E = torch.empty_like(W, dtype=torch.uint8), torch.empty_like(W)  # E: W less what codes stand for
     scale, zero = W.new_empty(2, columns // width, rows)
-    grid = (triton.cdiv(rows, LANES),)
-    for g in range(columns // width):
-        group = slice(g * width, (g + 1) * width)
-        V, _ = _corrected(W, E, factor, group)
-        _fit[grid](
-            *(V, factor.d[group], scale[g], zero[g], rows, width, float(scheme.top)),
-            *(float(scheme.middle), 2.0 ** (24 - scheme.scale_digits) + 1.0),
-            **{"SYMMETRIC": scheme.symmetric, "STEPS": STEPS if search else 0},
-            **{"TURNS": ROUNDS + 1 if search else 1, "TILE": TILE, "LANES": LANES},
-            enable_fp_fusion=False,  # `_stored` needs every operation rounded
-        )
-        for a in range(group.start, group.stop, BLOCK):
-            part = slice(a, min(a + BLOCK, group.stop))
-            V, N = _corrected(W, E, factor, part)
-            _round[grid](
-                *(N, W[part], V, scale[g], zero[g], codes[part], E[part], rows, len(N), float(scheme.top)),
-                **{"BLOCK": BLOCK, "LANES": LANES},
-            )
+    groups = [slice(a, a + width) for a in range(0, columns, width)]
+    with torch.cuda.device(W.device) if W.is_cuda else nullcontext():  # kernels go to the current GPU
+        for g, group in enumerate(groups):
+            _one_group(W, factor, scheme, group, (codes, scale[g], zero[g], E), search=search)
     return codes, scale, zero
+
+
+def _one_group(
+    W: Float[Tensor, "in out"],
+    factor: Factor,
+    scheme: Scheme,
+    group: slice,
+    filled: tuple[Tensor, ...],
+    *,
+    search: bool,
+) -> None:
+    """Fill the scales and zeros of a group, and codes and errors of its inputs."""
+    codes, scale, zero, E = filled
+    rows, width = W.shape[1], group.stop - group.start
+    grid = (triton.cdiv(rows, LANES),)
+    V, _ = _corrected(W, E, factor, group)
+    _fit[grid](
+        *(V, factor.d[group], scale, zero, rows, width, float(scheme.top)),
+        *(float(scheme.middle), 2.0 ** (24 - scheme.scale_digits) + 1.0),
+        **{"SYMMETRIC": scheme.symmetric, "STEPS": STEPS if search else 0},
+        **{"TURNS": ROUNDS + 1 if search else 1, "TILE": TILE, "LANES": LANES},
+        enable_fp_fusion=False,  # `_stored` needs every operation rounded
+    )
+    for a in range(group.start, group.stop, BLOCK):
+        part = slice(a, min(a + BLOCK, group.stop))
+        V, N = _corrected(W, E, factor, part)
+        _round[grid](
+            *(N, W[part], V, scale, zero, codes[part], E[part], rows, len(N), float(scheme.top)),
+            **{"BLOCK": BLOCK, "LANES": LANES},
+        )
 
 
 def _corrected(W: Tensor, E: Tensor, factor: Factor, part: slice) -> tuple[Tensor, Tensor]:
