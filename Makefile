@@ -42,6 +42,7 @@ bench: $(VENV)/ready
 	$(BIN)/python benchmarks/memory/run.py
 	$(BIN)/python benchmarks/floor/run.py
 	$(BIN)/python benchmarks/plan/run.py
+	$(BIN)/python benchmarks/gpu/run.py
 	$(BIN)/python benchmarks/peers-gptq/run.py
 	$(BIN)/python benchmarks/peers-encoder/run.py
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pocketsize.quantization.compiled import ROUNDS, SHRINK, SMALLEST_SCALE, STEPS
+from pocketsize.quantization.compiled import HOPELESS, ROUNDS, SHRINK, SMALLEST_SCALE, STEPS
 from pocketsize.quantization.scheme import Scheme
 
 
@@ -45,7 +45,10 @@ def best_grid(w: Tensor, d: Tensor, scheme: Scheme) -> float:
     for s, z in starts(w, scheme):
         for _ in range(ROUNDS + 1):
             error, q = error_of(w, d, s, z, scheme.top)
+            hopeless = error > HOPELESS * best
             best = min(best, error)
+            if hopeless:
+                break
             s, z = least_squares(w.double(), d.double(), q, s, z, scheme)
     return best
 

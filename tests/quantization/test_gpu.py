@@ -91,6 +91,11 @@ def test_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
     run("-c", COMPILE, TRITON_CACHE_DIR=str(tmp_path))
 
 
+def test_the_benchmark_runs_on_a_processor_too() -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "gpu" / "run.py"
+    run(str(script), "--device", "cpu", "--shapes", "tiny", "--tokens", "512")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that CUDA sees")
 @pytest.mark.parametrize("case", CASES)

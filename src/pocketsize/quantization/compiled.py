@@ -16,6 +16,8 @@ import numpy as np
 STEPS = 8
 SHRINK = 0.08
 ROUNDS = 2
+# A start that is so much worse than the best grid so far is not refined.
+HOPELESS = np.float32(1.5)
 # Outputs side by side: 64 inputs of them are half of a first-level cache.
 LANES = 64
 # Below 2^-17 a scale of 8 digits is no longer exact in float16, whose last place is 2^-24.
@@ -49,16 +51,17 @@ def fit_group(w, d, top, symmetric, digits, steps):  # pragma: no cover - compil
         for sign in range(2 if symmetric else 1):
             if not symmetric:
                 s = _stored(f * (hi - lo) / np.float32(top), digits)
-                z = min(max(np.rint(-f * lo / s), np.float32(0)), np.float32(top))
+                z = _within(np.rint(-f * lo / s), np.float32(top))
             else:
                 # Once the extreme on the far code, which is one step further out, once on the near one.
                 s = _stored(f * (abs(edge) / (middle - np.float32(1)) if sign else -edge / middle), digits)
                 z = middle
             for turn in range(ROUNDS + 1 if steps else 1):
                 error, qd, qqd, qwd = _moments(w, d, s, z, np.float32(top))
+                hopeless = error > HOPELESS * best
                 if error < best:
                     best, s_best, z_best = error, s, z
-                if turn == ROUNDS or steps == 0:
+                if turn == ROUNDS or steps == 0 or hopeless:
                     break
                 s_next, z_next = _resolve(qd, qqd, qwd, wd, total, s, z, symmetric, top, digits)
                 if s_next == s and z_next == z:
@@ -81,7 +84,7 @@ def _resolve(qd, qqd, qwd, wd, total, s, z, symmetric, top, digits):  # pragma: 
         return s, z
     s_next = _stored(covariance / variance, digits)
     z_next = np.rint((qd - wd / s_next) / total)
-    return s_next, min(max(z_next, np.float32(0)), np.float32(top))
+    return s_next, _within(z_next, np.float32(top))
 
 
 @numba.njit(**INNER, fastmath={"reassoc", "nsz", "contract", "nnan", "ninf"})
@@ -93,7 +96,7 @@ def _moments(w, d, s, z, top):  # pragma: no cover - compiled
     qqd = np.float32(0)
     qwd = np.float32(0)
     for i in range(w.shape[0]):
-        q = min(max(np.rint(w[i] * inverse + z), np.float32(0)), top)
+        q = _within(np.rint(w[i] * inverse + z), top)
         e = s * (q - z) - w[i]
         error += e * e * d[i]
         qd += q * d[i]
@@ -110,11 +113,17 @@ def _sums(w, d):  # pragma: no cover - compiled
     wd = np.float32(0)
     total = np.float32(0)
     for i in range(w.shape[0]):
-        lo = min(lo, w[i])
-        hi = max(hi, w[i])
+        lo = w[i] if w[i] < lo else lo
+        hi = w[i] if w[i] > hi else hi
         wd += w[i] * d[i]
         total += d[i]
     return lo, hi, wd, total
+
+
+@numba.njit(**INNER)
+def _within(x, top):  # pragma: no cover - compiled
+    """The nearest number from 0 to `top`; Python's min and max would be compiled anew wherever they stand."""
+    return np.float32(0) if x < 0 else top if x > top else x
 
 
 @numba.njit(**INNER)
@@ -138,7 +147,7 @@ def sweep_block(  # pragma: no cover - compiled
     works on several of them; `group` has room for one group.
     """
     for first in range(p, q, LANES):
-        count = min(LANES, q - first)
+        count = LANES if q - first > LANES else q - first
         for i in range(W.shape[0]):
             for t in range(count):
                 v[i, t] = V[i, first + t]
@@ -161,7 +170,7 @@ def _round(i, first, count, limit, scale, zero, W, codes, E, v):  # pragma: no c
     for t in range(np.uint64(count)):  # unsigned, or each index would be checked and nothing vectorised
         r = np.uint64(first) + t
         s, z = scale[r], zero[r]
-        q = min(max(np.rint(v[i, t] * (np.float32(1) / s) + z), np.float32(0)), limit)
+        q = _within(np.rint(v[i, t] * (np.float32(1) / s) + z), limit)
         codes[i, r] = np.uint8(q)
         E[i, r] = W[i, r] - s * (q - z)
         v[i, t] -= s * (q - z)

@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from pocketsize.linalg import Factor
-from pocketsize.quantization.compiled import ROUNDS, SHRINK, SMALLEST_SCALE, STEPS
+from pocketsize.quantization.compiled import HOPELESS, ROUNDS, SHRINK, SMALLEST_SCALE, STEPS
 from pocketsize.quantization.scheme import Scheme
 
 # Inputs that are swept at once, and outputs of one program: 16 registers a thread hold them.
@@ -108,9 +108,11 @@ def _fit(  # pragma: no cover - compiled
             else:
                 s = _stored(f * (hi - lo) / top, splitter)
                 z = _whole(-f * lo / s, top)
+            refined = best > -1.0  # all
             for _ in range(TURNS):
                 error, qd, qqd, qwd = _moments(V, d, s, z, lanes, rows, width, top, TILE, LANES)
-                better = error < best
+                better = refined & (error < best)
+                refined = refined & (error <= 1.5 * best)
                 best = tl.where(better, error, best)
                 s_best = tl.where(better, s, s_best)
                 z_best = tl.where(better, z, z_best)
@@ -218,4 +220,4 @@ def _round(  # pragma: no cover - compiled
         v -= tl.load(N + i * n + j, mask=j < n, other=0.0)[:, None] * left[None, :]
 
 
-assert SHRINK == 0.08 and SMALLEST_SCALE == 2.0**-17, "kernels hold these as literals"
+assert (SHRINK, HOPELESS, SMALLEST_SCALE) == (0.08, 1.5, 2.0**-17), "kernels hold these as literals"
