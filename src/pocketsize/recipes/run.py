@@ -167,8 +167,8 @@ def settle(original: Model, recipe: Recipe) -> tuple[Model, Recipe, Texts]:
 
 def written(model: Model, data: Data, kept: Path, *, length: int) -> Int64[Tensor, "n length"]:
     """The windows that the model writes, read from the folder `kept` if they were written before."""
-    count, threads = data.written_windows, torch.get_num_threads()
-    what = (model.origin.sha256, data.seed, count, length, threads, sorted(versions().items()))
+    count, here = data.written_windows, (torch.get_num_threads(), str(working_device()))
+    what = (model.origin.sha256, data.seed, count, length, *here, sorted(versions().items()))
     stem = f"written-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}"
     for path in kept.glob(f"{stem}-*.npy"):
         if sha256_of(path) == path.stem.removeprefix(f"{stem}-"):
