@@ -18,7 +18,7 @@ from pocketsize.quantization.scheme import Scheme
 from quantization.test_gptq import layer, loss
 
 pytest.importorskip(
-    "triton", reason="triton is not installed: it comes with torch for CUDA, or with .[dev] on Linux"
+    "triton", reason="triton is not installed: it comes with torch for CUDA, or with the extra `gpu`"
 )
 
 Sweep = Callable[..., tuple[Tensor, Tensor, Tensor]]
