@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 from oracles.gptq import gptq_slow
-from pocketsize.errors import NumericalError
+from pocketsize.errors import NumericalError, UnsupportedError
 from pocketsize.linalg import Gram, feedback_factor
+from pocketsize.quantization import gptq as gptq_module
 from pocketsize.quantization.gptq import gptq, group_order
 from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import Scheme
@@ -72,6 +75,14 @@ def test_wrong_statistics_are_noticed() -> None:
     _, other = layer(seed=9)
     right = loss(W, gptq(W, H, Scheme(3, 64)).weight.dequantize(), H)
     assert loss(W, gptq(W, other, Scheme(3, 64)).weight.dequantize(), H) > 1.2 * right
+
+
+def test_without_triton_a_gpu_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "pocketsize.quantization.gpu", raising=False)
+    monkeypatch.delattr("pocketsize.quantization.gpu", raising=False)
+    with pytest.raises(UnsupportedError, match=r"needs Triton .*pocketsize\[gpu\].*POCKETSIZE_DEVICE=cpu"):
+        gptq_module._gpu_sweep()
 
 
 def test_groups_help() -> None:

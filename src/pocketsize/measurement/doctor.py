@@ -66,6 +66,7 @@ EXTRAS: Mapping[str, Extra] = MappingProxyType(
             {"compressed-tensors": "compressed_tensors"},
         ),
         "data": Extra("text in parquet files and in folders of `datasets`", {"pyarrow": "pyarrow"}),
+        "gpu": Extra("GPTQ runs on a GPU; torch for CUDA brings it", {"triton": "triton"}),
         "docs": Extra("the documentation site is built", {"mkdocs": "mkdocs"}),
         "dev": Extra(
             "the tests and checks of Pocketsize itself",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from pocketsize.errors import UnsupportedError
 from pocketsize.linalg import Factor, feedback_factor
 from pocketsize.quantization.compiled import LANES, STEPS, sweep_block
 from pocketsize.quantization.grid import QWeight
@@ -60,12 +62,22 @@ def gptq(
     if W.device.type == "cpu":
         codes, scale, zero = sweep(transposed, factor, scheme, search=search)
     else:
-        from pocketsize.quantization import gpu  # needs Triton, which torch for CUDA brings
-
-        codes, scale, zero = gpu.sweep(transposed, factor, scheme, search=search)
+        codes, scale, zero = _gpu_sweep()(transposed, factor, scheme, search=search)
     back, groups = torch.argsort(perm), torch.argsort(perm[::width] // width)
     codes, scale, zero = (T[of].T.contiguous() for T, of in ((codes, back), (scale, groups), (zero, groups)))
     return GptqResult(QWeight(codes, scale, zero, scheme), factor.damp, factor.escalations, len(dead))
+
+
+def _gpu_sweep() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """The sweep of a GPU, which needs Triton; torch for CUDA brings it."""
+    try:
+        from pocketsize.quantization import gpu
+    except ImportError as error:
+        raise UnsupportedError(
+            f"GPTQ on a GPU needs Triton ({error}): python -m pip install 'pocketsize[gpu]', "
+            "or set POCKETSIZE_DEVICE=cpu"
+        ) from error
+    return gpu.sweep
 
 
 def _ordered(
