@@ -45,7 +45,7 @@ def best_grid(w: Tensor, d: Tensor, scheme: Scheme) -> float:
     for s, z in starts(w, scheme):
         for _ in range(ROUNDS + 1):
             error, q = error_of(w, d, s, z, scheme.top)
-            hopeless = error > HOPELESS * best
+            hopeless = not scheme.symmetric and error > HOPELESS * best
             best = min(best, error)
             if hopeless:
                 break

@@ -16,7 +16,8 @@ import numpy as np
 STEPS = 8
 SHRINK = 0.08
 ROUNDS = 2
-# A start that is so much worse than the best grid so far is not refined.
+# A start that is so much worse than the best grid so far is not refined; on a symmetric grid, where both
+# signs of the scale compete, the worse of them often ends as the better one.
 HOPELESS = np.float32(1.5)
 # Outputs side by side: 64 inputs of them are half of a first-level cache.
 LANES = 64
@@ -58,7 +59,7 @@ def fit_group(w, d, top, symmetric, digits, steps):  # pragma: no cover - compil
                 z = middle
             for turn in range(ROUNDS + 1 if steps else 1):
                 error, qd, qqd, qwd = _moments(w, d, s, z, np.float32(top))
-                hopeless = error > HOPELESS * best
+                hopeless = not symmetric and error > HOPELESS * best
                 if error < best:
                     best, s_best, z_best = error, s, z
                 if turn == ROUNDS or steps == 0 or hopeless:

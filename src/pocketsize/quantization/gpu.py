@@ -112,7 +112,8 @@ def _fit(  # pragma: no cover - compiled
             for _ in range(TURNS):
                 error, qd, qqd, qwd = _moments(V, d, s, z, lanes, rows, width, top, TILE, LANES)
                 better = refined & (error < best)
-                refined = refined & (error <= 1.5 * best)
+                if not SYMMETRIC:
+                    refined = refined & (error <= 1.5 * best)
                 best = tl.where(better, error, best)
                 s_best = tl.where(better, s, s_best)
                 z_best = tl.where(better, z, z_best)

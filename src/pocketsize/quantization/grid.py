@@ -48,8 +48,8 @@ def fit_grid(
     With `weight` None this is the plain range (round-to-nearest's min and max, or the better of
     the two placements of the largest magnitude on a symmetric grid). Otherwise the range is shrunk
     in 9 steps down to 0.36, and from each start scale and zero are re-solved in closed form for
-    the codes they gave, twice (not where the start has 1.5 times the error of the best so far); the
-    best of all is kept. On a symmetric grid the largest magnitude is placed on either end of the
+    the codes they gave, twice (with a free zero not where the start has 1.5 times the error of the best
+    so far); the best of all is kept. On a symmetric grid the largest magnitude is placed on either end of the
     range, of which the lower reaches one step further; scales may so become negative.
     """
     width = scheme.width(W.shape[1])
