@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from meter import write_json
+from meter import today, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +38,11 @@ class Bar:
         }
 
 
+def ratio_bars(rows: Mapping[str, Mapping[str, object]], target: float) -> list[Bar]:
+    """A bar for the `ratio` of each row, by its name."""
+    return [Bar(name, float(str(row["ratio"])), "ratio", "lower", target) for name, row in rows.items()]
+
+
 def write_record(
     path: Path,
     *,
@@ -54,7 +58,7 @@ def write_record(
 
     record = {
         "question": question,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": today(),
         "commit": commit(path.parent),
         "machine": machine(),
         "versions": dict(sorted(versions.items())),

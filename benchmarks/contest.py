@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import datetime
 import functools
 import hashlib
 import json
@@ -17,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from meter import Cost, write_json
+from meter import Cost, today, write_json
 from venvs import python_of
 
 HERE = Path(__file__).parent
@@ -170,7 +169,7 @@ class Bench:
         figures = json.loads(raw.with_suffix(".json").read_text())
         out.with_suffix(".score.json").unlink(missing_ok=True)
         raw.with_suffix(".safetensors").replace(out.with_suffix(".safetensors"))
-        write_json(out.with_suffix(".json"), {"date": _today(), "inputs": self.inputs(run), **figures})
+        write_json(out.with_suffix(".json"), {"date": today(), "inputs": self.inputs(run), **figures})
 
     def time_all(self, runs: Sequence[Run]) -> None:
         """Runs that are finished once more, for their costs alone: what they gave was scored already."""
@@ -182,7 +181,7 @@ class Bench:
             figures = json.loads(raw.with_suffix(".json").read_text())
             raw.with_suffix(".safetensors").unlink()
             costs = {name: figures[name] for name in Cost().as_dict()}
-            write_json(self.kept / f"{run.name}.json", stored | costs | {"date": _today()})
+            write_json(self.kept / f"{run.name}.json", stored | costs | {"date": today()})
 
     def work_on(self, run: Run) -> Path:
         """The stem of the files that the worker leaves."""
@@ -233,10 +232,6 @@ def opened(options: argparse.Namespace, sample: str, task: str) -> Bench:
     sha256 = sha256_of(model / "model.safetensors")
     work, venvs = options.work.resolve(), options.venvs.resolve()
     return Bench(model, sha256, work, venvs, options.kept.resolve(), task)
-
-
-def _today() -> str:
-    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def fetched(sample: str) -> Path:

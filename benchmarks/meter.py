@@ -5,6 +5,7 @@ Imported by workers that run in the peers' environments too, so it needs nothing
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import resource
@@ -61,6 +62,11 @@ def metered() -> Iterator[Cost]:
     yield cost
     cost.cpu_s, cost.wall_s = cpu_seconds() - cpu, time.perf_counter() - wall
     cost.rss_peak = peak_rss_bytes()
+
+
+def today() -> str:
+    """The date of a figure."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def write_json(path: Path, value: object) -> None:

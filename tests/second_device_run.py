@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import types
 from pathlib import Path
 
 import torch
@@ -31,8 +30,16 @@ def swept(W: torch.Tensor, factor: gptq.Factor, scheme: gptq.Scheme, *, search: 
     return tuple(T.to(W.device) for T in gptq.sweep(W.cpu(), held, scheme, search=search))
 
 
+def work_on(device: torch.device) -> None:
+    """Make it the device that works, wherever that is asked."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("pocketsize.") and hasattr(module, "working_device"):
+            module.working_device = lambda: device
+
+
 def answers(folder: Path, work: Path, device: torch.device) -> list[torch.Tensor]:
     """Codes and scales of every matrix, then what was measured and what the model wrote."""
+    work_on(device)
     model = load(folder)
     step = Gptq(embeddings=8).resolve(model, ("folder",))
     ids = torch.randint(3, 320, (8, 32), generator=torch.Generator().manual_seed(0))
@@ -59,19 +66,11 @@ def measured(model: Model, small: Model, ids: torch.Tensor) -> tuple[object, ...
 def main() -> None:
     out = Path(sys.argv[1])
     device = second_device.install()
+    gptq._gpu_sweep = lambda: swept
     quality.forward_dtype = lambda: torch.float32  # autocast has no rules for the second device
     for family in sys.argv[2:]:
         folder = write_tiny(out / family, family)
         there = answers(folder, out / f"{family}-cpu", torch.device("cpu"))
-        for name, module in list(sys.modules.items()):
-            if name.startswith("pocketsize.") and hasattr(module, "working_device"):
-                module.working_device = lambda: device
-        gpu = types.ModuleType("pocketsize.quantization.gpu")
-        gpu.sweep = swept  # type: ignore[attr-defined]
-        sys.modules[gpu.__name__] = gpu
-        import pocketsize.quantization
-
-        pocketsize.quantization.gpu = gpu  # type: ignore[attr-defined]
         here = answers(folder, out / f"{family}-second", device)
         assert len(here) == len(there)
         for i, (a, b) in enumerate(zip(here, there, strict=True)):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bars import Bar, write_record
+from bars import ratio_bars, write_record
 from contest import ROOT, fetched
 
 QUESTION = "How far is GPTQ of SmolLM2-135M from the time that its matrix products alone take?"
@@ -88,16 +88,13 @@ def record(rows: Sequence[Mapping[str, object]]) -> None:
         ],
         versions={name: version(name) for name in ("torch", "transformers", "numba", "numpy")},
         rows=rows,
-        bars=[
-            Bar(
-                f"quantization against its floor, {one['tokens']} tokens, threads: {one['threads']}",
-                float(str(one["ratio"])),
-                "ratio",
-                "lower",
-                TARGET,
-            )
-            for one in rows
-        ],
+        bars=ratio_bars(
+            {
+                f"quantization against its floor, {one['tokens']} tokens, threads: {one['threads']}": one
+                for one in rows
+            },
+            TARGET,
+        ),
     )
 
 

@@ -19,7 +19,7 @@ from typing import TypeVar
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from bars import Bar, write_record
+from bars import ratio_bars, write_record
 from torch import Tensor
 
 from pocketsize.linalg import Gram, feedback_factor
@@ -43,12 +43,12 @@ class Shape:
     keys: int
     blocks: int
 
-    def sites(self) -> Iterator[tuple[str, int, int]]:
-        """Name, outputs and inputs of the matrices that read one tensor, stacked."""
-        yield "queries, keys, values", self.hidden + 2 * self.keys, self.hidden
-        yield "output", self.hidden, self.hidden
-        yield "gate, up", 2 * self.inner, self.hidden
-        yield "down", self.hidden, self.inner
+    def sites(self) -> Iterator[tuple[int, int]]:
+        """Outputs and inputs of the matrices that read one tensor, stacked."""
+        yield self.hidden + 2 * self.keys, self.hidden
+        yield self.hidden, self.hidden
+        yield 2 * self.inner, self.hidden
+        yield self.hidden, self.inner
 
 
 SHAPES = {
@@ -85,7 +85,7 @@ def row(
     shape = SHAPES[name]
     parts = {"Gram": 0.0, "factorisation": 0.0, "sweep": 0.0}
     floor = 0.0
-    for _, outputs, inputs in shape.sites():
+    for outputs, inputs in shape.sites():
         g = torch.Generator(device).manual_seed(0)
         X = torch.randn(min(BATCH, tokens), inputs, generator=g, device=device, dtype=torch.bfloat16)
         W = torch.randn(outputs, inputs, generator=g, device=device)
@@ -159,16 +159,7 @@ def record(rows: Sequence[Mapping[str, object]], gpu: str) -> None:
         ],
         versions={name: version(name) for name in ("torch", "triton")},
         rows=rows,
-        bars=[
-            Bar(
-                f"GPTQ of a {one['shape']} block against its floor",
-                float(str(one["ratio"])),
-                "ratio",
-                "lower",
-                TARGET,
-            )
-            for one in rows
-        ],
+        bars=ratio_bars({f"GPTQ of a {one['shape']} block against its floor": one for one in rows}, TARGET),
     )
 
 

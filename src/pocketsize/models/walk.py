@@ -94,10 +94,10 @@ def walk(
         block = module.get_submodule(path)
         done = finished(path)
         if done is None:
-            fill(module, path, lambda name: _ready(model.weight(name)), device)
+            fill(module, path, lambda name: model.weight(name).to(forward_dtype()), device)
             yield from _visit(block, path, model, calls, shelf)
         elif head or path != model.blocks[-1]:
-            fill(module, path, lambda name, new=done: _ready(_either(new, model, name)), device)
+            fill(module, path, lambda name, new=done: _either(new, model, name).to(forward_dtype()), device)
             for call in calls:
                 _keep(_Batch(block, call, shelf).go_on(), call, path)
         for number, call in enumerate(calls):
@@ -105,11 +105,6 @@ def walk(
         block.to("meta")
     if head and model.arch.head is not None:
         yield _head(module, model, calls)
-
-
-def _ready(tensor: Tensor) -> Tensor:
-    """A tensor where forward passes run, in the dtype they run in."""
-    return tensor.to(working_device(), forward_dtype())
 
 
 def _either(new: Mapping[str, Tensor], model: Model, name: str) -> Tensor:
@@ -221,14 +216,14 @@ def _reached(stop: object, first: nn.Module, path: str, names: tuple[str, ...]) 
 
 def _replace(block: nn.Module, name: str, new: Tensor) -> None:
     """Give one linear of a block its new weight, in the dtype it runs in."""
-    assign(block, name, _ready(new))
+    assign(block, name, new.to(forward_dtype()))
 
 
 def _capture(module: nn.Module, model: Model, input_ids: Tensor, mask: Tensor) -> list[_Call]:
     """Run everything around the blocks; keep the real arguments that each block is called with."""
     for name in surroundings(module, model):
         if name != model.arch.head:
-            fill(module, name, lambda full: _ready(model.original(full)), input_ids.device)
+            fill(module, name, lambda full: model.original(full).to(forward_dtype()), input_ids.device)
     blocks = [module.get_submodule(path) for path in model.blocks]
     calls: list[_Call] = []
     states = torch.empty(0)

@@ -19,7 +19,7 @@ def fingerprint(model: Model, recipe: Recipe, texts: Texts) -> dict[str, str]:
 
     Paths do not count: a model or a text that moved is still the same.
     """
-    here = machine()
+    here, device = machine(), working_device()
     options = {key: value for key, value in recipe.to_dict().items() if key != "model"}
     options["data"] = {key: value for key, value in options["data"].items() if key not in TEXTS}
     config = {key: value for key, value in model.config.to_dict().items() if not key.startswith("_")}
@@ -27,7 +27,7 @@ def fingerprint(model: Model, recipe: Recipe, texts: Texts) -> dict[str, str]:
         **dict(_flat("recipe", options)),
         "threads": str(here["threads"]),
         "processor": f"{here['cpu']} ({here['instruction_sets']})",
-        "device": str(working_device()) if working_device() == CPU else str(here["gpu"]),
+        "device": str(device) if device == CPU else str(here["gpu"]),
         "version of pocketsize": pocketsize.__version__,
         **{f"version of {name}": version for name, version in versions().items()},
         "model name": model.origin.name,

@@ -116,7 +116,7 @@ def plan(
     What fits is rehearsed on one block, unless `rehearsed` is False; times come from that. `model`
     saves loading it again.
     """
-    home_of(out)
+    home_of(out)  # refused before anything is loaded
     console.phase("load")
     start, cpu, before = perf_counter(), cpu_seconds(), peak_rss_bytes()
     original = model or opened(recipe)
