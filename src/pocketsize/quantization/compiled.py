@@ -139,19 +139,20 @@ def _stored(s, digits):  # pragma: no cover - compiled
 
 @numba.njit(cache=True, nogil=True)
 def sweep_block(  # pragma: no cover - compiled
-    N, d, width, top, symmetric, digits, steps, p, q, W, V, codes, scale, zero, E, v, group
+    N, d, width, top, symmetric, digits, steps, p, W, V, codes, scale, zero, E, v, group
 ):
-    """Quantize a block of inputs of outputs p .. q; all matrices lie transposed, "in out".
+    """Quantize a block of inputs of as many outputs as V has, from p on; all matrices are "in out".
 
-    W holds the weights, V the same as corrected for all inputs before the block. E receives W less what
-    the codes stand for. Outputs are taken `LANES` at a time into `v` ("in LANES"), where one instruction
-    works on several of them; `group` has room for one group.
+    W holds all weights, V those from p on as corrected for all inputs before the block. E receives W less
+    what the codes stand for. Outputs are taken `LANES` at a time into `v` ("in LANES"), where one
+    instruction works on several of them; `group` has room for one group.
     """
+    q = p + V.shape[1]
     for first in range(p, q, LANES):
         count = LANES if q - first > LANES else q - first
         for i in range(W.shape[0]):
             for t in range(count):
-                v[i, t] = V[i, first + t]
+                v[i, t] = V[i, first - p + t]
         for k in range(scale.shape[0]):
             a = k * width
             for t in range(count):

@@ -114,35 +114,42 @@ def sweep(
     step = width * max(1, BLOCK // width)
     codes, E = torch.empty_like(W, dtype=torch.uint8), torch.empty_like(W)  # E: W less what codes stand for
     scale, zero = torch.empty(2, columns // width, rows)
-    for a in range(0, columns, step):
-        part = slice(a, min(a + step, columns))
-        groups = slice(part.start // width, part.stop // width)
-        M = factor.M[part, part]
-        # N = M^-1: rows of the paper's U over their diagonal. Where every later column is free to absorb
-        # what the earlier ones left, the best weights here are w + (E M) N; here all is transposed.
-        N = torch.linalg.solve_triangular(M, torch.eye(len(M)), upper=True, unitriangular=True).contiguous()
-        V = W[part] + N.T @ (factor.M[:a, part].T @ E[:a])
-        filled = (W[part], V, codes[part], scale[groups], zero[groups], E[part])
-        _sweep_part(N, factor.d[part], scheme, filled, search=search)
+    blocks = [slice(a, min(a + step, columns)) for a in range(0, columns, step)]
+    inner = [_feedback(factor.M[part, part]) for part in blocks]
+
+    def run(p: int, q: int) -> None:
+        for part, N in zip(blocks, inner, strict=True):
+            a, groups = part.start, slice(part.start // width, part.stop // width)
+            V = W[part, p:q] + N.T @ (factor.M[:a, part].T @ E[:a, p:q])
+            filled = (W[part], V, codes[part], scale[groups], zero[groups], E[part])
+            _sweep_part(N, factor.d[part], scheme, p, filled, search=search)
+
+    over_rows(rows, run)
     return codes, scale, zero
+
+
+def _feedback(M: Float[Tensor, "part part"]) -> Float[Tensor, "part part"]:
+    """N = M^-1: rows of the paper's U over their diagonal.
+
+    Where every later column is free to absorb what the earlier ones left, the best weights of a block are
+    w + (E M) N, E the errors of all columns before it; in the sweep all is transposed.
+    """
+    eye = torch.eye(len(M))
+    return torch.linalg.solve_triangular(M, eye, upper=True, unitriangular=True).contiguous()
 
 
 def _sweep_part(
     N: Float[Tensor, "part part"],
     d: Float[Tensor, "part"],
     scheme: Scheme,
+    p: int,
     filled: tuple[Tensor, ...],
     *,
     search: bool,
 ) -> None:
-    """Fill codes, scales, zeros and errors of a block, compiled."""
-    n, weight = N.numpy(), d.numpy()
+    """Fill codes, scales, zeros and errors of a block of inputs, from output p on, compiled."""
     W, V, C, S, Z, E = (T.numpy() for T in filled)
-    width = len(n) // len(S)
+    width = len(N) // len(S)
     grid = (width, scheme.top, scheme.symmetric, scheme.scale_digits, STEPS if search else 0)
-
-    def run(p: int, q: int) -> None:
-        room = np.empty((len(n), LANES), np.float32), np.empty(width, np.float32)
-        sweep_block(n, weight, *grid, p, q, W, V, C, S, Z, E, *room)
-
-    over_rows(W.shape[1], run)
+    room = np.empty((len(N), LANES), np.float32), np.empty(width, np.float32)
+    sweep_block(N.numpy(), d.numpy(), *grid, p, W, V, C, S, Z, E, *room)
