@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def rows_table(name: str) -> str:
     rows = read(name)[1]["rows"]
     found = dict.fromkeys(key for row in rows for key, value in row.items() if _is_plain(value))
     keys = [key for key in COLUMNS if key in found]
-    keys += [key for key in found if key not in COLUMNS and key not in LEFT_OUT]
+    untold = LEFT_OUT - ({"threads"} if _threads_vary(rows) else set())
+    keys += [key for key in found if key not in COLUMNS and key not in untold]
     words = {key for key in keys if any(isinstance(row.get(key), str) for row in rows)}
     headings = [COLUMNS.get(key, key.replace("_", " ")) for key in keys]
     lines = [headings, ["---" if key in words else "---:" for key in keys]]
@@ -67,7 +69,9 @@ def benchmark(name: str) -> str:
     """One benchmark as a section: question, bars, rows, protocol, machine, versions."""
     _, record = read(name)
     machine, date, threads = record["machine"], record["date"], record["threads"]
-    cores = f"{machine['cpu']}, {machine['cores']} cores; {threads} thread{'' if threads == 1 else 's'} used"
+    cores = f"{machine['cpu']}, {machine['cores']} cores"
+    if not _threads_vary(record["rows"]):
+        cores += f"; {threads} thread{'' if threads == 1 else 's'} used"
     versions = ", ".join(f"{what} {version}" for what, version in record["versions"].items())
     return "\n\n".join(
         (
@@ -89,6 +93,11 @@ def paths() -> list[Path]:
 def read(folder: str) -> tuple[str, dict[str, Any]]:
     """A record with the folder it stands in."""
     return folder, json.loads((ROOT / "benchmarks" / folder / "record.json").read_text())
+
+
+def _threads_vary(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether rows were measured on different numbers of threads, so that each has to tell its own."""
+    return len({row.get("threads") for row in rows}) > 1
 
 
 def _unlinked(text: str) -> str:
