@@ -13,7 +13,10 @@ from pocketsize.recipes.recipe import KEYS as RECIPE
 from pocketsize.recipes.recipe import Data
 from pocketsize.recipes.table import STEPS
 
-QUANTIZE = ["scheme", "group", "symmetric", "embeddings", "embeddings_symmetric", "scale_digits"]
+QUANTIZE = [
+    *("scheme", "group", "symmetric", "float_zeros"),
+    *("embeddings", "embeddings_symmetric", "scale_digits"),
+]
 KEYS = {
     "data": ["calibrate", "evaluate", "sequences", "length", "tokens", "seed", "written"],
     "source": ["files", "share", "column", "rows"],
@@ -21,7 +24,10 @@ KEYS = {
     "gptq": [*QUANTIZE, "damp", "order", "search", "sink"],
 }
 TEXTS = {"--calibrate", "--evaluate", "--sequences", "--length", "--tokens", "--seed", "--written"}
-SCHEME = {"--method", "--scheme", "--group", "--symmetric", "--asymmetric", "--embeddings", "--damp"}
+SCHEME = {
+    *("--method", "--scheme", "--group", "--symmetric", "--asymmetric", "--float-zeros", "--integer-zeros"),
+    *("--embeddings", "--damp"),
+}
 GOAL = {"--keep", "--fit", "--ratio"}
 WRITES = {"--output", "--overwrite"}
 OPTIONS = {

@@ -18,6 +18,8 @@ SCHEMES = [
     Scheme(4, 32, symmetric=True),
     Scheme(4, 32, scale_digits=7),
     Scheme(4, 64, scale_digits=7),
+    Scheme(4, 32, float_zeros=True),
+    Scheme(5, 64, float_zeros=True),
     Scheme(5, 96, symmetric=True),
     Scheme(8, None, symmetric=True),
 ]
@@ -39,6 +41,8 @@ def every_code(scheme: Scheme, rows: int = 6, columns: int = 192) -> QWeight:
         zero = torch.full((rows, groups), float(scheme.middle))
     else:
         zero = torch.randint(0, scheme.top + 1, (rows, groups), generator=generator).float()
+        if scheme.float_zeros:
+            zero = -(-scale * (zero + 0.37)).half().float() / scale
     return QWeight(codes.to(torch.uint8), scale, zero, scheme)
 
 

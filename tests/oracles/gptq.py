@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -29,7 +31,7 @@ def gptq_slow(
     for i in range(n):
         if i % width == 0:
             part = slice(i, i + width)
-            one = Scheme(scheme.bits, None, scheme.symmetric, scheme.scale_digits)
+            one = replace(scheme, group=None)
             scale, zero = (t[:, 0] for t in fit_grid(W[:, part], one, weight[part] if search else None))
         codes[:, i] = (W[:, i] * (1 / scale) + zero).round().clamp(0, scheme.top)
         Q[:, i] = scale * (codes[:, i] - zero)

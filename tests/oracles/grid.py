@@ -17,6 +17,13 @@ def stored(s: float, digits: int) -> float:
     return float(torch.ldexp(torch.round(mantissa * 2**digits), exponent - digits))
 
 
+def zero_of(z: float, s: float, scheme: Scheme) -> float:
+    """The zero nearest to z that is stored: a code, or one that puts code 0 on a float16."""
+    if not scheme.float_zeros:
+        return min(max(round(z), 0), scheme.top)
+    return -float(torch.tensor(-s * z).half()) / s
+
+
 def error_of(w: Tensor, d: Tensor, s: float, z: float, top: int) -> tuple[float, Tensor]:
     """Weighted squared error of a grid, and its codes."""
     q = torch.clamp(torch.round(w.double() / s + z), 0, top)
@@ -25,7 +32,9 @@ def error_of(w: Tensor, d: Tensor, s: float, z: float, top: int) -> tuple[float,
 
 def starts(w: Tensor, scheme: Scheme) -> list[tuple[float, float]]:
     """All grids the search begins from: 9 ranges, at both ends where the grid is symmetric."""
-    lo, hi = min(0.0, float(w.min())), max(0.0, float(w.max()))
+    lo, hi = float(w.min()), float(w.max())
+    if not scheme.float_zeros:
+        lo, hi = min(0.0, lo), max(0.0, hi)
     edge = lo if -lo >= hi else hi
     found: list[tuple[float, float]] = []
     for k in range(STEPS + 1):
@@ -35,7 +44,8 @@ def starts(w: Tensor, scheme: Scheme) -> list[tuple[float, float]]:
             found += [(stored(f * s, scheme.scale_digits), scheme.middle) for s in ends]
         else:
             s = stored(f * (hi - lo) / scheme.top, scheme.scale_digits)
-            found.append((s, min(max(round(-f * lo / s), 0), scheme.top)))
+            low = lo + (1 - f) * (hi - lo) / 2 if scheme.float_zeros else f * lo
+            found.append((s, zero_of(-low / s, s, scheme)))
     return found
 
 
@@ -65,4 +75,4 @@ def least_squares(w: Tensor, d: Tensor, q: Tensor, s: float, z: float, scheme: S
     if var <= 0 or cov <= 0:
         return s, z
     slope = stored(cov / var, scheme.scale_digits)
-    return slope, min(max(round(mean_q - mean_w / slope), 0), scheme.top)
+    return slope, zero_of(mean_q - mean_w / slope, slope, scheme)

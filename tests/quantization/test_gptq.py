@@ -14,6 +14,12 @@ from pocketsize.quantization.rows import CHUNK
 from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import Scheme
 
+GRIDS = {
+    "symmetric": {"symmetric": True},
+    "integer zeros": {"symmetric": False},
+    "float zeros": {"symmetric": False, "float_zeros": True},
+}
+
 
 def layer(
     rows: int = 24, columns: int = 256, tokens: int = 2048, seed: int = 0
@@ -31,12 +37,12 @@ def loss(W: torch.Tensor, Q: torch.Tensor, H: torch.Tensor) -> float:
     return float(((E @ H.double()) * E).sum())
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
 @pytest.mark.parametrize(("bits", "group"), [(4, 32), (3, 64), (2, 128), (4, 96), (8, 256), (5, None)])
-def test_equals_the_slow_version(bits: int, group: int | None, symmetric: bool) -> None:
+def test_equals_the_slow_version(bits: int, group: int | None, grid: dict[str, bool]) -> None:
     columns = 288 if group == 96 else 256
     W, H = layer(columns=columns)
-    scheme = Scheme(bits, group, symmetric)
+    scheme = Scheme(bits, group, **grid)
     done = gptq(W, H, scheme)
     codes, Q = gptq_slow(W, H, scheme)
     # The blocked update adds the same numbers in another order: a weight that lies on the edge

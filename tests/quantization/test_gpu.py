@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pocketsize.linalg import feedback_factor
 from pocketsize.quantization import gptq as cpu
-from pocketsize.quantization.scheme import Scheme
+from pocketsize.quantization.scheme import FLOAT_ZEROS, INTEGER_ZEROS, SYMMETRIC, Scheme
 from quantization.test_gptq import layer, loss
 
 pytest.importorskip(
@@ -23,8 +23,9 @@ pytest.importorskip(
 
 Sweep = Callable[..., tuple[Tensor, Tensor, Tensor]]
 CASES = [
-    *((4, 32, False, True), (3, 64, True, True), (2, 96, False, True), (4, None, True, True)),
-    (8, 64, True, False),
+    *((4, 32, INTEGER_ZEROS, True), (3, 64, SYMMETRIC, True), (2, 96, INTEGER_ZEROS, True)),
+    *((4, None, SYMMETRIC, True), (8, 64, SYMMETRIC, False)),
+    *((4, 32, FLOAT_ZEROS, True), (2, 96, FLOAT_ZEROS, True), (5, None, FLOAT_ZEROS, False)),
 ]
 
 
@@ -39,10 +40,10 @@ def swept(sweep: Sweep, scheme: Scheme, device: str, *, search: bool) -> tuple[T
     return codes, loss(W, (scale * (codes - zero)).T, H)
 
 
-def agree(sweep: Sweep, case: tuple[int, int | None, bool, bool], device: str) -> None:
+def agree(sweep: Sweep, case: tuple[int, int | None, int, bool], device: str) -> None:
     """As `test_equals_the_slow_version`: a weight on the edge between two codes may fall on either side."""
-    bits, group, symmetric, search = case
-    scheme = Scheme(bits, group, symmetric)
+    bits, group, grid, search = case
+    scheme = Scheme(bits, group, grid == SYMMETRIC, float_zeros=grid == FLOAT_ZEROS)
     theirs, ours = (
         swept(how, scheme, where, search=search) for how, where in ((cpu.sweep, "cpu"), (sweep, device))
     )
@@ -81,8 +82,8 @@ def build(kernel, capability, **constants):
 
 for capability in (80, 90):
     build(gpu._round, capability, BLOCK=gpu.BLOCK, LANES=gpu.LANES)
-    for symmetric in (False, True):
-        build(gpu._fit, capability, SYMMETRIC=symmetric, STEPS=8, TURNS=3, TILE=gpu.TILE, LANES=gpu.LANES)
+    for grid in range(3):
+        build(gpu._fit, capability, GRID=grid, STEPS=8, TURNS=3, TILE=gpu.TILE, LANES=gpu.LANES)
 """
 
 
@@ -99,7 +100,7 @@ def test_the_benchmark_runs_on_a_processor_too() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that CUDA sees")
 @pytest.mark.parametrize("case", CASES)
-def test_on_a_gpu_kernels_give_what_the_cpu_gives(case: tuple[int, int | None, bool, bool]) -> None:
+def test_on_a_gpu_kernels_give_what_the_cpu_gives(case: tuple[int, int | None, int, bool]) -> None:
     from pocketsize.quantization import gpu
 
     agree(gpu.sweep, case, "cuda")

@@ -16,11 +16,19 @@ def weights(rows: int = 6, columns: int = 64, seed: int = 0) -> tuple[torch.Tens
     return W, torch.rand(columns, generator=g) ** 3 * 10 + 1e-3
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
+GRIDS = {
+    "symmetric": {"symmetric": True},
+    "integer zeros": {"symmetric": False},
+    "float zeros": {"symmetric": False, "float_zeros": True},
+}
+each_grid = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
+
+
+@each_grid
 @pytest.mark.parametrize("bits", BITS)
-def test_search_reaches_the_error_of_the_slow_search(bits: int, symmetric: bool) -> None:
+def test_search_reaches_the_error_of_the_slow_search(bits: int, grid: dict[str, bool]) -> None:
     W, d = weights()
-    scheme = Scheme(bits, 32, symmetric)
+    scheme = Scheme(bits, 32, **grid)
     scale, zero = fit_grid(W, scheme, d)
     for r in range(W.shape[0]):
         for k in range(2):
@@ -39,11 +47,11 @@ def test_plain_rounding_spans_the_range() -> None:
     assert torch.equal(zero, (-lo / scale).round())
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
+@each_grid
 @pytest.mark.parametrize("bits", [4, 3, 2])
-def test_search_is_never_worse_than_the_range(bits: int, symmetric: bool) -> None:
+def test_search_is_never_worse_than_the_range(bits: int, grid: dict[str, bool]) -> None:
     W, d = weights(seed=3)
-    scheme = Scheme(bits, 32, symmetric)
+    scheme = Scheme(bits, 32, **grid)
 
     def loss(q: torch.Tensor) -> torch.Tensor:
         return ((q - W) ** 2 * d).view(6, 2, 32).sum(-1)
@@ -70,12 +78,34 @@ def test_scaling_the_weights_scales_the_grid(factor: float) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 3.5, -3.5])
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_constant_groups_stay_finite_and_close(value: float, symmetric: bool) -> None:
+@each_grid
+def test_constant_groups_stay_finite_and_close(value: float, grid: dict[str, bool]) -> None:
     W = torch.full((2, 32), value)
-    out = rtn(W, Scheme(4, 32, symmetric), weight=torch.ones(32)).dequantize()
+    out = rtn(W, Scheme(4, 32, **grid), weight=torch.ones(32)).dequantize()
     assert bool(torch.isfinite(out).all())
     assert torch.allclose(out, W, rtol=0.01, atol=1e-4)
+
+
+@pytest.mark.parametrize("weight", [None, torch.ones(64)], ids=["range", "searched"])
+@pytest.mark.parametrize("size", [1e-6, 0.05, 30.0])
+def test_a_float_zero_puts_code_0_on_a_float16(size: float, weight: torch.Tensor | None) -> None:
+    W = weights()[0] * size / 0.05
+    q = rtn(W, Scheme(4, 32, float_zeros=True), weight=weight)
+    assert torch.equal(q.minimum, q.minimum.half().float())
+    assert torch.allclose(q.minimum, -q.scale * q.zero, rtol=1e-6)
+    of_code_0 = q.dequantize()[q.codes == 0]
+    assert set(of_code_0.tolist()) <= set(q.minimum.flatten().tolist())
+
+
+def test_float_zeros_are_free_to_leave_the_codes_and_lose_less() -> None:
+    W, d = weights()
+    W[1] = W[1].abs() + 0.5  # all on one side of zero
+    losses = [
+        ((rtn(W, Scheme(3, 32, float_zeros=free), weight=d).dequantize() - W) ** 2 * d).view(6, 2, 32).sum(-1)
+        for free in (True, False)
+    ]
+    assert float(losses[0][2:].sum()) < 0.9 * float(losses[1][2:].sum())
+    assert float(losses[0][1].sum()) < 0.3 * float(losses[1][1].sum())
 
 
 @pytest.mark.parametrize("digits", [6, 7, 8])

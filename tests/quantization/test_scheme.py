@@ -8,6 +8,7 @@ from pocketsize.quantization.scheme import Scheme, bits_of, default_group
 
 def test_bits_per_weight_counts_scales_and_zeros() -> None:
     assert Scheme(4, 64).bits_per_weight(576) == 4 + 20 / 64
+    assert Scheme(4, 32, float_zeros=True).bits_per_weight(576) == 5.0
     assert Scheme(4, 32, symmetric=True).bits_per_weight(576) == 4.5
     assert Scheme(8, None, symmetric=True).bits_per_weight(512) == 8 + 16 / 512
 

@@ -10,6 +10,7 @@ from pocketsize.cli.main import main
 from pocketsize.data.sources import Source
 from pocketsize.errors import DataError, UnsupportedError, UsageError
 from pocketsize.models.load import load
+from pocketsize.quantization.scheme import Scheme
 from pocketsize.recipes.quantize import Gptq, Rtn, block_scheme, embedding_scheme
 from pocketsize.recipes.recipe import parse_recipe, parse_step, read_recipe
 from tiny import write_tiny
@@ -110,9 +111,13 @@ def test_automatic_choices_follow_the_exports(tmp_path: Path) -> None:
     assert (folder.group, folder.symmetric, folder.embeddings, folder.scale_digits) == (64, False, None, 7)
     assert (gguf.group, gguf.symmetric, gguf.embeddings, gguf.scale_digits) == (32, True, 8, 8)
     with_zeros = Gptq(symmetric=False).resolve(model, ("gguf",))
-    assert block_scheme(with_zeros).scale_digits == 7 and with_zeros.symmetric is False
+    assert block_scheme(with_zeros) == Scheme(4, 32, float_zeros=True)
+    assert Gptq(float_zeros=True).resolve(model, ("gguf",)) == with_zeros
+    both = Gptq(symmetric=False).resolve(model, ("gguf", "folder"))
+    assert block_scheme(both) == Scheme(4, 32, scale_digits=7)
+    assert block_scheme(folder) == Scheme(4, 64, scale_digits=7)
     ends = embedding_scheme(Rtn(embeddings=4, embeddings_symmetric=False).resolve(model, ("gguf",)))
-    assert ends is not None and (ends.bits, ends.group, ends.scale_digits) == (4, 32, 7)
+    assert ends == Scheme(4, 32, float_zeros=True)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +126,8 @@ def test_automatic_choices_follow_the_exports(tmp_path: Path) -> None:
         (Gptq(group=96), ("folder",), "group 96 does not divide rows of 64 weights; use group: 64"),
         (Gptq(scheme="W3A16"), ("gguf",), "gguf cannot store 3-bit weights"),
         (Gptq(group=16), ("gguf",), "gguf cannot store group 16; use group: auto"),
-        (Gptq(symmetric=False, scale_digits=8), ("gguf",), "scale_digits: 7"),
+        (Gptq(symmetric=False, float_zeros=False, scale_digits=8), ("gguf",), "scale_digits: 7"),
+        (Gptq(symmetric=False, float_zeros=True), ("gguf", "folder"), "folder cannot store float zeros"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_before_work(

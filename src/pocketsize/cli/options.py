@@ -125,6 +125,11 @@ def scheme(function: F) -> F:
         help="Grid without or with zeros. Default: what the exports store best.",
     )(function)
     function = click.option(
+        "--float-zeros/--integer-zeros",
+        default=None,
+        help="Zeros that are any number, or codes. Default: what the exports store best.",
+    )(function)
+    function = click.option(
         "--group", default="auto", show_default=True, help="Inputs per scale: a number, auto, or row."
     )(function)
     function = click.option(
@@ -139,6 +144,7 @@ def raw_step(
     scheme: str,
     group: str,
     symmetric: bool | None,
+    float_zeros: bool | None,
     embeddings: str,
     damp: float | None,
     **_: Any,
@@ -150,6 +156,7 @@ def raw_step(
         "scheme": scheme,
         "group": _number(group, {"auto": "auto", "row": None}, "--group"),
         "symmetric": "auto" if symmetric is None else symmetric,
+        "float_zeros": "auto" if float_zeros is None else float_zeros,
         "embeddings": _number(embeddings, {"auto": "auto", "none": None}, "--embeddings"),
     }
     if damp is not None:

@@ -32,15 +32,16 @@ class Exporter:
     """An export format.
 
     `groups` are the group sizes that may be chosen for it, `takes_group` says which it can hold
-    when told to. `refuses` gives the reason why a model cannot be exported, or None. `write` makes
-    the artefact in a folder and reads it back; `stored` is a parameter as the artefact gives it,
-    `predict_bytes` its exact size before anything is written, `predict_others` the sizes of files
-    that come with it, `parts` the bytes of its tensors.
+    when told to, `float_zeros` whether zeros may be other than codes. `refuses` gives the reason why
+    a model cannot be exported, or None. `write` makes the artefact in a folder and reads it back;
+    `stored` is a parameter as the artefact gives it, `predict_bytes` its exact size before anything
+    is written, `predict_others` the sizes of files that come with it, `parts` the bytes of its tensors.
     """
 
     name: str
     groups: tuple[int, ...]
     bits: tuple[int, ...]
+    float_zeros: bool
     takes_group: Callable[[int | None], bool]
     refuses: Callable[[Model], str | None]
     write: Callable[[Model, Path], Artifact]
@@ -115,6 +116,7 @@ EXPORTERS: Mapping[str, Exporter] = MappingProxyType(
             name="folder",
             groups=GROUPS,
             bits=BITS,
+            float_zeros=False,
             takes_group=lambda _: True,
             refuses=lambda _: None,
             write=_write_folder,
@@ -127,6 +129,7 @@ EXPORTERS: Mapping[str, Exporter] = MappingProxyType(
             name="gguf",
             groups=(BLOCK,),
             bits=(8, 5, 4),
+            float_zeros=True,
             takes_group=lambda group: group is None or group % BLOCK == 0,
             refuses=gguf.refuses,
             write=_write_gguf,

@@ -13,6 +13,8 @@ from typing import Any
 import numba
 import numpy as np
 
+from pocketsize.quantization.scheme import FLOAT_ZEROS, INTEGER_ZEROS, SYMMETRIC
+
 STEPS = 8
 SHRINK = 0.08
 ROUNDS = 2
@@ -28,20 +30,21 @@ INNER: Any = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": Tru
 
 
 @numba.njit(cache=True, nogil=True)
-def fit_rows(W, d, width, top, symmetric, digits, steps, scale, zero):  # pragma: no cover - compiled
+def fit_rows(W, d, width, top, grid, digits, steps, scale, zero):  # pragma: no cover - compiled
     """Fill `scale` and `zero` for all groups of the rows of W (see `fit_grid`)."""
     for r in range(W.shape[0]):
         for k in range(W.shape[1] // width):
             a = k * width
-            s, z = fit_group(W[r, a : a + width], d[a : a + width], top, symmetric, digits, steps)
+            s, z = fit_group(W[r, a : a + width], d[a : a + width], top, grid, digits, steps)
             scale[r, k] = s
             zero[r, k] = z
 
 
 @numba.njit(**INNER)
-def fit_group(w, d, top, symmetric, digits, steps):  # pragma: no cover - compiled
+def fit_group(w, d, top, grid, digits, steps):  # pragma: no cover - compiled
     """Scale and zero of one group."""
-    lo, hi, wd, total = _sums(w, d)
+    symmetric = grid == SYMMETRIC
+    lo, hi, wd, total = _sums(w, d, grid)
     middle = np.float32((top + 1) // 2)
     edge = lo if -lo >= hi else hi
     best = np.float32(np.inf)
@@ -52,7 +55,9 @@ def fit_group(w, d, top, symmetric, digits, steps):  # pragma: no cover - compil
         for sign in range(2 if symmetric else 1):
             if not symmetric:
                 s = _stored(f * (hi - lo) / np.float32(top), digits)
-                z = _within(np.rint(-f * lo / s), np.float32(top))
+                # Whole zeros keep 0 on the grid, and the range shrinks towards it; others towards its middle.
+                low = lo + (np.float32(1) - f) * (hi - lo) / 2 if grid == FLOAT_ZEROS else f * lo
+                z = _zero(-low / s, s, np.float32(top), grid)
             else:
                 # Once the extreme on the far code, which is one step further out, once on the near one.
                 s = _stored(f * (abs(edge) / (middle - np.float32(1)) if sign else -edge / middle), digits)
@@ -64,7 +69,7 @@ def fit_group(w, d, top, symmetric, digits, steps):  # pragma: no cover - compil
                     best, s_best, z_best = error, s, z
                 if turn == ROUNDS or steps == 0 or hopeless:
                     break
-                s_next, z_next = _resolve(qd, qqd, qwd, wd, total, s, z, symmetric, top, digits)
+                s_next, z_next = _resolve(qd, qqd, qwd, wd, total, s, z, grid, top, digits)
                 if s_next == s and z_next == z:
                     break
                 s, z = s_next, z_next
@@ -72,9 +77,9 @@ def fit_group(w, d, top, symmetric, digits, steps):  # pragma: no cover - compil
 
 
 @numba.njit(**INNER)
-def _resolve(qd, qqd, qwd, wd, total, s, z, symmetric, top, digits):  # pragma: no cover - compiled
+def _resolve(qd, qqd, qwd, wd, total, s, z, grid, top, digits):  # pragma: no cover - compiled
     """Scale and zero that fit best the codes whose weighted moments are given (least squares)."""
-    if symmetric:
+    if grid == SYMMETRIC:
         norm = qqd - np.float32(2) * z * qd + z * z * total
         if norm <= 0:
             return s, z
@@ -84,8 +89,18 @@ def _resolve(qd, qqd, qwd, wd, total, s, z, symmetric, top, digits):  # pragma: 
     if variance <= np.float32(1e-12) * qqd * total or covariance <= 0:
         return s, z
     s_next = _stored(covariance / variance, digits)
-    z_next = np.rint((qd - wd / s_next) / total)
-    return s_next, _within(z_next, np.float32(top))
+    return s_next, _zero((qd - wd / s_next) / total, s_next, np.float32(top), grid)
+
+
+@numba.njit(**INNER)
+def _zero(z, s, top, grid):  # pragma: no cover - compiled
+    """The nearest zero to z that can be stored: a code, or what makes the value of code 0 a float16."""
+    if grid == INTEGER_ZEROS:
+        return _within(np.rint(z), top)
+    least = -s * z
+    if abs(least) < np.float32(2.0**-13):  # float16 has no more digits than 2^-24 here
+        return -np.rint(least * np.float32(2.0**24)) * np.float32(2.0**-24) / s
+    return -_rounded(least, 11) / s
 
 
 @numba.njit(**INNER, fastmath={"reassoc", "nsz", "contract", "nnan", "ninf"})
@@ -107,10 +122,9 @@ def _moments(w, d, s, z, top):  # pragma: no cover - compiled
 
 
 @numba.njit(**INNER, fastmath={"reassoc", "nsz", "nnan", "ninf"})
-def _sums(w, d):  # pragma: no cover - compiled
-    """Of one group the least and greatest weight, zero included; its weighted sum; the sum of weights `d`."""
-    lo = np.float32(0)
-    hi = np.float32(0)
+def _sums(w, d, grid):  # pragma: no cover - compiled
+    """Of one group its range, with 0 unless zeros are floats; its weighted sum; the sum of weights `d`."""
+    lo = hi = w[0] if grid == FLOAT_ZEROS else np.float32(0)
     wd = np.float32(0)
     total = np.float32(0)
     for i in range(w.shape[0]):
@@ -132,14 +146,20 @@ def _stored(s, digits):  # pragma: no cover - compiled
     """The nearest scale with `digits` significant binary digits that is not too small to store."""
     if abs(s) < np.float32(SMALLEST_SCALE):
         return np.float32(-SMALLEST_SCALE) if s < 0 else np.float32(SMALLEST_SCALE)
+    return _rounded(s, digits)
+
+
+@numba.njit(**INNER)
+def _rounded(x, digits):  # pragma: no cover - compiled
+    """The nearest number with so many significant binary digits."""
     # Veltkamp's splitting; it needs exact IEEE order, so no fast maths here.
-    c = np.float32(np.float32(2.0 ** (24 - digits) + 1.0) * s)
-    return np.float32(c - np.float32(c - s))
+    c = np.float32(np.float32(2.0 ** (24 - digits) + 1.0) * x)
+    return np.float32(c - np.float32(c - x))
 
 
 @numba.njit(cache=True, nogil=True)
 def sweep_block(  # pragma: no cover - compiled
-    N, d, width, top, symmetric, digits, steps, p, W, V, codes, scale, zero, E, v, group
+    N, d, width, top, grid, digits, steps, p, W, V, codes, scale, zero, E, v, group
 ):
     """Quantize a block of inputs of as many outputs as V has, from p on; all matrices are "in out".
 
@@ -158,7 +178,7 @@ def sweep_block(  # pragma: no cover - compiled
             for t in range(count):
                 for j in range(width):
                     group[j] = v[a + j, t]
-                s, z = fit_group(group, d[a : a + width], top, symmetric, digits, steps)
+                s, z = fit_group(group, d[a : a + width], top, grid, digits, steps)
                 scale[k, first + t] = s
                 zero[k, first + t] = z
             for i in range(a, a + width):

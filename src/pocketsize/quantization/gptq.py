@@ -150,6 +150,6 @@ def _sweep_part(
     """Fill codes, scales, zeros and errors of a block of inputs, from output p on, compiled."""
     W, V, C, S, Z, E = (T.numpy() for T in filled)
     width = len(N) // len(S)
-    grid = (width, scheme.top, scheme.symmetric, scheme.scale_digits, STEPS if search else 0)
+    grid = (width, scheme.top, scheme.grid, scheme.scale_digits, STEPS if search else 0)
     room = np.empty((len(N), LANES), np.float32), np.empty(width, np.float32)
     sweep_block(N.numpy(), d.numpy(), *grid, p, W, V, C, S, Z, E, *room)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pocketsize.linalg import Factor
 from pocketsize.quantization.compiled import HOPELESS, ROUNDS, SHRINK, SMALLEST_SCALE, STEPS
-from pocketsize.quantization.scheme import Scheme
+from pocketsize.quantization.scheme import FLOAT_ZEROS, INTEGER_ZEROS, SYMMETRIC, Scheme
 
 # Inputs that are swept at once, and outputs of one program: 16 registers a thread hold them.
 BLOCK, LANES, TILE = 64, 32, 128
@@ -57,7 +57,7 @@ def _one_group(
     _fit[grid](
         *(V, factor.d[group], scale, zero, rows, width, float(scheme.top)),
         *(float(scheme.middle), 2.0 ** (24 - scheme.scale_digits) + 1.0),
-        **{"SYMMETRIC": scheme.symmetric, "STEPS": STEPS if search else 0},
+        **{"GRID": scheme.grid, "STEPS": STEPS if search else 0},
         **{"TURNS": ROUNDS + 1 if search else 1, "TILE": TILE, "LANES": LANES},
         enable_fp_fusion=False,  # `_stored` needs every operation rounded
     )
@@ -87,52 +87,60 @@ def _corrected(W: Tensor, E: Tensor, factor: Factor, part: slice) -> tuple[Tenso
 @triton.jit
 def _fit(  # pragma: no cover - compiled
     V, d, scale, zero, rows, width, top, middle, splitter,
-    SYMMETRIC: tl.constexpr, STEPS: tl.constexpr, TURNS: tl.constexpr,
+    GRID: tl.constexpr, STEPS: tl.constexpr, TURNS: tl.constexpr,
     TILE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Scale and zero of a group, for `LANES` outputs (see `grid.fit_grid`)."""
     lanes = tl.program_id(0) * LANES + tl.arange(0, LANES)
-    lo, hi, wd, total = _sums(V, d, lanes, rows, width, TILE, LANES)
+    lo, hi, wd, total = _sums(V, d, lanes, rows, width, GRID, TILE, LANES)
     best = tl.full((LANES,), float("inf"), tl.float32)
     s_best = tl.zeros((LANES,), tl.float32)
     z_best = tl.zeros((LANES,), tl.float32)
     edge = tl.where(-lo >= hi, lo, hi)
     for k in range(STEPS + 1):
         f = 1.0 - 0.08 * k
-        for end in range(2 if SYMMETRIC else 1):
-            if SYMMETRIC:
+        for end in range(2 if GRID == 0 else 1):
+            if GRID == 0:
                 # Once the extreme on the far code, which is one step further out, once on the near one.
                 reach = tl.where(end == 0, -edge / middle, tl.abs(edge) / (middle - 1.0))
                 s = _stored(f * reach, splitter)
                 z = tl.zeros((LANES,), tl.float32) + middle
             else:
                 s = _stored(f * (hi - lo) / top, splitter)
-                z = _whole(-f * lo / s, top)
+                low = f * lo
+                if GRID == 2:
+                    low = lo + (1.0 - f) * (hi - lo) / 2.0
+                z = _zero(-low / s, s, top, GRID)
             refined = best > -1.0  # all
             for _ in range(TURNS):
                 error, qd, qqd, qwd = _moments(V, d, s, z, lanes, rows, width, top, TILE, LANES)
                 better = refined & (error < best)
-                if not SYMMETRIC:
+                if GRID != 0:
                     refined = refined & (error <= 1.5 * best)
                 best = tl.where(better, error, best)
                 s_best = tl.where(better, s, s_best)
                 z_best = tl.where(better, z, z_best)
-                s, z = _resolve(qd, qqd, qwd, wd, total, s, z, top, splitter, SYMMETRIC)
+                s, z = _resolve(qd, qqd, qwd, wd, total, s, z, top, splitter, GRID)
     tl.store(scale + lanes, s_best, mask=lanes < rows)
     tl.store(zero + lanes, z_best, mask=lanes < rows)
 
 
 @triton.jit
-def _sums(V, d, lanes, rows, width, TILE: tl.constexpr, LANES: tl.constexpr):  # pragma: no cover - compiled
-    """Least and greatest weight, zero included; the weighted sum; the sum of the weights `d`."""
+def _sums(  # pragma: no cover - compiled
+    V, d, lanes, rows, width, GRID: tl.constexpr, TILE: tl.constexpr, LANES: tl.constexpr
+):
+    """The range, with 0 unless zeros are floats; the weighted sum; the sum of the weights `d`."""
     lo = tl.zeros((LANES,), tl.float32)
-    hi = tl.zeros((LANES,), tl.float32)
+    if GRID == 2:
+        lo += tl.load(V + lanes, mask=lanes < rows, other=0.0)
+    hi = lo
     wd = tl.zeros((LANES,), tl.float32)
     total = 0.0
     for a in range(0, width, TILE):
         w, of = _tile(V, d, a, lanes, rows, width, TILE)
-        lo = tl.minimum(lo, tl.min(w, 0))
-        hi = tl.maximum(hi, tl.max(w, 0))
+        inside = (a + tl.arange(0, TILE) < width)[:, None]
+        lo = tl.minimum(lo, tl.min(tl.where(inside, w, lo[None, :]), 0))
+        hi = tl.maximum(hi, tl.max(tl.where(inside, w, hi[None, :]), 0))
         wd += tl.sum(w * of, 0)
         total += tl.sum(of)
     return lo, hi, wd, total
@@ -170,10 +178,10 @@ def _tile(V, d, a, lanes, rows, width, TILE: tl.constexpr):  # pragma: no cover 
 
 @triton.jit
 def _resolve(  # pragma: no cover - compiled
-    qd, qqd, qwd, wd, total, s, z, top, splitter, SYMMETRIC: tl.constexpr
+    qd, qqd, qwd, wd, total, s, z, top, splitter, GRID: tl.constexpr
 ):
     """Scale and zero that fit best the codes whose weighted moments are given (least squares)."""
-    if SYMMETRIC:
+    if GRID == 0:
         norm = qqd - 2.0 * z * qd + z * z * total
         known = norm > 0.0
         return tl.where(known, _stored((qwd - z * wd) / tl.where(known, norm, 1.0), splitter), s), z
@@ -181,8 +189,20 @@ def _resolve(  # pragma: no cover - compiled
     covariance = qwd * total - qd * wd
     known = (variance > 1e-12 * qqd * total) & (covariance > 0.0)
     s_next = _stored(covariance / tl.where(known, variance, 1.0), splitter)
-    z_next = _whole((qd - wd / s_next) / total, top)
+    z_next = _zero((qd - wd / s_next) / total, s_next, top, GRID)
     return tl.where(known, s_next, s), tl.where(known, z_next, z)
+
+
+@triton.jit
+def _zero(z, s, top, GRID: tl.constexpr):  # pragma: no cover - compiled
+    """The nearest zero to z that can be stored: a code, or what makes the value of code 0 a float16."""
+    if GRID == 1:
+        return _whole(z, top)
+    least = -s * z
+    c = 8193.0 * least  # Veltkamp's splitting to 11 digits
+    tiny = (least * 16777216.0 + 12582912.0) - 12582912.0  # in units of 2^-24
+    least = tl.where(tl.abs(least) < 0.0001220703125, tiny * 0.000000059604644775390625, c - (c - least))
+    return -least / s
 
 
 @triton.jit
@@ -222,3 +242,4 @@ def _round(  # pragma: no cover - compiled
 
 
 assert (SHRINK, HOPELESS, SMALLEST_SCALE) == (0.08, 1.5, 2.0**-17), "kernels hold these as literals"
+assert (SYMMETRIC, INTEGER_ZEROS, FLOAT_ZEROS) == (0, 1, 2), "and these"

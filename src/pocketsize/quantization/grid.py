@@ -19,7 +19,8 @@ class QWeight:
     """A quantized matrix: codes on a per-group affine grid, W ~ scale * (codes - zero).
 
     `scale` (float32) holds values that bfloat16 and float16 both store exactly and may be
-    negative on a symmetric grid; `zero` (float32) holds whole numbers within 0 .. 2^bits - 1.
+    negative on a symmetric grid; `zero` (float32) holds whole numbers within 0 .. 2^bits - 1 or,
+    with float zeros, whatever makes the value of code 0 a float16.
     """
 
     codes: UInt8[Tensor, "out in"]
@@ -31,10 +32,18 @@ class QWeight:
         """The same matrix in the memory of a device."""
         return QWeight(self.codes.to(device), self.scale.to(device), self.zero.to(device), self.scheme)
 
+    @property
+    def minimum(self) -> Float[Tensor, "out groups"]:
+        """What code 0 stands for in each group: -scale * zero, with float zeros exactly as it is stored."""
+        least = -self.scale * self.zero
+        return least.to(torch.float16).to(torch.float32) if self.scheme.float_zeros else least
+
     def dequantize(self) -> Float[Tensor, "out in"]:
         """The matrix the codes stand for, float32."""
         out, columns = self.codes.shape
         grouped = self.codes.view(out, self.scale.shape[1], -1).float()
+        if self.scheme.float_zeros:
+            return (self.scale[..., None] * grouped + self.minimum[..., None]).view(out, columns)
         return (self.scale[..., None] * (grouped - self.zero[..., None])).view(out, columns)
 
 
@@ -46,11 +55,13 @@ def fit_grid(
         minimise over s, z:   sum_j weight_j (s (clamp(round(w_j / s) + z) - z) - w_j)^2
 
     With `weight` None this is the plain range (round-to-nearest's min and max, or the better of
-    the two placements of the largest magnitude on a symmetric grid). Otherwise the range is shrunk
-    in 9 steps down to 0.36, and from each start scale and zero are re-solved in closed form for
-    the codes they gave, twice (with a free zero not where the start has 1.5 times the error of the best
-    so far); the best of all is kept. On a symmetric grid the largest magnitude is placed on either end of the
-    range, of which the lower reaches one step further; scales may so become negative.
+    the two placements of the largest magnitude on a symmetric grid; 0 belongs to the range unless
+    zeros are floats). Otherwise the range is shrunk in 9 steps down to 0.36, and from each start scale
+    and zero are re-solved in closed form for the codes they gave, twice (with a free zero not where the
+    start has 1.5 times the error of the best so far); the best of all is kept. On a symmetric grid the
+    largest magnitude is placed on either end of the range, of which the lower reaches one step further;
+    scales may so become negative. A zero that need not be a code, solved for under a diagonal Hessian:
+    arXiv:2505.17595.
     """
     width = scheme.width(W.shape[1])
     if weight is None:
@@ -58,10 +69,10 @@ def fit_grid(
     rows, d = W.to(torch.float32).contiguous().numpy(), weight.to(torch.float32).numpy()
     shape = (rows.shape[0], rows.shape[1] // width)
     scale, zero = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    symmetric, digits = scheme.symmetric, scheme.scale_digits
 
     def fit(a: int, b: int) -> None:
-        fit_rows(rows[a:b], d, width, scheme.top, symmetric, digits, STEPS, scale[a:b], zero[a:b])
+        grid = (width, scheme.top, scheme.grid, scheme.scale_digits, STEPS)
+        fit_rows(rows[a:b], d, *grid, scale[a:b], zero[a:b])
 
     over_rows(rows.shape[0], fit)
     return torch.from_numpy(scale), torch.from_numpy(zero)
@@ -71,7 +82,11 @@ def _range(
     w: Float[Tensor, "out groups g"], scheme: Scheme
 ) -> tuple[Float[Tensor, "out groups"], Float[Tensor, "out groups"]]:
     """The plain grid of each group."""
-    lo, hi = w.amin(-1).clamp(max=0), w.amax(-1).clamp(min=0)
+    lo, hi = w.amin(-1), w.amax(-1)
+    if scheme.float_zeros:
+        scale = _stored((hi - lo) / scheme.top, scheme.scale_digits)
+        return scale, -lo.to(torch.float16).to(torch.float32) / scale
+    lo, hi = lo.clamp(max=0), hi.clamp(min=0)
     if not scheme.symmetric:
         scale = _stored((hi - lo) / scheme.top, scheme.scale_digits)
         return scale, (-lo / scale).round().clamp(0, scheme.top)

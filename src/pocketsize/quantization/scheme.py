@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pocketsize.errors import UnsupportedError, UsageError
 
 BITS = (2, 3, 4, 5, 8)
+# What a group's grid may be, as compiled loops are told; their cached code holds these numbers.
+SYMMETRIC, INTEGER_ZEROS, FLOAT_ZEROS = range(3)
 GROUPS = (128, 96, 64, 32)
 
 
@@ -18,13 +20,16 @@ class Scheme:
 
     `group` None means one scale per output row. `scale_digits` is the number of significant
     binary digits of a stored scale: 8 fits bfloat16 and float16 alike; fewer are kept where
-    the product of scale and zero has to fit float16 as well (the minimum of GGUF Q4_1).
+    the product of scale and whole zero has to fit float16 as well (the minimum of GGUF Q4_1).
+    With `float_zeros` the zero need not be a whole number: what is stored is the value of code 0, as
+    float16.
     """
 
     bits: int = 4
     group: int | None = 128
     symmetric: bool = False
     scale_digits: int = 8
+    float_zeros: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
@@ -33,6 +38,8 @@ class Scheme:
             raise UsageError(f"group must be positive or null (one scale per row), got {self.group}")
         if not 4 <= self.scale_digits <= 8:
             raise UsageError(f"scale_digits must be 4..8, got {self.scale_digits}")
+        if self.symmetric and self.float_zeros:
+            raise UsageError("a symmetric grid has no zeros: float_zeros needs symmetric: false")
 
     @property
     def top(self) -> int:
@@ -44,6 +51,11 @@ class Scheme:
         """The zero of a symmetric grid."""
         return 2 ** (self.bits - 1)
 
+    @property
+    def grid(self) -> int:
+        """Which of the three grids this is."""
+        return SYMMETRIC if self.symmetric else FLOAT_ZEROS if self.float_zeros else INTEGER_ZEROS
+
     def width(self, columns: int) -> int:
         """Inputs per scale in a matrix with `columns` inputs; refuses a group that does not divide."""
         if self.group is None:
@@ -53,8 +65,11 @@ class Scheme:
         return self.group
 
     def bits_per_weight(self, columns: int) -> float:
-        """Stored bits per weight of a matrix with `columns` inputs: codes, 16-bit scales, packed zeros."""
-        zero = 0 if self.symmetric else self.bits
+        """Stored bits per weight of a matrix with `columns` inputs: codes, 16-bit scales, zeros.
+
+        A whole zero is packed as a code is, a float one takes 16 bits.
+        """
+        zero = (0, self.bits, 16)[self.grid]
         return self.bits + (16 + zero) / self.width(columns)
 
     @property

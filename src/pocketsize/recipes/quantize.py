@@ -33,7 +33,8 @@ class Rtn:
     """Recipe step `rtn`: round every weight to the nearest point of its group's range.
 
     `scheme` is W8A16, W5A16, W4A16, W3A16 or W2A16; `group` the inputs per scale, `auto` for the
-    largest that fits every layer and export, null for one scale per row. `embeddings` is the
+    largest that fits every layer and export, null for one scale per row. `float_zeros` lets the zero of
+    an asymmetric grid be any number, `auto` where every export stores it so. `embeddings` is the
     width of the embedding and head, null to leave them, `auto` for 8 bits where GGUF is written.
     `scale_digits` is the precision of a stored scale in binary digits, `auto` for what every export
     stores exactly.
@@ -42,6 +43,7 @@ class Rtn:
     scheme: str = "W4A16"
     group: int | Auto | None = "auto"
     symmetric: bool | Auto = "auto"
+    float_zeros: bool | Auto = "auto"
     embeddings: int | Auto | None = "auto"
     embeddings_symmetric: bool = True
     scale_digits: int | Auto = "auto"
@@ -89,6 +91,7 @@ class Gptq:
     scheme: str = "W4A16"
     group: int | Auto | None = "auto"
     symmetric: bool | Auto = "auto"
+    float_zeros: bool | Auto = "auto"
     embeddings: int | Auto | None = "auto"
     embeddings_symmetric: bool = True
     scale_digits: int | Auto = "auto"
@@ -146,17 +149,22 @@ class Gptq:
 
 def block_scheme(step: Rtn | Gptq) -> Scheme:
     """How a resolved step stores the linears of the blocks."""
-    if step.group == "auto" or step.symmetric == "auto" or step.scale_digits == "auto":
-        raise UsageError(f"{step.kind}: group, symmetric and scale_digits are still to be resolved")
-    return Scheme(bits_of(step.scheme), step.group, step.symmetric, step.scale_digits)
+    found = step.group, step.symmetric, step.scale_digits, step.float_zeros
+    group, symmetric, digits, float_zeros = found
+    if group == "auto" or symmetric == "auto" or digits == "auto" or float_zeros == "auto":
+        raise UsageError(f"{step.kind}: its `auto` options are still to be resolved")
+    return Scheme(bits_of(step.scheme), group, symmetric, digits, float_zeros)
 
 
 def embedding_scheme(step: Rtn | Gptq) -> Scheme | None:
-    """How a resolved step stores embedding and head; None where it leaves them."""
+    """How a resolved step stores embedding and head; None where it leaves them.
+
+    The one format that stores them quantized, GGUF, has float zeros.
+    """
     if step.embeddings is None or step.embeddings == "auto":
         return None
-    digits = 8 if step.embeddings_symmetric else 11 - step.embeddings
-    return Scheme(step.embeddings, 32, step.embeddings_symmetric, digits)
+    free = not step.embeddings_symmetric
+    return Scheme(step.embeddings, 32, step.embeddings_symmetric, float_zeros=free)
 
 
 def scheme_of(step: Rtn | Gptq, model: Model) -> Callable[[str], Scheme | None]:
@@ -309,8 +317,11 @@ def _check(step: Rtn | Gptq) -> None:
         )
     if step.group not in ("auto", None) and (not isinstance(step.group, int) or step.group < 1):
         raise UsageError(f"{step.kind}: group must be a positive number, auto or null, got {step.group!r}")
-    if step.symmetric not in ("auto", True, False):
-        raise UsageError(f"{step.kind}: symmetric must be true, false or auto, got {step.symmetric!r}")
+    for key in ("symmetric", "float_zeros"):
+        if getattr(step, key) not in ("auto", True, False):
+            raise UsageError(f"{step.kind}: {key} must be true, false or auto, got {getattr(step, key)!r}")
+    if step.symmetric is True and step.float_zeros is True:
+        raise UsageError(f"{step.kind}: a symmetric grid has no zeros; use float_zeros: false")
 
 
 def _resolve(step: S, model: Model, exports: tuple[str, ...]) -> S:
@@ -333,7 +344,8 @@ def _resolve(step: S, model: Model, exports: tuple[str, ...]) -> S:
         if not EXPORTERS[name].takes_group(group):
             raise UnsupportedError(f"{step.kind}: {name} cannot store group {group}; use group: auto")
     packed_only = model.arch.experts is not None and "folder" in exports
-    symmetric = (gguf or packed_only or bits == 8) if step.symmetric == "auto" else step.symmetric
+    plain = step.float_zeros is not True and (gguf or packed_only or bits == 8)
+    symmetric = plain if step.symmetric == "auto" else step.symmetric
     if packed_only and not symmetric:
         raise UnsupportedError(
             f"{step.kind}: transformers loads packed experts without zeros alone; use symmetric: true"
@@ -341,12 +353,33 @@ def _resolve(step: S, model: Model, exports: tuple[str, ...]) -> S:
     embeddings = (8 if gguf else None) if step.embeddings == "auto" else step.embeddings
     if gguf and bits == 8 and not symmetric:
         raise UnsupportedError(f"{step.kind}: gguf has no 8-bit type with zeros; use symmetric: true")
+    float_zeros = _float_zeros(step, symmetric, exports)
     # Scale times code difference has to fit the 11 digits of float16: GGUF stores that product as a
     # minimum, and stock loaders of a folder multiply in the dtype of the scale.
-    exact = min(8, 11 - bits) if not symmetric and bits <= 5 else 8
+    exact = min(8, 11 - bits) if not symmetric and not float_zeros and bits <= 5 else 8
     digits = exact if step.scale_digits == "auto" else step.scale_digits
     if gguf and digits > exact:
         raise UnsupportedError(
             f"{step.kind}: gguf stores {bits}-bit minima exactly up to scale_digits: {exact}"
         )
-    return replace(step, group=group, symmetric=symmetric, embeddings=embeddings, scale_digits=digits)
+    return replace(
+        step,
+        group=group,
+        symmetric=symmetric,
+        float_zeros=float_zeros,
+        embeddings=embeddings,
+        scale_digits=digits,
+    )
+
+
+def _float_zeros(step: Rtn | Gptq, symmetric: bool, exports: tuple[str, ...]) -> bool:
+    """Whether zeros may be any number: where nothing is said, where every export stores them so."""
+    without = [name for name in exports if not EXPORTERS[name].float_zeros]
+    if step.float_zeros == "auto":
+        return bool(exports) and not symmetric and not without
+    if step.float_zeros and without:
+        raise UnsupportedError(
+            f"{step.kind}: {without[0]} cannot store float zeros; "
+            "use float_zeros: false, or export gguf alone"
+        )
+    return step.float_zeros

@@ -74,7 +74,7 @@ def pack(weight: QWeight, name: str) -> UInt8[np.ndarray, "out bytes"]:
     codes = weight.codes.numpy().reshape(out, columns // BLOCK, BLOCK)
     parts = [_halves(weight.scale, repeat, name, "scale")]
     if kind.minimum:
-        parts.append(_halves(-weight.scale * weight.zero, repeat, name, "minimum (scale x zero)"))
+        parts.append(_halves(weight.minimum, repeat, name, "minimum (scale x zero)"))
     elif not bool((weight.zero == weight.scheme.middle).all()):
         raise UnsupportedError(f"{name}: a symmetric grid must have its zero at {weight.scheme.middle}")
     if kind.bits == 8:
