@@ -23,7 +23,8 @@ from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.models.walk import walk
 from pocketsize.quantization import gptq
-from pocketsize.recipes.quantize import Gptq, block_scheme, quantize_site
+from pocketsize.recipes.grids import block_scheme
+from pocketsize.recipes.quantize import Gptq, quantize_site
 
 REPEATS, ROWS = 15, 2048
 

@@ -22,7 +22,7 @@ from pocketsize.models.model import Model
 from pocketsize.recipes import run as running
 from pocketsize.recipes.plan import Plan
 from pocketsize.recipes.plan import plan as plan_recipe
-from pocketsize.recipes.quantize import Gptq, Rtn
+from pocketsize.recipes.quantize import Gptq, Hqq, Rtn
 from pocketsize.recipes.recipe import Data, Recipe, parse_recipe, read_recipe
 from pocketsize.recipes.record import RunRecord, read_record
 from pocketsize.recipes.run import Console
@@ -36,6 +36,7 @@ from pocketsize.search.goal import shrink as search_goal
 __all__ = [
     "Data",
     "Gptq",
+    "Hqq",
     "Model",
     "Plan",
     "Recipe",

@@ -66,6 +66,7 @@ def test_help_is_quick_and_imports_no_torch(source_env: dict[str, str]) -> None:
             "--damp: rtn has no damping",
         ),
         (["plan", "sample:smollm2-135m", "--method", "rtn", "--damp", "0.1"], "--damp: rtn has no damping"),
+        (["plan", "sample:smollm2-135m", "--method", "hqq", "--damp", "0.1"], "--damp: hqq has no damping"),
         (["shrink", "sample:smollm2-135m", "--fit", "80 parsecs", "-o", "y"], "80MB"),
         (
             ["shrink", "sample:smollm2-135m", "--target", "ggml", "--fit", "1GB", "-o", "y"],

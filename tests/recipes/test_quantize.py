@@ -17,7 +17,7 @@ from pocketsize.models.walk import Site
 from pocketsize.quantization.gptq import gptq
 from pocketsize.quantization.scheme import Scheme
 from pocketsize.recipes.journal import open_journal
-from pocketsize.recipes.quantize import Gptq, Rtn, quantize_site
+from pocketsize.recipes.quantize import Gptq, Hqq, Rtn, quantize_site
 from pocketsize.recipes.step import Context
 from tiny import write_tiny
 
@@ -51,7 +51,8 @@ def test_rounding_to_nearest_needs_no_data(dead: Model, tmp_path: Path) -> None:
     assert all(bool(torch.isfinite(done.weight(name)).all()) for name in dead.linears)
 
 
-def test_subnormal_and_constant_weights_stay_finite(tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [Rtn(), Hqq()], ids=lambda step: step.kind)
+def test_subnormal_and_constant_weights_stay_finite(step: Rtn | Hqq, tmp_path: Path) -> None:
     folder = write_tiny(tmp_path / "model", "llama")
     held = load_file(folder / "model.safetensors")
     names = [name for name in held if "layers.1." in name and "norm" not in name]
@@ -59,7 +60,7 @@ def test_subnormal_and_constant_weights_stay_finite(tmp_path: Path) -> None:
         held[name] = torch.full_like(held[name], value)
     save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
     model = load(folder)
-    done = Rtn().resolve(model, ("folder",)).apply(model, context(tmp_path, 1))
+    done = step.resolve(model, ("folder",)).apply(model, context(tmp_path, 1))
     for name, value in zip(names, (0.0, 0.0, 0.0, 0.0, 3.5, -3.5, 1e4), strict=True):
         assert torch.allclose(done.weight(name), torch.full_like(held[name], value), rtol=0.01, atol=1e-4), (
             name

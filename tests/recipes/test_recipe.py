@@ -11,7 +11,8 @@ from pocketsize.data.sources import Source
 from pocketsize.errors import DataError, UnsupportedError, UsageError
 from pocketsize.models.load import load
 from pocketsize.quantization.scheme import Scheme
-from pocketsize.recipes.quantize import Gptq, Rtn, block_scheme, embedding_scheme
+from pocketsize.recipes.grids import block_scheme, embedding_scheme
+from pocketsize.recipes.quantize import Gptq, Rtn
 from pocketsize.recipes.recipe import parse_recipe, parse_step, read_recipe
 from tiny import write_tiny
 
@@ -59,6 +60,10 @@ def test_sources_survive_their_own_file(tmp_path: Path) -> None:
         ({"steps": [{"gptq": {"damp": 0}}]}, "damp must lie between 0 and 1"),
         ({"steps": [{"rtn": {"group": -1}}]}, "group must be a positive number"),
         ({"steps": [{"rtn": {"embeddings": 7}}]}, "embeddings must be one of"),
+        ({"steps": [{"hqq": {"symmetric": True}}]}, "a symmetric grid has none; use step rtn"),
+        ({"steps": [{"hqq": {"p": 0}}]}, "p must lie above 0"),
+        ({"steps": [{"hqq": {"iterations": 0}}]}, "iterations must be at least 1"),
+        ({"steps": [{"gptq": {"symmetric": True, "float_zeros": True}}]}, "use float_zeros: false"),
         ({"data": {"written": 1}}, "written must be auto or a share from 0 to below 1"),
         ({"data": {"written": "much"}}, "written is a number, or auto"),
         ({"steps": [{"gptq": {"sink": -1}}]}, "sink must be a number from 0 upwards"),

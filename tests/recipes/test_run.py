@@ -232,3 +232,21 @@ def test_an_output_no_smaller_than_the_download_says_so(downloaded: int, said: i
     assert main(["run", str(path), "-o", str(tmp_path / "out")]) == 0
     made = read_record(tmp_path / "out" / "record.json")
     assert [finding.code for finding in made.findings].count("no-smaller") == said
+
+
+@pytest.mark.parametrize("step", [{"hqq": {"scheme": "W5A16"}}, {"gptq": {"symmetric": False}}], ids=str)
+def test_float_zeros_reach_a_gguf_that_is_read_back(step: dict[str, object], tmp_path: Path) -> None:
+    path = recipe(tmp_path, steps=[step], export=["gguf"])
+    assert main(["run", str(path), "-o", str(tmp_path / "out")]) == 0
+    record = read_record(tmp_path / "out" / "record.json")
+    (options,) = (report.options for report in record.steps)
+    assert options["float_zeros"] is True and options["symmetric"] is False
+    assert main(["verify", str(tmp_path / "out")]) == 0
+
+
+def test_a_folder_refuses_float_zeros_before_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recipe(tmp_path, steps=[{"hqq": {"float_zeros": True}}], export=["gguf", "folder"])
+    assert main(["run", str(path), "-o", str(tmp_path / "out")]) == 4
+    said = capsys.readouterr().err
+    assert "folder cannot store float zeros" in said and "export gguf alone" in said
+    assert not (tmp_path / "out").exists()

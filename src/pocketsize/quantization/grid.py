@@ -83,13 +83,11 @@ def _range(
 ) -> tuple[Float[Tensor, "out groups"], Float[Tensor, "out groups"]]:
     """The plain grid of each group."""
     lo, hi = w.amin(-1), w.amax(-1)
-    if scheme.float_zeros:
-        scale = _stored((hi - lo) / scheme.top, scheme.scale_digits)
-        return scale, -lo.to(torch.float16).to(torch.float32) / scale
-    lo, hi = lo.clamp(max=0), hi.clamp(min=0)
+    if not scheme.float_zeros:
+        lo, hi = lo.clamp(max=0), hi.clamp(min=0)
     if not scheme.symmetric:
         scale = _stored((hi - lo) / scheme.top, scheme.scale_digits)
-        return scale, (-lo / scale).round().clamp(0, scheme.top)
+        return scale, storable_zero(-lo / scale, scale, scheme)
     edge = torch.where(-lo >= hi, lo, hi)
     zero = torch.full_like(edge, scheme.middle)
     far = _stored(-edge / scheme.middle, scheme.scale_digits)
@@ -100,6 +98,15 @@ def _range(
         return ((scale[..., None] * (q - scheme.middle) - w) ** 2).sum(-1)
 
     return torch.where(error(near) < error(far), near, far), zero
+
+
+def storable_zero(
+    zero: Float[Tensor, "out groups"], scale: Float[Tensor, "out groups"], scheme: Scheme
+) -> Float[Tensor, "out groups"]:
+    """The nearest zeros that an asymmetric scheme stores: codes, or what makes code 0 a float16."""
+    if not scheme.float_zeros:
+        return zero.round().clamp(0, scheme.top)
+    return -(-scale * zero).to(torch.float16).to(torch.float32) / scale
 
 
 def _stored(scale: Float[Tensor, "out groups"], digits: int) -> Float[Tensor, "out groups"]:

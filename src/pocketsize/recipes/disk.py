@@ -12,7 +12,7 @@ from pocketsize.exporting.table import EXPORTERS, gguf_name_of
 from pocketsize.io.checkpoint import TensorSpec, file_bytes
 from pocketsize.models.model import Model
 from pocketsize.quantization.scheme import Scheme
-from pocketsize.recipes.quantize import Gptq, Rtn, scheme_of
+from pocketsize.recipes.grids import Quantizer, scheme_of
 from pocketsize.recipes.recipe import Recipe
 
 # Record, report and card tell of every layer and tensor in words: so many bytes, and so many for each.
@@ -48,7 +48,7 @@ class Written:
 def written_bytes(model: Model, recipe: Recipe, *, written_tokens: int = 0) -> Written:
     """The bytes of a resolved recipe with one step; weights, configs and companions are exact."""
     step = recipe.steps[0]
-    assert isinstance(step, Gptq | Rtn)
+    assert isinstance(step, Quantizer)
     of = scheme_of(step, model)
     exports = tuple(_export(model, name, of) for name in recipe.export)
     others = [EXPORTERS[name].predict_others(model, of) for name in recipe.export]
@@ -73,7 +73,7 @@ def _told(model: Model, recipe: Recipe, artifacts: int) -> int:
     return record + _REPORT + _ROW * layers + _CARD + _MANIFEST
 
 
-def _objects(model: Model, step: Gptq | Rtn, of: Callable[[str], Scheme | None]) -> Iterator[int]:
+def _objects(model: Model, step: Quantizer, of: Callable[[str], Scheme | None]) -> Iterator[int]:
     """The bytes of each object of the journal: a block's codes, scales and zeros, as they are kept."""
     units = [model.linears_of(path) for path in model.blocks]
     if step.embeddings is not None:

@@ -44,7 +44,8 @@ class Whole:
 
 def durations(whole: Whole, one: Rehearsal) -> list[Took]:
     """The stages that follow the loading, in running order."""
-    ways = {"write": _writing, "gptq": _gptq, "rtn": _rtn, "measure": _measuring, "export": _exporting}
+    ways = {"write": _writing, "gptq": _gptq, "rtn": _unseen, "hqq": _unseen}
+    ways |= {"measure": _measuring, "export": _exporting}
     found: list[Took] = []
     for name, spent in one.stages.items():
         cpu = ways.get(name, _latency)(whole, one, spent)
@@ -73,7 +74,8 @@ def _gptq(whole: Whole, one: Rehearsal, spent: Spent) -> float:
     return around + whole.blocks * (batches * one.batch_s + quantized) + last - first
 
 
-def _rtn(whole: Whole, one: Rehearsal, spent: Spent) -> float:
+def _unseen(whole: Whole, one: Rehearsal, spent: Spent) -> float:
+    """Steps that read no text: every block, and embedding and head once."""
     first, last = spent.units[0], spent.units[-1]
     return whole.blocks * first + last - first
 

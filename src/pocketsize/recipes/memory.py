@@ -21,7 +21,8 @@ from pocketsize.measurement.tokens import LOGITS, STATES
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
 from pocketsize.models.walk import BATCH_TOKENS
-from pocketsize.recipes.quantize import Gptq, Rtn
+from pocketsize.recipes.grids import Quantizer
+from pocketsize.recipes.quantize import Gptq
 from pocketsize.recipes.recipe import Recipe
 
 # glibc's largest threshold between its heap and mappings of their own.
@@ -104,7 +105,7 @@ def stages(model: Model, recipe: Recipe, size: Size, *, base_bytes: int, waiting
     for step in recipe.steps:
         if isinstance(step, Gptq):
             heap.stage(step.kind, _gptq(model, step, size, waiting))
-        elif isinstance(step, Rtn):
+        elif isinstance(step, Quantizer):
             heap.stage(step.kind, _rtn(model, step))
     heap.stage("measure", _measuring(model, recipe, size, waiting))
     child = CHILD + sum(_all(model, 4)) + _largest(model) if "folder" in recipe.export else 0
@@ -164,7 +165,7 @@ def _gptq(model: Model, step: Gptq, size: Size, waiting: float) -> Iterator[list
         yield [*[ends] * (4 + head), ends, SCRATCH]
 
 
-def _rtn(model: Model, step: Rtn) -> Iterator[list[float]]:
+def _rtn(model: Model, step: Quantizer) -> Iterator[list[float]]:
     """A matrix, and what its rounding computes from it."""
     names = [*model.linears_of(model.blocks[0]), *([model.arch.embedding] if step.embeddings else [])]
     widest = max(4.0 * _numbers(model, name) for name in names)
@@ -196,7 +197,7 @@ def _measuring(model: Model, recipe: Recipe, size: Size, waiting: float) -> Iter
 
 
 def _ends_change(recipe: Recipe) -> bool:
-    return any(isinstance(step, Gptq | Rtn) and step.embeddings is not None for step in recipe.steps)
+    return any(isinstance(step, Quantizer) and step.embeddings is not None for step in recipe.steps)
 
 
 def _exporting(model: Model, recipe: Recipe) -> Iterator[list[float]]:

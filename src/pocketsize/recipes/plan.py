@@ -15,7 +15,7 @@ from pocketsize.models.ledger import ledger
 from pocketsize.models.model import Model
 from pocketsize.recipes.disk import Export
 from pocketsize.recipes.duration import Took, Whole, durations
-from pocketsize.recipes.quantize import Gptq, Rtn
+from pocketsize.recipes.grids import Quantizer
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.record import Finding
 from pocketsize.recipes.rehearse import rehearse
@@ -183,7 +183,7 @@ def _with_times(found: Plan, prepared: tuple[Model, Recipe, Texts], room: Room, 
 def _timed(stage: PlannedStage, took: Took | None, trials: int) -> PlannedStage:
     if took is None:
         return stage
-    times = trials if stage.name in ("gptq", "rtn", "measure") else 1
+    times = trials if stage.name in ("gptq", "hqq", "rtn", "measure") else 1
     return replace(stage, cpu_s=times * took.cpu_s, time_s=times * took.time_s)
 
 
@@ -211,7 +211,7 @@ def _impossible(model: Model, recipe: Recipe) -> tuple[Impossible, ...]:
 
 def _unquantized(model: Model, recipe: Recipe) -> Iterator[Kept]:
     """What no step of a resolved recipe touches, by role."""
-    ends = any(isinstance(step, Gptq | Rtn) and step.embeddings is not None for step in recipe.steps)
+    ends = any(isinstance(step, Quantizer) and step.embeddings is not None for step in recipe.steps)
     for total in ledger(model).totals:
         if total.role == "compressible" or (total.role in ("embedding", "head") and ends):
             if total.role == "compressible" or "folder" not in recipe.export:

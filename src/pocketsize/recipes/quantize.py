@@ -1,30 +1,30 @@
-"""Recipe steps `rtn` and `gptq`: every linear of every block, and the embedding."""
+"""Recipe steps `rtn`, `hqq` and `gptq`: every linear of every block, and the embedding."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, TypeVar
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from pocketsize.errors import NumericalError, UnsupportedError, UsageError
-from pocketsize.exporting.table import EXPORTERS
+from pocketsize.errors import NumericalError, UsageError
 from pocketsize.linalg import Gram
 from pocketsize.models.device import CPU
 from pocketsize.models.model import Model
 from pocketsize.models.walk import Site, walk
 from pocketsize.quantization.gptq import GptqResult, gptq
 from pocketsize.quantization.grid import QWeight
+from pocketsize.quantization.hqq import ITERATIONS, P, hqq
 from pocketsize.quantization.rtn import rtn
-from pocketsize.quantization.scheme import BITS, GROUPS, Scheme, bits_of, default_group
+from pocketsize.quantization.scheme import Scheme
+from pocketsize.recipes.grids import Auto, Quantizer, block_scheme, check, chosen, embedding_scheme
 from pocketsize.recipes.record import Finding, LayerReport, StepReport
 from pocketsize.recipes.step import Context
 
-Auto = Literal["auto"]
-S = TypeVar("S", "Rtn", "Gptq")
 REPORT_ROWS = 32
 
 
@@ -52,29 +52,55 @@ class Rtn:
     calibrated: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
 
     def resolve(self, model: Model, exports: tuple[str, ...]) -> Rtn:
         """The step with group, symmetry and embedding width decided."""
-        return _resolve(self, model, exports)
+        return replace(self, **chosen(self, model, exports))
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The model with all linears (and the embedding) rounded; needs no data."""
-        scheme, total = block_scheme(self), len(model.blocks) + (self.embeddings is not None)
-        reports: list[LayerReport] = []
-        for done, path in enumerate(model.blocks):
-            if (kept := ctx.store.finished(path)) is None:
-                names = model.linears_of(path)
-                weights = {name: rtn(model.matrix(name), scheme) for name in names}
-                kept = tuple(_report(model.matrix(name), q, None) for name, q in weights.items())
-                kept = tuple(replace(r, name=n) for r, n in zip(kept, names, strict=True))
-                ctx.store.keep(path, weights, kept)
-            reports += kept
-            ctx.progress(done + 1, total, path)
-        if self.embeddings is not None:
-            reports += _embeddings(self, model, ctx, None)
-            ctx.progress(total, total, "embeddings")
-        return _finish(self, model, ctx, reports, tokens=0)
+        return _without_data(self, model, ctx, rtn)
+
+
+@dataclass(frozen=True, slots=True)
+class Hqq:
+    """Recipe step `hqq`: no data; the zero of every group minimises the p-norm of its errors.
+
+    The keys of `rtn`, and: `p`, the exponent of the norm, below 1 for one that outliers hardly move;
+    `iterations`, how often errors and zeros take turns. It has nothing to do on a symmetric grid.
+    """
+
+    scheme: str = "W4A16"
+    group: int | Auto | None = "auto"
+    symmetric: bool | Auto = False
+    float_zeros: bool | Auto = "auto"
+    embeddings: int | Auto | None = "auto"
+    embeddings_symmetric: bool = True
+    scale_digits: int | Auto = "auto"
+    p: float = P
+    iterations: int = ITERATIONS
+
+    kind: ClassVar[str] = "hqq"
+    calibrated: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.symmetric is True:
+            raise UsageError("hqq: it chooses zeros, a symmetric grid has none; use step rtn or gptq")
+        if not 0 < self.p <= 1:
+            raise UsageError(f"hqq: p must lie above 0 and be at most 1, got {self.p}")
+        if self.iterations < 1:
+            raise UsageError(f"hqq: iterations must be at least 1, got {self.iterations}")
+
+    def resolve(self, model: Model, exports: tuple[str, ...]) -> Hqq:
+        """The step with group, zeros and embedding width decided."""
+        asymmetric = replace(self, symmetric=False)
+        return replace(asymmetric, **chosen(asymmetric, model, exports))
+
+    def apply(self, model: Model, ctx: Context) -> Model:
+        """The model with all linears (and the embedding) quantized; needs no data."""
+        return _without_data(self, model, ctx, partial(hqq, p=self.p, iterations=self.iterations))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +130,7 @@ class Gptq:
     calibrated: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
         if not 0 < self.damp < 1:
             raise UsageError(f"gptq: damp must lie between 0 and 1, got {self.damp}")
         if not 0 <= self.sink < math.inf:
@@ -112,7 +138,7 @@ class Gptq:
 
     def resolve(self, model: Model, exports: tuple[str, ...]) -> Gptq:
         """The step with group, symmetry and embedding width decided."""
-        return _resolve(self, model, exports)
+        return replace(self, **chosen(self, model, exports))
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The model with all linears (and the embedding) quantized on the calibration text."""
@@ -147,36 +173,25 @@ class Gptq:
         return _finish(self, model, ctx, reports, tokens=int(ctx.mask.sum()))
 
 
-def block_scheme(step: Rtn | Gptq) -> Scheme:
-    """How a resolved step stores the linears of the blocks."""
-    found = step.group, step.symmetric, step.scale_digits, step.float_zeros
-    group, symmetric, digits, float_zeros = found
-    if group == "auto" or symmetric == "auto" or digits == "auto" or float_zeros == "auto":
-        raise UsageError(f"{step.kind}: its `auto` options are still to be resolved")
-    return Scheme(bits_of(step.scheme), group, symmetric, digits, float_zeros)
-
-
-def embedding_scheme(step: Rtn | Gptq) -> Scheme | None:
-    """How a resolved step stores embedding and head; None where it leaves them.
-
-    The one format that stores them quantized, GGUF, has float zeros.
-    """
-    if step.embeddings is None or step.embeddings == "auto":
-        return None
-    free = not step.embeddings_symmetric
-    return Scheme(step.embeddings, 32, step.embeddings_symmetric, float_zeros=free)
-
-
-def scheme_of(step: Rtn | Gptq, model: Model) -> Callable[[str], Scheme | None]:
-    """How a resolved step stores each parameter by its name; None where it leaves it."""
-    blocks, ends, linears = block_scheme(step), embedding_scheme(step), set(model.linears)
-
-    def of(name: str) -> Scheme | None:
-        if name in linears:
-            return blocks
-        return ends if name in (model.arch.embedding, model.arch.head) else None
-
-    return of
+def _without_data(
+    step: Quantizer, model: Model, ctx: Context, quantize: Callable[[Tensor, Scheme], QWeight]
+) -> Model:
+    """The model with each linear quantized by itself, block by block, and the embedding."""
+    scheme, total = block_scheme(step), len(model.blocks) + (step.embeddings is not None)
+    reports: list[LayerReport] = []
+    for done, path in enumerate(model.blocks):
+        if (kept := ctx.store.finished(path)) is None:
+            names = model.linears_of(path)
+            weights = {name: quantize(model.matrix(name), scheme) for name in names}
+            kept = tuple(_report(model.matrix(name), q, None) for name, q in weights.items())
+            kept = tuple(replace(r, name=n) for r, n in zip(kept, names, strict=True))
+            ctx.store.keep(path, weights, kept)
+        reports += kept
+        ctx.progress(done + 1, total, path)
+    if step.embeddings is not None:
+        reports += _embeddings(step, model, ctx, None)
+        ctx.progress(total, total, "embeddings")
+    return _finish(step, model, ctx, reports, tokens=0)
 
 
 def quantize_site(site: Site, scheme: Scheme, step: Gptq) -> Iterator[tuple[str, QWeight, LayerReport]]:
@@ -231,11 +246,12 @@ def _report(W: Tensor, q: QWeight, H: Tensor | None, done: GptqResult | None = N
     )
 
 
-def _embeddings(step: Rtn | Gptq, model: Model, ctx: Context, gram: Gram | None) -> tuple[LayerReport, ...]:
+def _embeddings(step: Quantizer, model: Model, ctx: Context, gram: Gram | None) -> tuple[LayerReport, ...]:
     """Quantize the embedding, and the head unless it is the embedding.
 
     What a head reads is known, so GPTQ applies to it; a tied matrix is treated as a head, since
-    an error there meets every token of the vocabulary. An embedding alone is searched unweighted.
+    an error there meets every token of the vocabulary. An embedding alone is searched unweighted,
+    but for `rtn`.
     """
     scheme = embedding_scheme(step)
     assert scheme is not None
@@ -256,15 +272,13 @@ def _embeddings(step: Rtn | Gptq, model: Model, ctx: Context, gram: Gram | None)
                 weights[name] = weight
                 reports.append(report)
         else:
-            weights[name] = rtn(W, scheme, weight=torch.ones(W.shape[1]) if isinstance(step, Gptq) else None)
+            weights[name] = rtn(W, scheme, weight=None if step.kind == "rtn" else torch.ones(W.shape[1]))
             reports.append(replace(_report(W, weights[name], None), name=name))
     ctx.store.keep("embeddings", weights, tuple(reports))
     return tuple(reports)
 
 
-def _finish(
-    step: Rtn | Gptq, model: Model, ctx: Context, reports: list[LayerReport], *, tokens: int
-) -> Model:
+def _finish(step: Quantizer, model: Model, ctx: Context, reports: list[LayerReport], *, tokens: int) -> Model:
     """Hand over the reports and whatever the user should know about them."""
     options = {name: getattr(step, name) for name in step.__dataclass_fields__}
     ctx.reports.append(StepReport(step.kind, options, tuple(reports), tokens))
@@ -307,79 +321,3 @@ def _starved(experts: list[LayerReport]) -> Iterator[Finding]:
     if few:
         said = "saw fewer calibration tokens than they have inputs"
         yield Finding("experts-with-few-tokens", f"{len(few)} of {len(experts)} matrices {said}", few[0])
-
-
-def _check(step: Rtn | Gptq) -> None:
-    bits_of(step.scheme)
-    if step.embeddings not in (*BITS, "auto", None):
-        raise UsageError(
-            f"{step.kind}: embeddings must be one of {BITS}, auto or null, got {step.embeddings!r}"
-        )
-    if step.group not in ("auto", None) and (not isinstance(step.group, int) or step.group < 1):
-        raise UsageError(f"{step.kind}: group must be a positive number, auto or null, got {step.group!r}")
-    for key in ("symmetric", "float_zeros"):
-        if getattr(step, key) not in ("auto", True, False):
-            raise UsageError(f"{step.kind}: {key} must be true, false or auto, got {getattr(step, key)!r}")
-    if step.symmetric is True and step.float_zeros is True:
-        raise UsageError(f"{step.kind}: a symmetric grid has no zeros; use float_zeros: false")
-
-
-def _resolve(step: S, model: Model, exports: tuple[str, ...]) -> S:
-    if model.arch.refuses is not None:
-        raise UnsupportedError(f"{model.folder}: nothing in it can be quantized: {model.arch.refuses}")
-    bits, gguf = bits_of(step.scheme), "gguf" in exports
-    widths = {model.matrix_shape(name)[1] for name in model.linears}
-    legal = set(GROUPS).intersection(*(EXPORTERS[e].groups for e in exports))
-    group = default_group(widths, legal) if step.group == "auto" else step.group
-    for width in widths:
-        if group is not None and width % group:
-            raise UnsupportedError(
-                f"{step.kind}: group {group} does not divide rows of {width} weights; "
-                f"use group: {default_group(widths, legal)}"
-            )
-    for name in exports:
-        if bits not in EXPORTERS[name].bits:
-            known = ", ".join(map(str, EXPORTERS[name].bits))
-            raise UnsupportedError(f"{step.kind}: {name} cannot store {bits}-bit weights; it has {known}")
-        if not EXPORTERS[name].takes_group(group):
-            raise UnsupportedError(f"{step.kind}: {name} cannot store group {group}; use group: auto")
-    packed_only = model.arch.experts is not None and "folder" in exports
-    plain = step.float_zeros is not True and (gguf or packed_only or bits == 8)
-    symmetric = plain if step.symmetric == "auto" else step.symmetric
-    if packed_only and not symmetric:
-        raise UnsupportedError(
-            f"{step.kind}: transformers loads packed experts without zeros alone; use symmetric: true"
-        )
-    embeddings = (8 if gguf else None) if step.embeddings == "auto" else step.embeddings
-    if gguf and bits == 8 and not symmetric:
-        raise UnsupportedError(f"{step.kind}: gguf has no 8-bit type with zeros; use symmetric: true")
-    float_zeros = _float_zeros(step, symmetric, exports)
-    # Scale times code difference has to fit the 11 digits of float16: GGUF stores that product as a
-    # minimum, and stock loaders of a folder multiply in the dtype of the scale.
-    exact = min(8, 11 - bits) if not symmetric and not float_zeros and bits <= 5 else 8
-    digits = exact if step.scale_digits == "auto" else step.scale_digits
-    if gguf and digits > exact:
-        raise UnsupportedError(
-            f"{step.kind}: gguf stores {bits}-bit minima exactly up to scale_digits: {exact}"
-        )
-    return replace(
-        step,
-        group=group,
-        symmetric=symmetric,
-        float_zeros=float_zeros,
-        embeddings=embeddings,
-        scale_digits=digits,
-    )
-
-
-def _float_zeros(step: Rtn | Gptq, symmetric: bool, exports: tuple[str, ...]) -> bool:
-    """Whether zeros may be any number: where nothing is said, where every export stores them so."""
-    without = [name for name in exports if not EXPORTERS[name].float_zeros]
-    if step.float_zeros == "auto":
-        return bool(exports) and not symmetric and not without
-    if step.float_zeros and without:
-        raise UnsupportedError(
-            f"{step.kind}: {without[0]} cannot store float zeros; "
-            "use float_zeros: false, or export gguf alone"
-        )
-    return step.float_zeros

@@ -37,8 +37,9 @@ from pocketsize.models.skeleton import materialise, skeleton
 from pocketsize.models.walk import BATCH_TOKENS, walk
 from pocketsize.quantization.gptq import gptq
 from pocketsize.quantization.rtn import rtn
+from pocketsize.recipes.grids import block_scheme, embedding_scheme
 from pocketsize.recipes.journal import open_journal
-from pocketsize.recipes.quantize import Gptq, block_scheme, embedding_scheme
+from pocketsize.recipes.quantize import Gptq
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.record import RunRecord
 from pocketsize.recipes.run import Clock, Job, apply_steps, publish

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from pocketsize.recipes.quantize import Gptq, Rtn
+from pocketsize.recipes.quantize import Gptq, Hqq, Rtn
 from pocketsize.recipes.step import Step
 
-STEPS: Mapping[str, type[Step]] = MappingProxyType({Rtn.kind: Rtn, Gptq.kind: Gptq})
+STEPS: Mapping[str, type[Step]] = MappingProxyType({step.kind: step for step in (Rtn, Hqq, Gptq)})

@@ -226,9 +226,8 @@ def _sentence(words: str) -> str:
 
 def _spoken(key: str) -> str:
     words = key.removesuffix("_bytes").replace("_", " ").strip()
-    return (
-        words[:1].upper() + words[1:] if words not in ("cpu", "gpu", "os", "gptq", "rtn") else words.upper()
-    )
+    acronym = words in ("cpu", "gpu", "os", "gptq", "hqq", "rtn")
+    return words.upper() if acronym else words[:1].upper() + words[1:]
 
 
 def _fact(key: str, value: str | int | float | bool) -> str:

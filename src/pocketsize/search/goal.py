@@ -13,11 +13,12 @@ from pocketsize.measurement.embedding import keep_of
 from pocketsize.measurement.suite import quality_of
 from pocketsize.models.model import Model
 from pocketsize.recipes.fingerprint import fingerprint
+from pocketsize.recipes.grids import scheme_of
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.output import made_by, refuse_taken, work_folder
 from pocketsize.recipes.plan import Plan
 from pocketsize.recipes.plan import plan as plan_recipe
-from pocketsize.recipes.quantize import Gptq, scheme_of
+from pocketsize.recipes.quantize import Gptq
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.record import RunRecord
 from pocketsize.recipes.room import require_room
