@@ -21,6 +21,7 @@ KEYS = {
     "data": ["calibrate", "evaluate", "sequences", "length", "tokens", "seed", "written"],
     "source": ["files", "share", "column", "rows"],
     "rtn": QUANTIZE,
+    "awq": [*QUANTIZE, "exponents"],
     "hqq": [*QUANTIZE, "p", "iterations"],
     "gptq": [*QUANTIZE, "damp", "order", "search", "sink"],
 }

@@ -8,7 +8,7 @@ import sys
 import pocketsize
 
 PUBLIC = [
-    *("Data", "Gptq", "Hqq", "Plan", "Recipe", "Result", "Rtn", "Source", "__version__"),
+    *("Awq", "Data", "Gptq", "Hqq", "Plan", "Recipe", "Result", "Rtn", "Source", "__version__"),
     *("load", "plan", "quantize", "result", "run", "shrink", "verify"),
 ]
 

@@ -20,6 +20,7 @@ from pocketsize.models.config import read_config
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.recipes import run as running
+from pocketsize.recipes.awq import Awq
 from pocketsize.recipes.plan import Plan
 from pocketsize.recipes.plan import plan as plan_recipe
 from pocketsize.recipes.quantize import Gptq, Hqq, Rtn
@@ -34,6 +35,7 @@ from pocketsize.search.goal import plan as plan_goal
 from pocketsize.search.goal import shrink as search_goal
 
 __all__ = [
+    "Awq",
     "Data",
     "Gptq",
     "Hqq",

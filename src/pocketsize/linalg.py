@@ -49,6 +49,15 @@ class Gram:
             self.total[a:b, a:] += rows[:, a:b].T @ rows[:, a:]
         self.tokens += rows.shape[0]
 
+    def add(self, other: Gram) -> None:
+        """Count in what another sum has counted."""
+        self.total += other.total
+        self.tokens += other.tokens
+
+    def without(self, other: Gram) -> Gram:
+        """What is left of this sum without a part of it."""
+        return Gram(self.total - other.total, self.tokens - other.tokens)
+
     def mean(self) -> Float[Tensor, "in in"]:
         """E[x x^T]."""
         if not self.tokens:

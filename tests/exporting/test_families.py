@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +22,10 @@ from pocketsize.exporting.read_back import read_folder
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.models.quiet import quiet
+from pocketsize.models.walk import Site
 from pocketsize.quantization.grid import QWeight
+from pocketsize.recipes import awq
+from pocketsize.recipes.awq import Awq
 from pocketsize.recipes.quantize import Gptq, Rtn, block_scheme
 from pocketsize.recipes.record import LayerReport
 from pocketsize.recipes.step import Context
@@ -38,9 +44,17 @@ class Memory:
 
     def __init__(self) -> None:
         self.held: dict[str, QWeight] = {}
+        self.vectors: dict[str, torch.Tensor] = {}
 
-    def keep(self, key: str, weights: Mapping[str, QWeight], reports: tuple[LayerReport, ...]) -> None:
+    def keep(
+        self,
+        key: str,
+        weights: Mapping[str, QWeight],
+        reports: tuple[LayerReport, ...],
+        changed: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    ) -> None:
         self.held |= weights
+        self.vectors |= changed
 
     def finished(self, key: str) -> None:
         return None
@@ -48,12 +62,15 @@ class Memory:
     def weights(self) -> Mapping[str, QWeight]:
         return self.held
 
+    def changed(self) -> Mapping[str, torch.Tensor]:
+        return self.vectors
+
 
 def text(model: Model, seed: int, rows: int) -> torch.Tensor:
     return torch.randint(5, VOCAB - 1, (rows, 40), generator=torch.Generator().manual_seed(seed))
 
 
-def quantized(model: Model, step: Gptq | Rtn) -> tuple[Model, Context]:
+def quantized(model: Model, step: Gptq | Rtn | Awq) -> tuple[Model, Context]:
     ids = text(model, 0, 8)
     context = Context(ids, torch.ones_like(ids, dtype=torch.bool), Memory(), lambda *_: None)
     return step.apply(model, context), context
@@ -93,6 +110,47 @@ def test_quantized_saved_and_reloaded(family: str, kind: str, tmp_path: Path) ->
     assert 1e-4 < float((theirs - whole).norm() / whole.norm()) < 0.5
 
     _require_read_back(out, model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_scales_move_between_layers_and_change_nothing(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever scales are found: stock transformers computes what the walk saw, where no norm was changed."""
+    original = load(write_tiny(tmp_path / "in", family, dtype=torch.float32))
+    step = Awq("W4A16", group=32)
+    if all(group.fed_by is None for group in original.arch.groups):
+        with pytest.raises(UnsupportedError, match="nothing before a linear can take its scales"):
+            step.resolve(original, ("folder",))
+        return
+    scaled: list[torch.Tensor] = []
+
+    def anything(*_: object, most: torch.Tensor, **__: object) -> torch.Tensor:
+        g = torch.Generator().manual_seed(len(scaled))
+        scaled.append(torch.minimum(torch.exp2(torch.randint(-3, 4, most.shape, generator=g).float()), most))
+        return scaled[-1]
+
+    real, effective = awq._scaled_site, dict[str, torch.Tensor]()
+
+    def seen(site: Site, *rest: Any) -> Iterator[tuple[str, QWeight, LayerReport]]:
+        yield from real(site, *rest)
+        effective.update({name: original.as_stored(name, W) for name, W in site.replaced.items()})
+
+    monkeypatch.setattr(awq, "input_scales", anything)
+    monkeypatch.setattr(awq, "_scaled_site", seen)
+    model, _ = quantized(original, step.resolve(original, ("folder",)))
+    sites = [group for group in model.groups if group.fed_by is not None]
+    assert len(scaled) >= len(sites) * len(model.blocks) * 0.5  # experts without held-out tokens are not
+    out = tmp_path / "out"
+    out.mkdir()
+    write(replace(model, dtype=torch.float32), out)
+    ids = text(model, 1, 2)
+    theirs = stock(out, family)(ids)[0]
+    ours = loaded(original, lambda name: effective.get(name, original.weight(name)))(ids)[0]
+    assert torch.allclose(theirs, ours, atol=1e-4, rtol=1e-4)
+    assert any(not torch.equal(model.weight(name), effective[name]) for name in effective)
+    _require_read_back(out, replace(model, dtype=torch.float32))
 
 
 @torch.no_grad()

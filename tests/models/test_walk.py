@@ -61,6 +61,23 @@ def test_every_site_is_calibrated_on_the_model_as_changed_so_far(
     assert len(attending) == len(model.blocks)
 
 
+@pytest.mark.parametrize("family", ["llama", "mixtral", "opt"])
+def test_every_fourth_window_is_held_out_and_counted_all_the_same(family: str, tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", family))
+    ids, mask = tokens(model, padded=True)
+    plain = walk(model, ids, mask)
+    for site, same in zip(walk(model, ids, mask, hold_out=True), plain, strict=True):
+        assert site.held is not None and same.held is None
+        assert site.gram.tokens == same.gram.tokens
+        assert torch.allclose(site.gram.mean(), same.gram.mean(), atol=2e-4, rtol=1e-3)
+        rows = rows_of(model, {}, site.names[0], ids[3:4], mask[3:4])
+        assert site.held.tokens == len(rows)
+        if len(rows):
+            assert torch.allclose(site.held.mean(), rows.T @ rows / len(rows), atol=2e-4, rtol=1e-3)
+            rest = site.gram.without(site.held)
+            assert rest.tokens == site.gram.tokens - len(rows)
+
+
 def test_blocks_that_return_tuples_may_be_many(tmp_path: Path) -> None:
     folder = write_tiny(tmp_path / "m", "mpnet")
     raw = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 6}

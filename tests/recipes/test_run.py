@@ -69,10 +69,15 @@ def hashes(folder: Path) -> dict[str, str]:
 TIMED = {"record.json", "report.html", "README.md", "MANIFEST.json"}
 
 
+@pytest.mark.parametrize(
+    ("step", "points", "resumed"),
+    [({"gptq": {"scheme": "W4A16"}}, POINTS, 3), ("awq", POINTS[:1], 1)],
+    ids=str,
+)
 def test_killed_at_five_points_a_run_ends_with_the_same_bytes(
-    tmp_path: Path, source_env: dict[str, str]
+    step: object, points: list[tuple[str, int]], resumed: int, tmp_path: Path, source_env: dict[str, str]
 ) -> None:
-    path = recipe(tmp_path)
+    path = recipe(tmp_path, steps=[step])
 
     def run(out: str, *killer: str) -> subprocess.CompletedProcess[bytes]:
         args = ["run", str(path), "-o", str(tmp_path / out)]
@@ -83,7 +88,7 @@ def test_killed_at_five_points_a_run_ends_with_the_same_bytes(
 
     whole = run("whole")
     assert whole.returncode == 0, whole.stderr.decode()
-    for name, count in POINTS:
+    for name, count in points:
         killed = run("killed", name, str(count))
         assert killed.returncode == -signal.SIGKILL, (name, killed.stderr.decode())
         assert not (tmp_path / "killed").exists()
@@ -92,7 +97,7 @@ def test_killed_at_five_points_a_run_ends_with_the_same_bytes(
     assert a.keys() == b.keys()
     assert {n: h for n, h in a.items() if n not in TIMED} == {n: h for n, h in b.items() if n not in TIMED}
     first, second = (json.loads((tmp_path / n / "record.json").read_text()) for n in ("whole", "killed"))
-    assert first.pop("timing")["resumed"] == 0 and second.pop("timing")["resumed"] == 3
+    assert first.pop("timing")["resumed"] == 0 and second.pop("timing")["resumed"] == resumed
     assert first == second
     calibrate = [t for t in first["texts"] if t["role"] == "calibrate"]
     assert [t["windows"] for t in calibrate] == [2, 2] and "model itself" in calibrate[1]["name"]
@@ -242,6 +247,18 @@ def test_float_zeros_reach_a_gguf_that_is_read_back(step: dict[str, object], tmp
     (options,) = (report.options for report in record.steps)
     assert options["float_zeros"] is True and options["symmetric"] is False
     assert main(["verify", str(tmp_path / "out")]) == 0
+
+
+def test_awq_changes_norms_and_what_is_written_is_read_back(tmp_path: Path) -> None:
+    text = {"length": 64, "tokens": 256}
+    path = recipe(tmp_path, steps=[{"awq": {"group": 32}}], data=text | {"sequences": 8})
+    assert main(["run", str(path), "-o", str(tmp_path / "out")]) == 0
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    (tmp_path / "few").mkdir()
+    few = recipe(tmp_path / "few", steps=["awq"], data=text | {"sequences": 3})
+    assert main(["run", str(few), "-o", str(tmp_path / "less")]) == 0
+    codes = {f.code for f in read_record(tmp_path / "less" / "record.json").findings}
+    assert "few-windows" in codes
 
 
 def test_a_folder_refuses_float_zeros_before_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,7 +135,9 @@ def scheme(function: F) -> F:
     function = click.option(
         "--scheme", default="W4A16", show_default=True, help="W8A16, W5A16, W4A16, W3A16 or W2A16."
     )(function)
-    return click.option("--method", default="gptq", show_default=True, help="gptq, hqq or rtn.")(function)
+    return click.option("--method", default="gptq", show_default=True, help="gptq, awq, hqq or rtn.")(
+        function
+    )
 
 
 def raw_step(
@@ -150,7 +152,7 @@ def raw_step(
     **_: Any,
 ) -> dict[str, Any]:
     """What these options say as an entry of a recipe's `steps`."""
-    if damp is not None and method in ("rtn", "hqq"):
+    if damp is not None and method != "gptq":
         raise click.UsageError(f"--damp: {method} has no damping; leave it out, or use --method gptq")
     step: dict[str, Any] = {
         "scheme": scheme,

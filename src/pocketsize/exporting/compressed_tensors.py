@@ -217,7 +217,7 @@ def _kept_dtype(model: Model, stored: str) -> torch.dtype:
 def _kept(model: Model, name: str) -> Tensor:
     """A parameter that is not packed, in the model's dtype (whole numbers as they are)."""
     entry = model.checkpoint.entries[name]
-    W = model.checkpoint.read(name)
+    W = model.kept(name)
     kept = W.to(_kept_dtype(model, entry.dtype))
     if kept.is_floating_point() and not bool(kept.isfinite().all()):
         lost, way = ~kept.isfinite(), "bf16 or fp32" if model.dtype == torch.float16 else "fp32"

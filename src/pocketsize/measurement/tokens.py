@@ -135,7 +135,7 @@ def _shared(original: Model, loaded: nn.Module, compressed: Model) -> Callable[[
     if original.checkpoint is not compressed.checkpoint:
         return lambda name: None
     here = {name: tensor for name, tensor in loaded.named_parameters() if not tensor.is_meta}
-    changed = original.quantized.keys() | compressed.quantized.keys()
+    changed = {name for m in (original, compressed) for name in (*m.quantized, *m.changed)}
     return lambda name: here[name].detach() if name in here and name not in changed else None
 
 

@@ -16,11 +16,14 @@ from pocketsize.models import archs
 class Linears:
     """Linear layers of a block that read the same tensor; names are relative to the block.
 
-    `attends`: what they give meets in attention (queries, keys, values).
+    `attends`: what they give meets in attention (queries, keys, values). `fed_by`: the norm or the linear
+    before them whose outputs nothing else reads, and each of whose outputs becomes one or more of their
+    inputs, multiplied by what does not depend on it: a factor may move from the one to the other.
     """
 
     names: tuple[str, ...]
     attends: bool = False
+    fed_by: str | None = None
 
     def __post_init__(self) -> None:
         if not self.names:
@@ -74,7 +77,11 @@ class Arch:
         plain = tuple(group for group in self.groups if "*" not in group.names[0])
         routed = [group for group in self.groups if "*" in group.names[0]]
         numbered = (
-            replace(group, names=tuple(name.replace("*", str(i)) for name in group.names))
+            replace(
+                group,
+                names=tuple(name.replace("*", str(i)) for name in group.names),
+                fed_by=group.fed_by and group.fed_by.replace("*", str(i)),
+            )
             for i in range(experts)
             for group in routed
         )

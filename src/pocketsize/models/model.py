@@ -41,7 +41,8 @@ class Model:
     """A model: the tensors of a checkpoint, some of them replaced by quantized ones.
 
     Tensors stay on disk until they are asked for. `quantized` is keyed by parameter name
-    (`model.layers.0.mlp.up_proj.weight`). `dtype` is what a folder stores the others in.
+    (`model.layers.0.mlp.up_proj.weight`), and so is `changed`: vectors that a step gave new values.
+    `dtype` is what a folder stores all but the quantized ones in.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Model:
     origin: Origin
     checkpoint: Checkpoint
     quantized: Mapping[str, QWeight] = field(default_factory=lambda: MappingProxyType({}))
+    changed: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
     dtype: torch.dtype = torch.bfloat16
 
     @property
@@ -86,10 +88,14 @@ class Model:
         """The tensor as the checkpoint has it, float32."""
         return self.checkpoint.read(name).to(torch.float32)
 
+    def kept(self, name: str) -> Tensor:
+        """A tensor that is not quantized: as a step changed it, else as the checkpoint has it."""
+        return self.changed[name] if name in self.changed else self.checkpoint.read(name)
+
     def weight(self, name: str) -> Tensor:
         """The tensor as this model has it, float32: dequantized where it is quantized."""
         if name not in self.quantized:
-            return self.original(name)
+            return self.kept(name).to(torch.float32)
         return self.as_stored(name, self.quantized[name].dequantize())
 
     def matrix(self, name: str) -> Float[Tensor, "out in"]:
@@ -105,6 +111,8 @@ class Model:
         """A matrix with a row for each output as the family stores it, and the other way round."""
         return W.T.contiguous() if self.arch.is_transposed(name) else W
 
-    def with_quantized(self, quantized: Mapping[str, QWeight]) -> Model:
-        """This model with these quantized weights instead of its own."""
-        return replace(self, quantized=quantized)
+    def with_quantized(
+        self, quantized: Mapping[str, QWeight], changed: Mapping[str, Tensor] | None = None
+    ) -> Model:
+        """This model with these quantized weights, and these changed vectors, instead of its own."""
+        return replace(self, quantized=quantized, changed=changed or {})

@@ -21,6 +21,8 @@ from pocketsize.models.skeleton import assign, fill, skeleton
 from pocketsize.models.stream import hooked, surroundings
 
 BATCH_TOKENS = 2048
+# One window in so many judges what the others suggest.
+HELD_OUT = 4
 
 
 @dataclass(slots=True)
@@ -28,9 +30,10 @@ class Site:
     """Linears of a block that read the same tensor.
 
     Their parameter names, their weights (float32) and the Gram matrix of what they read; where
-    they feed attention also that of each window's first position alone. What is put into `replaced`
-    is what the rest of the walk sees. `last` says that the block is done after this site; `block`
-    is the block's path, or `head`.
+    they feed attention also that of each window's first position alone, and where text is held out
+    that of every fourth window, which `gram` counts too. `fed_by` is the path of the norm or linear that
+    feeds them (see `Linears`). What is put into `replaced` is what the rest of the walk sees. `last` says
+    that the block is done after this site; `block` is the block's path, or `head`.
     """
 
     block: str
@@ -39,6 +42,8 @@ class Site:
     gram: Gram
     last: bool
     first: Gram | None = None
+    held: Gram | None = None
+    fed_by: str | None = None
     replaced: dict[str, Float[Tensor, "out in"]] = field(default_factory=dict)
 
 
@@ -73,6 +78,7 @@ def walk(
     *,
     finished: Callable[[str], Mapping[str, Tensor] | None] = lambda block: None,
     head: bool = False,
+    hold_out: bool = False,
 ) -> Iterator[Site]:
     """Visit the linears in running order, each calibrated on the model as changed so far.
 
@@ -81,7 +87,8 @@ def walk(
     the caller, and the batches go on with the weights the caller put into `replaced`. So every
     linear is calibrated on what it will really read. A block for which `finished` returns weights
     is run with those, unvisited. With `head`, a last site gives the input of the head (the
-    embedding's name stands for a tied one).
+    embedding's name stands for a tied one). With `hold_out`, sites have a Gram matrix of every fourth
+    window alone too.
 
     The forward pass runs in bfloat16 where the CPU has it; Gram matrices are summed in float32;
     padding counts nowhere.
@@ -95,7 +102,7 @@ def walk(
         done = finished(path)
         if done is None:
             fill(module, path, lambda name: model.weight(name).to(forward_dtype()), device)
-            yield from _visit(block, path, model, calls, shelf)
+            yield from _visit(block, path, model, calls, shelf, hold_out=hold_out)
         elif head or path != model.blocks[-1]:
             fill(module, path, lambda name, new=done: _either(new, model, name).to(forward_dtype()), device)
             for call in calls:
@@ -111,11 +118,13 @@ def _either(new: Mapping[str, Tensor], model: Model, name: str) -> Tensor:
     return model.as_stored(name, new[name]) if name in new else model.weight(name)
 
 
-def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call], shelf: Shelf) -> Iterator[Site]:
+def _visit(
+    block: nn.Module, path: str, model: Model, calls: list[_Call], shelf: Shelf, *, hold_out: bool
+) -> Iterator[Site]:
     """The sites of a block in running order; afterwards the calls hold the block's outputs."""
     groups = model.groups
     firsts = [block.get_submodule(group.names[0]) for group in groups]
-    driver = getcurrent()
+    driver, device = getcurrent(), calls[0].hidden.device
 
     def wait(linear: nn.Module, args: tuple[Tensor, ...]) -> None:
         driver.switch((linear, args))
@@ -125,31 +134,43 @@ def _visit(block: nn.Module, path: str, model: Model, calls: list[_Call], shelf:
         for number, (group, first) in enumerate(zip(groups, firsts, strict=True)):
             stops = (_reached(run.go_on(), first, path, group.names) for run in runs)
             names = tuple(f"{path}.{name}.weight" for name in group.names)
-            gram, sinks = _statistics(stops, calls, model.matrix_shape(names[0])[1], attends=group.attends)
-            weights = tuple(model.as_stored(name, model.weight(name)).to(gram.total.device) for name in names)
-            site = Site(path, names, weights, gram, last=number == len(groups) - 1, first=sinks)
+            gram = Gram.zeros(model.matrix_shape(names[0])[1], device)
+            site = Site(path, names, (), gram, last=number == len(groups) - 1)
+            site.fed_by = group.fed_by and f"{path}.{group.fed_by}"
+            _gather(site, stops, calls, attends=group.attends, hold_out=hold_out)
+            site.weights = tuple(model.as_stored(n, model.weight(n)).to(device) for n in names)
             yield site
             for name, new in site.replaced.items():
                 _replace(block, name.removeprefix(f"{path}."), model.as_stored(name, new))
-            del site, weights, gram, sinks
+            del site, gram
         for run, call in zip(runs, calls, strict=True):
             _keep(run.go_on(), call, path)
 
 
-def _statistics(
-    stops: Iterable[tuple[Tensor, ...]], calls: Sequence[_Call], columns: int, *, attends: bool
-) -> tuple[Gram, Gram | None]:
-    """Gram matrix of what all batches bring to a site, and, where it feeds attention, of first positions."""
-    device = calls[0].hidden.device
-    gram, sinks = Gram.zeros(columns, device), Gram.zeros(columns, device) if attends else None
+def _gather(
+    site: Site, stops: Iterable[tuple[Tensor, ...]], calls: Sequence[_Call], *, attends: bool, hold_out: bool
+) -> None:
+    """Sum into the Gram matrices of a site what all batches bring to it."""
+    like, window = site.gram.total, 0
+    site.first = Gram.zeros(len(like), like.device) if attends else None
+    site.held = Gram.zeros(len(like), like.device) if hold_out else None
     with torch.inference_mode():  # as the batches run
         for (X, *rows), call in zip(stops, calls, strict=True):
             mask = call.mask.flatten()[rows[0]] if rows else call.mask  # an expert reads some tokens
             X = X.reshape(*mask.shape, X.shape[-1])  # OPT joins batch and sequence
-            gram.update(X, mask)
-            if sinks is not None:
-                sinks.update(X[:, 0])
-    return gram, sinks
+            if site.first is not None:
+                site.first.update(X[:, 0])
+            if site.held is None:
+                site.gram.update(X, mask)
+                continue
+            held = (torch.arange(len(call.mask), device=mask.device) + window) % HELD_OUT == HELD_OUT - 1
+            window += len(call.mask)
+            held = held[:, None].expand_as(call.mask)
+            held = held.flatten()[rows[0]] if rows else held
+            for gram, part in ((site.gram, mask & ~held), (site.held, mask & held)):
+                gram.update(X, part)
+        if site.held is not None:
+            site.gram.add(site.held)
 
 
 def _shelf(model: Model, calls: Sequence[_Call]) -> Shelf:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,6 +37,20 @@ class QWeight:
         """What code 0 stands for in each group: -scale * zero, with float zeros exactly as it is stored."""
         least = -self.scale * self.zero
         return least.to(torch.float16).to(torch.float32) if self.scheme.float_zeros else least
+
+    def divided(self, by: Float[Tensor, "out"]) -> QWeight:
+        """The matrix whose outputs are divided by these powers of two, which loses nothing up to `most`."""
+        return replace(self, scale=self.scale / by[:, None])
+
+    @property
+    def most(self) -> Float[Tensor, "out"]:
+        """The largest power of two by which each output can be divided and still be stored exactly."""
+        room = torch.exp2(torch.log2(self.scale.abs() / SMALLEST_SCALE).floor()).amin(1)
+        if not self.scheme.float_zeros:
+            return room
+        last = (self.minimum * 2.0**24).to(torch.int64)  # float16 has no digits below 2^-24
+        lowest = torch.where(last == 0, 2**40, last & -last).to(torch.float32)
+        return torch.minimum(room, lowest.amin(1))
 
     def dequantize(self) -> Float[Tensor, "out in"]:
         """The matrix the codes stand for, float32."""

@@ -12,6 +12,7 @@ from pocketsize.exporting.table import EXPORTERS, gguf_name_of
 from pocketsize.io.checkpoint import TensorSpec, file_bytes
 from pocketsize.models.model import Model
 from pocketsize.quantization.scheme import Scheme
+from pocketsize.recipes.awq import Awq
 from pocketsize.recipes.grids import Quantizer, scheme_of
 from pocketsize.recipes.recipe import Recipe
 
@@ -82,7 +83,18 @@ def _objects(model: Model, step: Quantizer, of: Callable[[str], Scheme | None]) 
     for names in units:
         schemes = {name: found for name in names if (found := of(name)) is not None}
         metadata = {"schemes": json.dumps({n: asdict(s) for n, s in schemes.items()}, sort_keys=True)}
-        yield file_bytes(list(_specs(model, schemes)), metadata)
+        changed = _changed(model, names) if isinstance(step, Awq) else []
+        yield file_bytes([*_specs(model, schemes), *changed], metadata)
+
+
+def _changed(model: Model, names: list[str]) -> Iterator[TensorSpec]:
+    """Norms and biases of a block that may take scales."""
+    block = next((path for path in model.blocks if names[0].startswith(f"{path}.")), None)
+    feeds = {group.fed_by for group in model.groups if group.fed_by} if block else set()
+    for name in sorted(f"{block}.{feed}{end}" for feed in feeds for end in (".weight", ".bias")):
+        if name in model.checkpoint.entries and name not in names:
+            shape = model.checkpoint.entries[name].shape
+            yield TensorSpec(name, torch.float32, shape, lambda s=shape: torch.empty(s))
 
 
 def _specs(model: Model, schemes: Mapping[str, Scheme]) -> Iterator[TensorSpec]:

@@ -44,7 +44,7 @@ class Whole:
 
 def durations(whole: Whole, one: Rehearsal) -> list[Took]:
     """The stages that follow the loading, in running order."""
-    ways = {"write": _writing, "gptq": _gptq, "rtn": _unseen, "hqq": _unseen}
+    ways = {"write": _writing, "gptq": _gptq, "awq": _gptq, "rtn": _unseen, "hqq": _unseen}
     ways |= {"measure": _measuring, "export": _exporting}
     found: list[Took] = []
     for name, spent in one.stages.items():

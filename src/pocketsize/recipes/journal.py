@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -68,15 +69,24 @@ class Journal:
     safe_point: Callable[[str], None] = lambda where: None
     units: dict[str, tuple[LayerReport, ...]] = field(default_factory=dict)
     kept: StoredWeights = field(default_factory=lambda: StoredWeights({}))
+    vectors: dict[str, torch.Tensor] = field(default_factory=dict)
     resumed: int = 0
 
-    def keep(self, key: str, weights: Mapping[str, QWeight], reports: tuple[LayerReport, ...]) -> None:
+    def keep(
+        self,
+        key: str,
+        weights: Mapping[str, QWeight],
+        reports: tuple[LayerReport, ...],
+        changed: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    ) -> None:
         """Make the finished unit `key` durable: its object first, then its journal line."""
         unnamed = self.folder / "objects" / "unnamed"
         schemes = {name: asdict(q.scheme) for name, q in weights.items()}
-        sha = write_safetensors(unnamed, _specs(weights), {"schemes": json.dumps(schemes, sort_keys=True)})
+        specs = [*_specs(weights), *(_spec(name, T) for name, T in changed.items())]
+        sha = write_safetensors(unnamed, specs, {"schemes": json.dumps(schemes, sort_keys=True)})
         move(unnamed, _object(self.folder, sha))
         line = {"unit": key, "object": sha, "schemes": schemes, "reports": [asdict(r) for r in reports]}
+        line |= {"changed": sorted(changed)} if changed else {}
         append(self.folder / JOURNAL, _encoded(line))
         self.add(line)
         self.safe_point(f"after {key}")
@@ -90,12 +100,18 @@ class Journal:
         """All weights kept so far, read from disk when asked for."""
         return self.kept
 
+    def changed(self) -> Mapping[str, torch.Tensor]:
+        """All changed vectors kept so far."""
+        return self.vectors
+
     def add(self, line: dict[str, Any]) -> None:
         """Take up a journal line that is durable."""
         path = _object(self.folder, line["object"])
         self.units[line["unit"]] = tuple(LayerReport(**r) for r in line["reports"])
         for name, scheme in line["schemes"].items():
             self.kept.where[name] = (path, Scheme(**scheme))
+        for name in line.get("changed", ()):
+            self.vectors[name] = self.kept.stored(path).read(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +123,15 @@ class StoredWeights(Mapping[str, QWeight]):
 
     def __getitem__(self, name: str) -> QWeight:
         path, scheme = self.where[name]
-        if path not in self.opened:
-            self.opened[path] = open_file(path)
-        stored = self.opened[path]
+        stored = self.stored(path)
         codes, scale, zero = (stored.read(f"{name}.{part}") for part in PARTS)
         return QWeight(codes, scale, zero, scheme)
+
+    def stored(self, path: Path) -> Checkpoint:
+        """What is in one of the files."""
+        if path not in self.opened:
+            self.opened[path] = open_file(path)
+        return self.opened[path]
 
     def __contains__(self, name: object) -> bool:
         return name in self.where
@@ -191,13 +211,12 @@ def _specs(weights: Mapping[str, QWeight]) -> list[TensorSpec]:
     specs: list[TensorSpec] = []
     for name, q in weights.items():
         for part in PARTS:
-            tensor: torch.Tensor = getattr(q, part)
-            specs.append(
-                TensorSpec(
-                    f"{name}.{part}", tensor.dtype, tuple(tensor.shape), lambda t=tensor: t.contiguous()
-                )
-            )
+            specs.append(_spec(f"{name}.{part}", getattr(q, part)))
     return specs
+
+
+def _spec(name: str, tensor: torch.Tensor) -> TensorSpec:
+    return TensorSpec(name, tensor.dtype, tuple(tensor.shape), lambda: tensor.contiguous())
 
 
 def _encoded(line: Mapping[str, Any]) -> bytes:

@@ -21,8 +21,8 @@ from pocketsize.measurement.tokens import LOGITS, STATES
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
 from pocketsize.models.walk import BATCH_TOKENS
+from pocketsize.recipes.awq import Awq
 from pocketsize.recipes.grids import Quantizer
-from pocketsize.recipes.quantize import Gptq
 from pocketsize.recipes.recipe import Recipe
 
 # glibc's largest threshold between its heap and mappings of their own.
@@ -103,8 +103,8 @@ def stages(model: Model, recipe: Recipe, size: Size, *, base_bytes: int, waiting
     if calibrated and size.written:
         heap.stage("write", _writing(model, size))
     for step in recipe.steps:
-        if isinstance(step, Gptq):
-            heap.stage(step.kind, _gptq(model, step, size, waiting))
+        if isinstance(step, Quantizer) and step.calibrated:
+            heap.stage(step.kind, _walked(model, step, size, waiting))
         elif isinstance(step, Quantizer):
             heap.stage(step.kind, _rtn(model, step))
     heap.stage("measure", _measuring(model, recipe, size, waiting))
@@ -144,7 +144,7 @@ def _writing(model: Model, size: Size) -> Iterator[list[float]]:
     yield _reading(model, width)
 
 
-def _gptq(model: Model, step: Gptq, size: Size, waiting: float) -> Iterator[list[float]]:
+def _walked(model: Model, step: Quantizer, size: Size, waiting: float) -> Iterator[list[float]]:
     """The walk: the embedding as the first batches are made, every site, and the head."""
     width = forward_dtype().itemsize
     states = size.tokens * model.config.hidden_size * width
@@ -157,8 +157,9 @@ def _gptq(model: Model, step: Gptq, size: Size, waiting: float) -> Iterator[list
         shapes = [model.matrix_shape(name) for name in names]
         rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
         square, matrix = 4.0 * columns**2, 4.0 * rows * columns
-        yield [*waits, *[square] * (8 if group.attends else 6), *[matrix] * (2 + (len(names) > 1))]
-        yield [*waits, *[square] * (5 if group.attends else 3), *[matrix] * (5 + (len(names) > 1))]
+        held = 2 if isinstance(step, Awq) else 0  # what judges scales, and the rest without it
+        yield [*waits, *[square] * (held + (8 if group.attends else 6)), *[matrix] * (2 + (len(names) > 1))]
+        yield [*waits, *[square] * (held + (5 if group.attends else 3)), *[matrix] * (5 + (len(names) > 1))]
     if step.embeddings is not None:
         ends = 4.0 * _numbers(model, model.arch.embedding)
         head = 0 if model.arch.head is None else 1  # its weights are read twice

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pocketsize.errors import NumericalError, UsageError
@@ -16,16 +17,15 @@ from pocketsize.linalg import Gram
 from pocketsize.models.device import CPU
 from pocketsize.models.model import Model
 from pocketsize.models.walk import Site, walk
-from pocketsize.quantization.gptq import GptqResult, gptq
+from pocketsize.quantization.gptq import gptq
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.hqq import ITERATIONS, P, hqq
 from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import Scheme
 from pocketsize.recipes.grids import Auto, Quantizer, block_scheme, check, chosen, embedding_scheme
-from pocketsize.recipes.record import Finding, LayerReport, StepReport
+from pocketsize.recipes.layers import finish, layer_report
+from pocketsize.recipes.record import LayerReport
 from pocketsize.recipes.step import Context
-
-REPORT_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,35 +142,59 @@ class Gptq:
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The model with all linears (and the embedding) quantized on the calibration text."""
-        total = len(model.blocks) + (self.embeddings is not None)
-        reports = [r for path in model.blocks for r in ctx.store.finished(path) or ()]
 
-        def replay(path: str) -> Mapping[str, Tensor] | None:
-            if ctx.store.finished(path) is None:
-                return None
-            kept = ctx.store.weights()
-            return {name: kept[name].dequantize() for name in model.linears_of(path)}
+        def quantize(site: Site, _: Unit) -> Iterator[tuple[str, QWeight, LayerReport]]:
+            return quantize_site(site, block_scheme(self), self)
 
-        head = self.embeddings is not None and model.arch.head is not None
-        gram: Gram | None = None
-        weights: dict[str, QWeight] = {}
-        layers: list[LayerReport] = []
-        for site in walk(model, ctx.input_ids, ctx.mask, finished=replay, head=head):
-            if site.block == "head":
-                gram = site.gram
-                continue
-            for name, weight, report in quantize_site(site, block_scheme(self), self):
-                weights[name] = weight
-                layers.append(report)
-            if site.last:
-                ctx.store.keep(site.block, weights, tuple(layers))
-                reports += layers
-                weights, layers = {}, []
-                ctx.progress(model.blocks.index(site.block) + 1, total, site.block)
-        if self.embeddings is not None:
-            reports += _embeddings(self, model, ctx, gram)
-            ctx.progress(total, total, "embeddings")
-        return _finish(self, model, ctx, reports, tokens=int(ctx.mask.sum()))
+        return walked(self, model, ctx, quantize)
+
+
+@dataclass(slots=True)
+class Unit:
+    """What a block has so far: quantized weights, and vectors with new values."""
+
+    weights: dict[str, QWeight] = field(default_factory=dict)
+    changed: dict[str, Tensor] = field(default_factory=dict)
+
+
+def walked(
+    step: Quantizer,
+    model: Model,
+    ctx: Context,
+    quantize: Callable[[Site, Unit], Iterator[tuple[str, QWeight, LayerReport]]],
+    *,
+    hold_out: bool = False,
+) -> Model:
+    """The model with every site quantized on what its linears read, block by block, and the embedding."""
+    total = len(model.blocks) + (step.embeddings is not None)
+    reports = [r for path in model.blocks for r in ctx.store.finished(path) or ()]
+
+    def replay(path: str) -> Mapping[str, Tensor] | None:
+        if ctx.store.finished(path) is None:
+            return None
+        kept = ctx.store.weights()
+        weights = {name: kept[name].dequantize() for name in model.linears_of(path)}
+        return weights | {n: T for n, T in ctx.store.changed().items() if n.startswith(f"{path}.")}
+
+    head = step.embeddings is not None and model.arch.head is not None
+    gram: Gram | None = None
+    unit, layers = Unit(), list[LayerReport]()
+    for site in walk(model, ctx.input_ids, ctx.mask, finished=replay, head=head, hold_out=hold_out):
+        if site.block == "head":
+            gram = site.gram
+            continue
+        for name, weight, report in quantize(site, unit):
+            unit.weights[name] = weight
+            layers.append(report)
+        if site.last:
+            ctx.store.keep(site.block, unit.weights, tuple(layers), unit.changed)
+            reports += layers
+            unit, layers = Unit(), []
+            ctx.progress(model.blocks.index(site.block) + 1, total, site.block)
+    if step.embeddings is not None:
+        reports += _embeddings(step, model, ctx, gram)
+        ctx.progress(total, total, "embeddings")
+    return finish(step, model, ctx, reports, tokens=int(ctx.mask.sum()))
 
 
 def _without_data(
@@ -183,7 +207,7 @@ def _without_data(
         if (kept := ctx.store.finished(path)) is None:
             names = model.linears_of(path)
             weights = {name: quantize(model.matrix(name), scheme) for name in names}
-            kept = tuple(_report(model.matrix(name), q, None) for name, q in weights.items())
+            kept = tuple(layer_report(model.matrix(name), q, None) for name, q in weights.items())
             kept = tuple(replace(r, name=n) for r, n in zip(kept, names, strict=True))
             ctx.store.keep(path, weights, kept)
         reports += kept
@@ -191,7 +215,7 @@ def _without_data(
     if step.embeddings is not None:
         reports += _embeddings(step, model, ctx, None)
         ctx.progress(total, total, "embeddings")
-    return _finish(step, model, ctx, reports, tokens=0)
+    return finish(step, model, ctx, reports, tokens=0)
 
 
 def quantize_site(site: Site, scheme: Scheme, step: Gptq) -> Iterator[tuple[str, QWeight, LayerReport]]:
@@ -202,48 +226,38 @@ def quantize_site(site: Site, scheme: Scheme, step: Gptq) -> Iterator[tuple[str,
     token: it counts for more than its share of the tokens. An expert that no token reached is
     searched unweighted, and its report says so by its tokens.
     """
-    known, columns = site.gram.tokens, site.weights[0].shape[1]
-    H = site.gram.mean() if known else torch.eye(columns, device=site.gram.total.device)
+    H = what_is_read(site)
+    objective = H if site.first is None else H + step.sink * site.first.mean()
+    done = gptq(stacked(site), objective, scheme, damp=step.damp, search=step.search, order=step.order)
+    for name, W, weight in zip(site.names, site.weights, unstacked(done.weight, site), strict=True):
+        site.replaced[name] = weight.dequantize()
+        report = replace(layer_report(W, weight, H, done), name=name, tokens=site.gram.tokens)
+        yield name, weight.to(CPU), report
+
+
+def what_is_read(site: Site) -> Float[Tensor, "in in"]:
+    """E[x x^T] of a site, the identity where no token reached it; refuses inputs that are all zero."""
+    columns = site.weights[0].shape[1]
+    H = site.gram.mean() if site.gram.tokens else torch.eye(columns, device=site.gram.total.device)
     if not bool(H.diagonal().any()):
         raise NumericalError(
             f"{site.names[0]}: all its {len(H)} inputs were zero for every calibration token, so nothing "
             "can be learned about it; look at the layer before it with `pocketsize inspect`, or use step rtn"
         )
-    objective = H if site.first is None else H + step.sink * site.first.mean()
-    stacked = site.weights[0] if len(site.weights) == 1 else torch.cat(site.weights)
-    done = gptq(stacked, objective, scheme, damp=step.damp, search=step.search, order=step.order)
+    return H
+
+
+def stacked(site: Site) -> Float[Tensor, "out in"]:
+    """All weights of a site as one matrix."""
+    return site.weights[0] if len(site.weights) == 1 else torch.cat(site.weights)
+
+
+def unstacked(weight: QWeight, site: Site) -> Iterator[QWeight]:
+    """The parts of a stacked matrix, one for each linear of the site."""
     rows = [w.shape[0] for w in site.weights]
-    parts = zip(
-        *(t.split(rows) for t in (done.weight.codes, done.weight.scale, done.weight.zero)), strict=True
-    )
-    for name, W, (codes, scale, zero) in zip(site.names, site.weights, parts, strict=True):
-        weight = QWeight(codes, scale, zero, scheme)
-        site.replaced[name] = weight.dequantize()
-        yield name, weight.to(CPU), replace(_report(W, weight, H, done), name=name, tokens=known)
-
-
-def _report(W: Tensor, q: QWeight, H: Tensor | None, done: GptqResult | None = None) -> LayerReport:
-    """Relative error on at most 32 evenly spaced rows, against plain rounding on the same grid."""
-    rows, columns = W.shape
-    pick = torch.linspace(0, rows - 1, min(rows, REPORT_ROWS)).round().long().to(W.device)
-    sample, mine = W[pick], QWeight(q.codes[pick], q.scale[pick], q.zero[pick], q.scheme).dequantize()
-
-    plain = rtn(sample, q.scheme).dequantize()
-    stacked = torch.cat((sample, sample - mine, sample - plain))
-    energies = ((stacked if H is None else stacked @ H) * stacked).view(3, -1).sum(1, dtype=torch.float64)
-    whole = max(float(energies[0]), 1e-30)
-    return LayerReport(
-        name="",
-        rows=rows,
-        columns=columns,
-        bits=q.scheme.bits,
-        bits_per_weight=round(q.scheme.bits_per_weight(columns), 4),
-        error=float(energies[1]) / whole,
-        rtn_error=float(energies[2]) / whole,
-        damp=done.damp if done else 0.0,
-        escalations=done.escalations if done else 0,
-        dead=done.dead if done else 0,
-    )
+    parts = (t.split(rows) for t in (weight.codes, weight.scale, weight.zero))
+    for codes, scale, zero in zip(*parts, strict=True):
+        yield QWeight(codes, scale, zero, weight.scheme)
 
 
 def _embeddings(step: Quantizer, model: Model, ctx: Context, gram: Gram | None) -> tuple[LayerReport, ...]:
@@ -272,52 +286,9 @@ def _embeddings(step: Quantizer, model: Model, ctx: Context, gram: Gram | None) 
                 weights[name] = weight
                 reports.append(report)
         else:
-            weights[name] = rtn(W, scheme, weight=None if step.kind == "rtn" else torch.ones(W.shape[1]))
-            reports.append(replace(_report(W, weights[name], None), name=name))
+            H = gram.mean().to(W.device) if is_head and gram is not None else None
+            even = None if step.kind == "rtn" else torch.ones(W.shape[1])
+            weights[name] = rtn(W, scheme, weight=even if H is None else H.diagonal())
+            reports.append(replace(layer_report(W, weights[name], H), name=name))
     ctx.store.keep("embeddings", weights, tuple(reports))
     return tuple(reports)
-
-
-def _finish(step: Quantizer, model: Model, ctx: Context, reports: list[LayerReport], *, tokens: int) -> Model:
-    """Hand over the reports and whatever the user should know about them."""
-    options = {name: getattr(step, name) for name in step.__dataclass_fields__}
-    ctx.reports.append(StepReport(step.kind, options, tuple(reports), tokens))
-    ctx.findings += _told_together(reports)
-    if step.kind == "gptq" and model.arch.experts is not None:
-        ctx.findings += _starved([r for r in reports if f".{model.arch.experts}." in r.name])
-    if tokens and (widest := max(reports, key=lambda r: r.columns)).columns > tokens:
-        ctx.findings.append(
-            Finding(
-                "few-tokens",
-                f"{tokens} calibration tokens show at most {tokens} of {widest.columns} directions of its "
-                "inputs; the rest is left to the damping: give more text",
-                widest.name,
-            )
-        )
-    return model.with_quantized(ctx.store.weights())
-
-
-def _told_together(reports: list[LayerReport]) -> Iterator[Finding]:
-    """Whose damping was raised, and whose inputs were dead: one finding each, which names the worst."""
-    raised = [r for r in reports if r.escalations]
-    if raised:
-        worst = max(raised, key=lambda r: r.damp)
-        said = f"damping raised for {len(raised)} of {len(reports)} matrices, at most to {worst.damp:g}"
-        yield Finding("damping-raised", said, worst.name)
-    dead = [r for r in reports if r.dead]
-    if dead:
-        worst = max(dead, key=lambda r: r.dead / r.columns)
-        said = f"{len(dead)} of {len(reports)} matrices have inputs that were always zero, at most"
-        yield Finding("dead-inputs", f"{said} {worst.dead} of {worst.columns}", worst.name)
-
-
-def _starved(experts: list[LayerReport]) -> Iterator[Finding]:
-    """Which matrices of experts were calibrated on no token, or on fewer than they have inputs."""
-    none = [r.name for r in experts if not r.tokens]
-    few = [r.name for r in experts if 0 < r.tokens < r.columns]
-    if none:
-        said = "saw no calibration token and were rounded without; give more calibration text"
-        yield Finding("experts-without-tokens", f"{len(none)} of {len(experts)} matrices {said}", none[0])
-    if few:
-        said = "saw fewer calibration tokens than they have inputs"
-        yield Finding("experts-with-few-tokens", f"{len(few)} of {len(experts)} matrices {said}", few[0])

@@ -37,6 +37,7 @@ from pocketsize.models.skeleton import materialise, skeleton
 from pocketsize.models.walk import BATCH_TOKENS, walk
 from pocketsize.quantization.gptq import gptq
 from pocketsize.quantization.rtn import rtn
+from pocketsize.recipes.awq import Awq
 from pocketsize.recipes.grids import block_scheme, embedding_scheme
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.quantize import Gptq
@@ -170,12 +171,13 @@ def _compiled(recipe: Recipe) -> None:
     """Compile what is compiled on the first call ever, so that it is not taken for the block's time."""
     generator = torch.Generator().manual_seed(0)
     for step in recipe.steps:
-        if not isinstance(step, Gptq):
+        if not isinstance(step, Gptq | Awq):
             continue
         for scheme in filter(None, (block_scheme(step), embedding_scheme(step))):
             columns = 2 * (scheme.group or 32)
             W = torch.randn(8, columns, generator=generator)
-            gptq(W, torch.eye(columns), scheme, search=step.search, order=step.order)
+            if isinstance(step, Gptq):
+                gptq(W, torch.eye(columns), scheme, search=step.search, order=step.order)
             rtn(W, scheme, weight=torch.ones(columns))
 
 

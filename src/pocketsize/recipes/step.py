@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Int64
@@ -17,8 +18,14 @@ from pocketsize.recipes.record import Finding, LayerReport, StepReport
 class Store(Protocol):
     """Where a step keeps what it has finished, so that it survives the process."""
 
-    def keep(self, key: str, weights: Mapping[str, QWeight], reports: tuple[LayerReport, ...]) -> None:
-        """Make the finished unit `key` durable."""
+    def keep(
+        self,
+        key: str,
+        weights: Mapping[str, QWeight],
+        reports: tuple[LayerReport, ...],
+        changed: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
+        """Make the finished unit `key` durable: its quantized weights, and vectors that it changed."""
         ...
 
     def finished(self, key: str) -> tuple[LayerReport, ...] | None:
@@ -27,6 +34,10 @@ class Store(Protocol):
 
     def weights(self) -> Mapping[str, QWeight]:
         """All weights kept so far, read when asked for."""
+        ...
+
+    def changed(self) -> Mapping[str, Tensor]:
+        """All changed vectors kept so far."""
         ...
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from pocketsize.recipes.awq import Awq
 from pocketsize.recipes.quantize import Gptq, Hqq, Rtn
 from pocketsize.recipes.step import Step
 
-STEPS: Mapping[str, type[Step]] = MappingProxyType({step.kind: step for step in (Rtn, Hqq, Gptq)})
+STEPS: Mapping[str, type[Step]] = MappingProxyType({step.kind: step for step in (Rtn, Hqq, Awq, Gptq)})

@@ -226,7 +226,7 @@ def _sentence(words: str) -> str:
 
 def _spoken(key: str) -> str:
     words = key.removesuffix("_bytes").replace("_", " ").strip()
-    acronym = words in ("cpu", "gpu", "os", "gptq", "hqq", "rtn")
+    acronym = words in ("cpu", "gpu", "os", "awq", "gptq", "hqq", "rtn")
     return words.upper() if acronym else words[:1].upper() + words[1:]
 
 

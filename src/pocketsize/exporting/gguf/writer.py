@@ -237,7 +237,7 @@ def _data(model: Model, stored: Stored) -> bytes:
         if order is not None:
             weight = QWeight(weight.codes[order], weight.scale[order], weight.zero[order], weight.scheme)
         return pack(weight, stored.source).tobytes()
-    W = model.original(stored.source)
+    W = model.kept(stored.source).to(torch.float32)
     with np.errstate(over="ignore"):  # reported below, by name
         array = (W if order is None else W[order]).numpy().astype(FLOATS[stored.kind])
     if not (sound := np.isfinite(array)).all():

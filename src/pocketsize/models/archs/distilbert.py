@@ -7,7 +7,7 @@ ARCH = Arch(
     blocks="transformer.layer",
     groups=(
         Linears(("attention.q_lin", "attention.k_lin", "attention.v_lin"), attends=True),
-        Linears(("attention.out_lin",)),
+        Linears(("attention.out_lin",), fed_by="attention.v_lin"),
         Linears(("ffn.lin1",)),
         Linears(("ffn.lin2",)),
     ),

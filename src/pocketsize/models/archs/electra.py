@@ -7,7 +7,7 @@ ARCH = Arch(
     blocks="encoder.layer",
     groups=(
         Linears(("attention.self.query", "attention.self.key", "attention.self.value"), attends=True),
-        Linears(("attention.output.dense",)),
+        Linears(("attention.output.dense",), fed_by="attention.self.value"),
         Linears(("intermediate.dense",)),
         Linears(("output.dense",)),
     ),

@@ -7,9 +7,9 @@ ARCH = Arch(
     blocks="model.layers",
     groups=(
         Linears(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), attends=True),
-        Linears(("self_attn.o_proj",)),
+        Linears(("self_attn.o_proj",), fed_by="self_attn.v_proj"),
         Linears(("mlp.gate_proj", "mlp.up_proj")),
-        Linears(("mlp.down_proj",)),
+        Linears(("mlp.down_proj",), fed_by="mlp.up_proj"),
     ),
     embedding="model.embed_tokens.weight",
     head="lm_head.weight",

@@ -6,9 +6,9 @@ ARCH = Arch(
     task="generate",
     blocks="transformer.h",
     groups=(
-        Linears(("attn.c_attn",), attends=True),
+        Linears(("attn.c_attn",), attends=True, fed_by="ln_1"),
         Linears(("attn.c_proj",)),
-        Linears(("mlp.c_fc",)),
+        Linears(("mlp.c_fc",), fed_by="ln_2"),
         Linears(("mlp.c_proj",)),
     ),
     embedding="transformer.wte.weight",

@@ -6,9 +6,9 @@ ARCH = Arch(
     task="generate",
     blocks="gpt_neox.layers",
     groups=(
-        Linears(("attention.query_key_value",), attends=True),
+        Linears(("attention.query_key_value",), attends=True, fed_by="input_layernorm"),
         Linears(("attention.dense",)),
-        Linears(("mlp.dense_h_to_4h",)),
+        Linears(("mlp.dense_h_to_4h",), fed_by="post_attention_layernorm"),
         Linears(("mlp.dense_4h_to_h",)),
     ),
     embedding="gpt_neox.embed_in.weight",

@@ -6,10 +6,14 @@ ARCH = Arch(
     task="generate",
     blocks="model.layers",
     groups=(
-        Linears(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), attends=True),
-        Linears(("self_attn.o_proj",)),
+        Linears(
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            attends=True,
+            fed_by="input_layernorm",
+        ),
+        Linears(("self_attn.o_proj",), fed_by="self_attn.v_proj"),
         Linears(("mlp.experts.*.w1", "mlp.experts.*.w3")),
-        Linears(("mlp.experts.*.w2",)),
+        Linears(("mlp.experts.*.w2",), fed_by="mlp.experts.*.w3"),
     ),
     embedding="model.embed_tokens.weight",
     head="lm_head.weight",

@@ -7,7 +7,7 @@ ARCH = Arch(
     blocks="encoder.layer",
     groups=(
         Linears(("attention.attn.q", "attention.attn.k", "attention.attn.v"), attends=True),
-        Linears(("attention.attn.o",)),
+        Linears(("attention.attn.o",), fed_by="attention.attn.v"),
         Linears(("intermediate.dense",)),
         Linears(("output.dense",)),
     ),

@@ -7,7 +7,7 @@ ARCH = Arch(
     blocks="model.decoder.layers",
     groups=(
         Linears(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), attends=True),
-        Linears(("self_attn.out_proj",)),
+        Linears(("self_attn.out_proj",), fed_by="self_attn.v_proj"),
         Linears(("fc1",)),
         Linears(("fc2",)),
     ),

@@ -6,9 +6,9 @@ ARCH = Arch(
     task="generate",
     blocks="model.layers",
     groups=(
-        Linears(("self_attn.qkv_proj",), attends=True),
+        Linears(("self_attn.qkv_proj",), attends=True, fed_by="input_layernorm"),
         Linears(("self_attn.o_proj",)),
-        Linears(("mlp.gate_up_proj",)),
+        Linears(("mlp.gate_up_proj",), fed_by="post_attention_layernorm"),
         Linears(("mlp.down_proj",)),
     ),
     embedding="model.embed_tokens.weight",
