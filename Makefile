@@ -43,6 +43,7 @@ bench: $(VENV)/ready
 	$(BIN)/python benchmarks/floor/run.py
 	$(BIN)/python benchmarks/plan/run.py
 	$(BIN)/python benchmarks/gpu/run.py
+	$(BIN)/python benchmarks/ablation/run.py
 	$(BIN)/python benchmarks/peers-gptq/run.py
 	$(BIN)/python benchmarks/peers-encoder/run.py
 

@@ -32,6 +32,8 @@ ALGORITHM = (
     "models/shelf.py",
     "models/skeleton.py",
     "models/walk.py",
+    "recipes/awq.py",
+    "recipes/grids.py",
     "recipes/quantize.py",
 )
 

@@ -63,15 +63,15 @@ def hand_over(
     Bits per weight are codes, scales and zeros as this side's format stores them.
     """
     whole = {name: W.detach().to(torch.float32).contiguous() for name, W in weights.items()}
-    largest = max(_levels(W, job.group) for W in whole.values())
+    largest = max(_levels(W, job.group) for W in whole.values() if W.ndim > 1)
     if largest > 2**job.bits:
         raise SystemExit(f"{largest} values in one group of {job.group}; {job.bits} bits allow {2**job.bits}")
     save_file(whole, job.out.with_suffix(".safetensors"))
     figures = {
         **cost.as_dict(),
         "bits_per_weight": job.bits + (scale_bits + zero_bits) / job.group,
-        "matrices": len(whole),
-        "weights": sum(W.numel() for W in whole.values()),
+        "matrices": sum(W.ndim > 1 for W in whole.values()),
+        "weights": sum(W.numel() for W in whole.values() if W.ndim > 1),
         "versions": {"torch": torch.__version__, **versions},
     }
     write_json(job.out.with_suffix(".json"), figures)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contest import OURS, Side
 
-LENGTH = 512
 SIDES = (
     Side("llmcompressor", "side_llmcompressor.py", ("llmcompressor==0.14.0.1",)),
     Side(

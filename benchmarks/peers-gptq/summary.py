@@ -7,8 +7,8 @@ from pathlib import Path
 
 from bars import Bar, write_record
 from contest import GROUP, OURS, Bench, Run
+from language import LENGTH
 from results import Figure, Result, collected, grouped, head, spread, versions, worst_ratio
-from sides import LENGTH
 
 QUESTION = (
     "At the same bits per weight and on the same tokens: how close to the original do GPTQ models of "

@@ -35,6 +35,7 @@ def main() -> None:
     cpu = cpu_seconds()
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
     windows = {name: torch.from_numpy(ids) for name, ids in np.load(options.windows).items()}
+    norms = {n: W.detach().clone() for n, W in model.model.named_parameters(prefix="model") if W.ndim == 1}
     with torch.inference_mode():
         if not options.reference.exists():
             partial = options.reference.with_suffix(".partial.npz")
@@ -43,7 +44,7 @@ def main() -> None:
         original = dict(np.load(options.reference))
         candidates = []
         for stem in options.stems:
-            lay_over(model, stem.with_suffix(".safetensors"))
+            lay_over(model, stem.with_suffix(".safetensors"), norms)
             candidates.append(states(model, windows))
         scores = compare(model, windows, original, candidates)
     for stem, domains in zip(options.stems, scores, strict=True):
@@ -61,12 +62,14 @@ def states(model: torch.nn.Module, windows: dict[str, Tensor]) -> dict[str, np.n
     return found
 
 
-def lay_over(model: torch.nn.Module, path: Path) -> None:
-    """Put the matrices of a file in place of the model's."""
+def lay_over(model: torch.nn.Module, path: Path, norms: dict[str, Tensor]) -> None:
+    """Put the matrices of a file in place of the model's, and norms that it changed."""
     own, weights = dict(model.model.named_parameters(prefix="model")), load_file(path)
     blocks = {name for name, W in own.items() if W.ndim == 2 and ".layers." in name}
-    if set(weights) != blocks:
+    if {name for name, W in weights.items() if W.ndim == 2} != blocks:
         raise SystemExit(f"{path}: {sorted(set(weights) ^ blocks)[:3]} are in the file or the model alone")
+    for name, W in norms.items():
+        own[name].copy_(W)  # as they were: another candidate may have changed them
     for name, W in weights.items():
         if own[name].shape != W.shape:
             raise SystemExit(f"{path}: {name} has shape {tuple(W.shape)}, the model {tuple(own[name].shape)}")
