@@ -18,7 +18,9 @@ from pocketsize.exporting import compressed_tensors
 from pocketsize.exporting.gguf import writer as gguf
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
+from pocketsize.recipes import awq
 from pocketsize.recipes import room as rooms
+from pocketsize.recipes.awq import Awq
 from pocketsize.recipes.disk import written_bytes
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.memory import Size, fewer_windows, needed_bytes, stages
@@ -31,7 +33,7 @@ TEXT = Data(sequences=4, length=64, tokens=256)
 Usage = namedtuple("Usage", "total used free")
 
 
-def resolved(model: Model, step: Rtn | Gptq, export: tuple[str, ...] = ("folder",)) -> Recipe:
+def resolved(model: Model, step: Rtn | Gptq | Awq, export: tuple[str, ...] = ("folder",)) -> Recipe:
     return Recipe(str(model.folder), (step,), export, TEXT).resolved(model)
 
 
@@ -60,6 +62,31 @@ def test_predicted_files_are_those_that_are_written(family: str, tmp_path: Path)
         weights = {name for name in others if name.endswith(".safetensors")}
         expected = compressed_tensors.predict_others(model, _schemes(done))
         assert {name: size for name, size in others.items() if name not in weights} == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mixtral", "gpt2", "bert"])
+def test_vectors_that_awq_changes_are_in_the_plan(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(write_tiny(tmp_path / "m", family))
+    monkeypatch.setattr(awq, "input_scales", lambda *_, most, **__: torch.ones_like(most))
+    ids = torch.randint(5, 300, (8, 40), generator=torch.Generator().manual_seed(0))
+    recipe, journal = resolved(model, Awq(embeddings=None)), open_journal(tmp_path / "work", {})
+    done = recipe.steps[0].apply(
+        model, Context(ids, torch.ones_like(ids, dtype=torch.bool), journal, lambda *_: None)
+    )
+    objects = sum(path.stat().st_size for path in (tmp_path / "work" / "objects").iterdir())
+    assert written_bytes(model, recipe).work_bytes == objects
+    assert done.changed and all(not name.endswith("_proj.weight") for name in done.changed)
+
+
+def test_awq_needs_a_little_more_memory_than_gptq(model: Model) -> None:
+    size = Size(windows=64, written=0, length=64, evaluated=256)
+    scaled, plain = (
+        needed_bytes(stages(model, resolved(model, step), size, base_bytes=0, waiting=1000.0))
+        for step in (Awq(), Gptq())
+    )
+    assert plain <= scaled < 1.5 * plain
 
 
 def _schemes(done: Model) -> Any:
