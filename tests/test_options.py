@@ -15,7 +15,7 @@ from pocketsize.recipes.table import STEPS
 
 QUANTIZE = [
     *("scheme", "group", "symmetric", "float_zeros"),
-    *("embeddings", "embeddings_symmetric", "scale_digits"),
+    *("embeddings", "embeddings_symmetric", "scale_digits", "overrides"),
 ]
 KEYS = {
     "data": ["calibrate", "evaluate", "sequences", "length", "tokens", "seed", "written"],
@@ -28,7 +28,7 @@ KEYS = {
 TEXTS = {"--calibrate", "--evaluate", "--sequences", "--length", "--tokens", "--seed", "--written"}
 SCHEME = {
     *("--method", "--scheme", "--group", "--symmetric", "--asymmetric", "--float-zeros", "--integer-zeros"),
-    *("--embeddings", "--damp"),
+    *("--embeddings", "--damp", "--override"),
 }
 GOAL = {"--keep", "--fit", "--ratio"}
 WRITES = {"--output", "--overwrite"}

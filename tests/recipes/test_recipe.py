@@ -11,7 +11,7 @@ from pocketsize.data.sources import Source
 from pocketsize.errors import DataError, UnsupportedError, UsageError
 from pocketsize.models.load import load
 from pocketsize.quantization.scheme import Scheme
-from pocketsize.recipes.grids import block_scheme, embedding_scheme
+from pocketsize.recipes.grids import block_scheme, embedding_scheme, layer_schemes, scheme_of
 from pocketsize.recipes.quantize import Gptq, Rtn
 from pocketsize.recipes.recipe import parse_recipe, parse_step, read_recipe
 from tiny import write_tiny
@@ -61,6 +61,7 @@ def test_sources_survive_their_own_file(tmp_path: Path) -> None:
         ({"steps": [{"rtn": {"group": -1}}]}, "group must be a positive number"),
         ({"steps": [{"rtn": {"embeddings": 7}}]}, "embeddings must be one of"),
         ({"steps": [{"hqq": {"symmetric": True}}]}, "a symmetric grid has none; use step rtn"),
+        ({"steps": [{"gptq": {"overrides": "x"}}]}, "overrides is options by name"),
         ({"steps": [{"hqq": {"p": 0}}]}, "p must lie above 0"),
         ({"steps": [{"hqq": {"iterations": 0}}]}, "iterations must be at least 1"),
         ({"steps": [{"gptq": {"symmetric": True, "float_zeros": True}}]}, "use float_zeros: false"),
@@ -142,6 +143,62 @@ def test_what_cannot_be_exported_is_refused_before_work(
     with pytest.raises(UnsupportedError) as caught:
         step.resolve(model, exports)
     assert message in str(caught.value)
+
+
+OVERRIDES = {
+    "*.mlp.*": {"scheme": "W5A16"},
+    "re:.*layers[.]1[.].*down_proj": {"scheme": "W8A16", "group": None},
+    "*.layers.0.*v_proj": None,
+}
+
+
+def test_the_last_pattern_that_matches_decides(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama"))
+    step = Gptq(symmetric=True, overrides=OVERRIDES).resolve(model, ("folder",))
+    of = scheme_of(step, model)
+    assert of("model.layers.0.mlp.up_proj.weight") == Scheme(5, 64, True)
+    assert of("model.layers.0.mlp.down_proj.weight") == Scheme(5, 64, True)
+    assert of("model.layers.1.mlp.down_proj.weight") == Scheme(8, None, True)
+    assert of("model.layers.0.self_attn.v_proj.weight") is None
+    assert of("model.layers.1.self_attn.v_proj.weight") == Scheme(4, 64, True)
+    assert layer_schemes(step) == [Scheme(4, 64, True), Scheme(5, 64, True), Scheme(8, None, True)]
+    # Left to itself a folder with several schemes goes without zeros, which is all it can hold.
+    auto = Gptq(overrides=OVERRIDES).resolve(model, ("folder",))
+    assert block_scheme(auto).symmetric
+    assert parse_step({"gptq": {"overrides": step.overrides, "symmetric": True}}).resolve(
+        model, ("folder",)
+    ) == Gptq(symmetric=True, overrides=OVERRIDES).resolve(model, ("folder",))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"*.k_prj": {"scheme": "W5A16"}},
+            "none of the 14 linears, such as model.layers.0.self_attn",
+        ),
+        ({"*.k_proj": None, "*_proj": {}}, r"\*.k_proj: later patterns match all that it does"),
+        ({"*": None}, "overrides leave every linear as it is"),
+        ({"*.k_proj": {"sheme": "W5A16"}}, "unknown option 'sheme'; did you mean 'scheme'"),
+        ({"*.k_proj": {"scheme": "W6A16"}}, "unknown scheme 'W6A16'"),
+        ({"*.k_proj": {"group": 48}}, "k_proj: group 48 does not divide rows of 64"),
+        ({"*.k_proj": {"group": 0}}, "k_proj: group must be a positive number"),
+        ({"*.k_proj": 5}, r"k_proj: options such as \{scheme: W8A16\}, or null, got 5"),
+        ({"re:*.k_proj": None}, "not a regular expression"),
+        ({"*.k_proj": {"symmetric": False}}, "transformers loads one scheme alone when codes have zeros"),
+        ({"*.k_proj": {"scheme": "W8A16", "symmetric": True}}, None),
+    ],
+)
+def test_overrides_that_make_no_sense_are_refused_before_work(
+    overrides: dict[str, object], message: str | None, tmp_path: Path
+) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama"))
+    raw = {"gptq": {"overrides": overrides, "symmetric": True}}
+    if message is None:
+        parse_step(raw).resolve(model, ("folder",))
+        return
+    with pytest.raises((UsageError, UnsupportedError), match=message):
+        parse_step(raw).resolve(model, ("folder",))
 
 
 def test_a_family_without_gguf_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from gguf import GGUFReader
 
 import pocketsize as ps
 from pocketsize.cli.main import main
@@ -259,6 +260,29 @@ def test_awq_changes_norms_and_what_is_written_is_read_back(tmp_path: Path) -> N
     assert main(["run", str(few), "-o", str(tmp_path / "less")]) == 0
     codes = {f.code for f in read_record(tmp_path / "less" / "record.json").findings}
     assert "few-windows" in codes
+
+
+@pytest.mark.parametrize("kind", ["gptq", "awq", "rtn", "hqq"])
+def test_overrides_are_what_is_written(kind: str, tmp_path: Path) -> None:
+    overrides = {"*.down_proj": {"scheme": "W5A16"}, "model.layers.0.self_attn.v_proj": None}
+    path = recipe(tmp_path, steps=[{kind: {"overrides": overrides}}], export=["gguf"])
+    assert main(["run", str(path), "-o", str(tmp_path / "out")]) == 0
+    (file,) = (tmp_path / "out").glob("*.gguf")
+    kinds = {t.name: t.tensor_type.name for t in GGUFReader(file).tensors}
+    few, many = ("Q4_1", "Q5_1") if kind == "hqq" else ("Q4_0", "Q5_0")
+    assert kinds["blk.0.ffn_down.weight"] == kinds["blk.1.ffn_down.weight"] == many
+    assert kinds["blk.1.attn_v.weight"] == few and kinds["blk.0.attn_v.weight"] == "F32"
+    assert main(["verify", str(tmp_path / "out")]) == 0
+
+
+def test_a_folder_with_overrides_loads_in_stock_transformers(tmp_path: Path) -> None:
+    overrides = {"*.down_proj": {"scheme": "W8A16"}, "model.layers.0.self_attn.v_proj": None}
+    path = recipe(tmp_path, steps=[{"gptq": {"overrides": overrides}}], export=["folder"])
+    assert main(["run", str(path), "-o", str(tmp_path / "out")]) == 0
+    record = read_record(tmp_path / "out" / "record.json")
+    bits = {layer.name: layer.bits for step in record.steps for layer in step.layers}
+    assert bits["model.layers.1.mlp.down_proj.weight"] == 8 and bits["model.layers.1.mlp.up_proj.weight"] == 4
+    assert "model.layers.0.self_attn.v_proj.weight" not in bits
 
 
 def test_a_folder_refuses_float_zeros_before_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,6 +114,12 @@ def scheme(function: F) -> F:
         help="GPTQ's damping, a share of the mean Gram diagonal. Default: 0.01.",
     )(function)
     function = click.option(
+        "--override",
+        multiple=True,
+        metavar="PATTERN=SCHEME",
+        help="Another scheme, or none, for linears whose name matches: '*.down_proj=W5A16' (repeatable).",
+    )(function)
+    function = click.option(
         "--embeddings",
         default="auto",
         show_default=True,
@@ -149,6 +155,7 @@ def raw_step(
     float_zeros: bool | None,
     embeddings: str,
     damp: float | None,
+    override: tuple[str, ...],
     **_: Any,
 ) -> dict[str, Any]:
     """What these options say as an entry of a recipe's `steps`."""
@@ -163,7 +170,17 @@ def raw_step(
     }
     if damp is not None:
         step["damp"] = damp
+    if override:
+        step["overrides"] = dict(map(_override, override))
     return {method: step}
+
+
+def _override(text: str) -> tuple[str, dict[str, str] | None]:
+    """`PATTERN=SCHEME` as an entry of `overrides`."""
+    pattern, sign, scheme = text.rpartition("=")
+    if not sign or not pattern or not scheme:
+        raise click.UsageError(f"--override: PATTERN=SCHEME, such as '*.down_proj=W5A16', got {text!r}")
+    return pattern, None if scheme == "none" else {"scheme": scheme}
 
 
 def _number(text: str, words: dict[str, Any], option: str) -> Any:

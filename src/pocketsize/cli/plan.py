@@ -77,7 +77,10 @@ def command(ctx: click.Context, model: str, target: str | None, out: Path, **res
     ctx.exit(found.exit_code)
 
 
-_OF_STEP = ("--method", "--scheme", "--group", "--symmetric", "--float-zeros", "--embeddings", "--damp")
+_OF_STEP = (
+    *("--method", "--scheme", "--group", "--symmetric", "--float-zeros"),
+    *("--override", "--embeddings", "--damp"),
+)
 
 
 def _given(ctx: click.Context) -> list[str]:

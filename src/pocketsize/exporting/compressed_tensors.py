@@ -7,7 +7,7 @@ i * bits to (i + 1) * bits - 1 of a stream of little-endian 32-bit words.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -136,10 +136,8 @@ def quantization_config(model: Model, schemes: Mapping[str, Scheme]) -> dict[str
             "output_activations": None,
             "format": "pack-quantized",
         }
-    if len(kinds) > 1 and (dense or not all(kind.symmetric for kind in kinds)):
-        way = "use one scheme" if dense else "use one scheme, or symmetric: true"
-        what = "it unpacks a family as it loads" if dense else "codes have zeros"
-        raise UnsupportedError(f"transformers loads one scheme alone when {what}; {way}")
+    if (reason := one_scheme_alone(kinds, model.arch)) is not None:
+        raise UnsupportedError(reason)
     parts = [f"re:.*{part.removesuffix('.')}\\..*" for part in model.arch.optional if part.endswith(".")]
     return {
         "quant_method": "compressed-tensors",
@@ -152,6 +150,15 @@ def quantization_config(model: Model, schemes: Mapping[str, Scheme]) -> dict[str
         # Conv1D and fused experts have no packed form there at all.
         **({"dequantize": True} if dense or not all(kind.symmetric for kind in kinds) else {}),
     }
+
+
+def one_scheme_alone(kinds: Sequence[Scheme], arch: Arch) -> str | None:
+    """Why a folder cannot hold all of these schemes; None where it can."""
+    if len({*kinds}) < 2 or (not arch.dense_on_load and all(kind.symmetric for kind in kinds)):
+        return None
+    way = "use one scheme" if arch.dense_on_load else "use one scheme, or symmetric: true"
+    what = "it unpacks a family as it loads" if arch.dense_on_load else "codes have zeros"
+    return f"transformers loads one scheme alone when {what}; {way}"
 
 
 def _along(kind: Scheme) -> dict[str, object]:

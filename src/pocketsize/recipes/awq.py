@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -17,9 +17,9 @@ from pocketsize.models.walk import HELD_OUT, Site
 from pocketsize.quantization.awq import EXPONENTS, input_scales
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.rtn import rtn
-from pocketsize.recipes.grids import Auto, block_scheme, check, chosen
+from pocketsize.recipes.grids import Auto, check, chosen
 from pocketsize.recipes.layers import layer_report
-from pocketsize.recipes.quantize import Unit, stacked, unstacked, walked, what_is_read
+from pocketsize.recipes.quantize import Unit, parts, stacked, unstacked, walked, what_is_read
 from pocketsize.recipes.record import Finding, LayerReport
 from pocketsize.recipes.step import Context
 
@@ -38,6 +38,7 @@ class Awq:
     embeddings: int | Auto | None = "auto"
     embeddings_symmetric: bool = True
     scale_digits: int | Auto = "auto"
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     exponents: int = EXPONENTS
 
     kind: ClassVar[str] = "awq"
@@ -82,28 +83,26 @@ def _scaled_site(
     site: Site, unit: Unit, model: Model, step: Awq
 ) -> Iterator[tuple[str, QWeight, LayerReport]]:
     """The linears of a site with their inputs scaled, unless that loses more; what feeds them is told."""
-    H, W, scheme = what_is_read(site), stacked(site), block_scheme(step)
-    s, feed = torch.ones(len(H), device=H.device), _feed(site, unit, model)
-    held = site.held
-    if feed is not None and held is not None and 0 < held.tokens < site.gram.tokens:
-        judged = site.gram.without(held).mean(), held.mean()
-        most = feed.most.to(H.device)
-        of = input_scales(
-            W, *judged, scheme, feeds=feed.inputs.to(H.device), most=most, exponents=step.exponents
-        )
+    H, pieces = what_is_read(site), list(parts(site, step))
+    s, feed, held = torch.ones(len(H), device=H.device), _feed(site, unit, model), site.held
+    # A linear that is left as it is would need the scales too.
+    whole = sum(len(part.names) for _, part in pieces) == len(site.names)
+    if feed is not None and whole and held is not None and 0 < held.tokens < site.gram.tokens:
+        judged, inputs = (site.gram.without(held).mean(), held.mean()), feed.inputs.to(H.device)
+        where = {"feeds": inputs, "most": feed.most.to(H.device)}
+        of = input_scales(stacked(site), *judged, pieces[0][0], **where, exponents=step.exponents)
         if of is not None:
-            s = of[feed.inputs.to(H.device)]
+            s = of[inputs]
             _fold(feed, of.to(CPU), unit, model)
-    grown, shrunk = W * s, H / s / s[:, None]
-    weight = rtn(grown, scheme, weight=shrunk.diagonal())
-    rows = grown.split([w.shape[0] for w in site.weights])
-    for name, own, part in zip(site.names, rows, unstacked(weight, site), strict=True):
-        site.replaced[name] = part.dequantize() / s
-        yield (
-            name,
-            part.to(CPU),
-            replace(layer_report(own, part, shrunk), name=name, tokens=site.gram.tokens),
-        )
+    shrunk = H / s / s[:, None]
+    for scheme, part in pieces:
+        grown = stacked(part) * s
+        weight = rtn(grown, scheme, weight=shrunk.diagonal())
+        rows = grown.split([w.shape[0] for w in part.weights])
+        for name, own, q in zip(part.names, rows, unstacked(weight, part), strict=True):
+            site.replaced[name] = q.dequantize() / s
+            report = replace(layer_report(own, q, shrunk), name=name, tokens=site.gram.tokens)
+            yield name, q.to(CPU), report
 
 
 def _feed(site: Site, unit: Unit, model: Model) -> _Feed | None:
@@ -112,7 +111,9 @@ def _feed(site: Site, unit: Unit, model: Model) -> _Feed | None:
         return None
     columns, own = site.weights[0].shape[1], unit.weights.get(f"{site.fed_by}.weight")
     each = torch.arange(columns)
-    if own is None:  # a norm
+    if own is None:
+        if f"{site.fed_by}.weight" in model.linears_of(site.block):
+            return None  # a linear that an override leaves as it is
         return _Feed(site.fed_by, each, torch.full((columns,), float("inf")))
     rows = len(own.codes)
     if columns != rows:  # several query heads read one head of values

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from pocketsize.errors import UnsupportedError, UsageError
+from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
+from pocketsize.exporting.compressed_tensors import one_scheme_alone
 from pocketsize.exporting.table import EXPORTERS
 from pocketsize.models.model import Model
 from pocketsize.quantization.scheme import BITS, GROUPS, Scheme, bits_of, default_group
 from pocketsize.recipes.step import Step
 
 Auto = Literal["auto"]
+# The options that say how a linear is stored; each may be another where an override says so.
+GRID = ("scheme", "group", "symmetric", "float_zeros", "scale_digits")
 
 
 @runtime_checkable
@@ -55,14 +60,50 @@ class Quantizer(Step, Protocol):
         """Significant binary digits of a stored scale."""
         ...
 
+    @property
+    def overrides(self) -> Mapping[str, Any]:
+        """What some linears have instead, by pattern; None leaves them."""
+        ...
+
 
 def block_scheme(step: Quantizer) -> Scheme:
-    """How a resolved step stores the linears of the blocks."""
-    found = step.group, step.symmetric, step.scale_digits, step.float_zeros
-    group, symmetric, digits, float_zeros = found
-    if group == "auto" or symmetric == "auto" or digits == "auto" or float_zeros == "auto":
-        raise UsageError(f"{step.kind}: its `auto` options are still to be resolved")
-    return Scheme(bits_of(step.scheme), group, symmetric, digits, float_zeros)
+    """How a resolved step stores the linears of the blocks that no override names."""
+    return _scheme({key: getattr(step, key) for key in GRID})
+
+
+def layer_scheme(step: Quantizer, name: str) -> Scheme | None:
+    """How a resolved step stores one linear of the blocks; None where it leaves it."""
+    pattern = _decides(step, name)
+    if pattern is None:
+        return block_scheme(step)
+    found = step.overrides[pattern]
+    return None if found is None else _scheme(found)
+
+
+def layer_schemes(step: Quantizer) -> list[Scheme]:
+    """All schemes that a resolved step has for linears of the blocks, each once."""
+    others = [_scheme(found) for found in step.overrides.values() if found is not None]
+    return list(dict.fromkeys([block_scheme(step), *others]))
+
+
+def _scheme(grid: Mapping[str, Any]) -> Scheme:
+    if "auto" in grid.values():
+        raise UsageError("its `auto` options are still to be resolved")
+    known = {key: grid[key] for key in GRID if key != "scheme"}
+    return Scheme(bits_of(grid["scheme"]), **known)
+
+
+def _decides(step: Quantizer, name: str) -> str | None:
+    """The pattern that says what a linear has: the last that matches its name, with or without `.weight`."""
+    module = name.removesuffix(".weight")
+    return next((p for p in reversed([*step.overrides]) if _matches(p, module)), None)
+
+
+def _matches(pattern: str, module: str) -> bool:
+    """Whether a pattern, a regular expression after `re:`, else a glob, stands for a module."""
+    if pattern.startswith("re:"):
+        return re.fullmatch(pattern.removeprefix("re:"), module) is not None
+    return fnmatchcase(module, pattern.removesuffix(".weight"))
 
 
 def embedding_scheme(step: Quantizer) -> Scheme | None:
@@ -78,11 +119,12 @@ def embedding_scheme(step: Quantizer) -> Scheme | None:
 
 def scheme_of(step: Quantizer, model: Model) -> Callable[[str], Scheme | None]:
     """How a resolved step stores each parameter by its name; None where it leaves it."""
-    blocks, ends, linears = block_scheme(step), embedding_scheme(step), set(model.linears)
+    ends = embedding_scheme(step)
+    blocks = {name: layer_scheme(step, name) for name in model.linears}
 
     def of(name: str) -> Scheme | None:
-        if name in linears:
-            return blocks
+        if name in blocks:
+            return blocks[name]
         return ends if name in (model.arch.embedding, model.arch.head) else None
 
     return of
@@ -90,76 +132,138 @@ def scheme_of(step: Quantizer, model: Model) -> Callable[[str], Scheme | None]:
 
 def check(step: Quantizer) -> None:
     """Refuse options that no model could make sense of."""
-    bits_of(step.scheme)
+    _check_grid(step.kind, {key: getattr(step, key) for key in GRID})
     if step.embeddings not in (*BITS, "auto", None):
         raise UsageError(
             f"{step.kind}: embeddings must be one of {BITS}, auto or null, got {step.embeddings!r}"
         )
-    if step.group not in ("auto", None) and (not isinstance(step.group, int) or step.group < 1):
-        raise UsageError(f"{step.kind}: group must be a positive number, auto or null, got {step.group!r}")
+    for pattern, other in step.overrides.items():
+        where = f"{step.kind}: overrides: {pattern}"
+        if other is not None and not isinstance(other, Mapping):
+            raise UsageError(f"{where}: options such as {{scheme: W8A16}}, or null, got {other!r}")
+        for key in other or ():
+            if key not in GRID:
+                raise UsageError(f"{where}: unknown option {key!r}{did_you_mean(str(key), GRID)}")
+        _check_grid(where, {key: getattr(step, key) for key in GRID} | dict(other or {}))
+        if pattern.startswith("re:"):
+            _compiles(where, pattern.removeprefix("re:"))
+
+
+def _check_grid(where: str, grid: Mapping[str, Any]) -> None:
+    bits_of(str(grid["scheme"]))
+    group = grid["group"]
+    if group not in ("auto", None) and (isinstance(group, bool) or not isinstance(group, int) or group < 1):
+        raise UsageError(f"{where}: group must be a positive number, auto or null, got {group!r}")
     for key in ("symmetric", "float_zeros"):
-        if getattr(step, key) not in ("auto", True, False):
-            raise UsageError(f"{step.kind}: {key} must be true, false or auto, got {getattr(step, key)!r}")
-    if step.symmetric is True and step.float_zeros is True:
-        raise UsageError(f"{step.kind}: a symmetric grid has no zeros; use float_zeros: false")
+        if grid[key] not in ("auto", True, False):
+            raise UsageError(f"{where}: {key} must be true, false or auto, got {grid[key]!r}")
+    if grid["symmetric"] is True and grid["float_zeros"] is True:
+        raise UsageError(f"{where}: a symmetric grid has no zeros; use float_zeros: false")
+
+
+def _compiles(where: str, expression: str) -> None:
+    try:
+        re.compile(expression)
+    except re.error as error:
+        raise UsageError(f"{where}: not a regular expression: {error}") from error
 
 
 def chosen(step: Quantizer, model: Model, exports: tuple[str, ...]) -> dict[str, Any]:
     """The options of a step that may be `auto`, as they are for this model and these exports."""
     if model.arch.refuses is not None:
         raise UnsupportedError(f"{model.folder}: nothing in it can be quantized: {model.arch.refuses}")
-    bits, gguf = bits_of(step.scheme), "gguf" in exports
-    widths = {model.matrix_shape(name)[1] for name in model.linears}
+    own = {key: getattr(step, key) for key in GRID}
+    names: dict[str | None, list[str]] = {None: [], **{pattern: [] for pattern in step.overrides}}
+    for name in model.linears:
+        names[_decides(step, name)].append(name)
+    overrides: dict[str, Any] = {}
+    for pattern, other in step.overrides.items():
+        if not names[pattern]:
+            _refuse_pattern(step, pattern, model)
+        where = f"{step.kind}: overrides: {pattern}"
+        if other is not None:
+            other = _resolved(where, own | dict(other), model, exports, names[pattern], mixed=True)
+        overrides[pattern] = other
+    others = names[None] or model.linears
+    rest = _resolved(step.kind, own, model, exports, others, mixed=bool(overrides))
+    kinds = [rest] * bool(names[None]) + [grid for grid in overrides.values() if grid is not None]
+    if not kinds:
+        raise UsageError(f"{step.kind}: overrides leave every linear as it is; nothing would be quantized")
+    if "folder" in exports and (reason := one_scheme_alone([_scheme(grid) for grid in kinds], model.arch)):
+        raise UnsupportedError(f"{step.kind}: {reason}")
+    embeddings = (8 if "gguf" in exports else None) if step.embeddings == "auto" else step.embeddings
+    return rest | {"embeddings": embeddings, "overrides": overrides}
+
+
+def _refuse_pattern(step: Quantizer, pattern: str, model: Model) -> None:
+    """An override that decides nothing: it matches nothing, or a later one matches all that it does."""
+    if any(_matches(pattern, name.removesuffix(".weight")) for name in model.linears):
+        raise UsageError(f"{step.kind}: overrides: {pattern}: later patterns match all that it does")
+    such = model.linears[0].removesuffix(".weight")
+    raise UsageError(
+        f"{step.kind}: overrides: {pattern}: matches none of the {len(model.linears)} linears, such as {such}"
+    )
+
+
+def _resolved(
+    where: str,
+    grid: Mapping[str, Any],
+    model: Model,
+    exports: tuple[str, ...],
+    names: Sequence[str],
+    *,
+    mixed: bool,
+) -> dict[str, Any]:
+    """A grid with nothing left to choose, for these linears; `mixed`: others may have another."""
+    bits, gguf = bits_of(grid["scheme"]), "gguf" in exports
+    widths = {model.matrix_shape(name)[1] for name in names}
     legal = set(GROUPS).intersection(*(EXPORTERS[e].groups for e in exports))
-    group = default_group(widths, legal) if step.group == "auto" else step.group
+    group = default_group(widths, legal) if grid["group"] == "auto" else grid["group"]
     for width in widths:
         if group is not None and width % group:
             raise UnsupportedError(
-                f"{step.kind}: group {group} does not divide rows of {width} weights; "
+                f"{where}: group {group} does not divide rows of {width} weights; "
                 f"use group: {default_group(widths, legal)}"
             )
     for name in exports:
         if bits not in EXPORTERS[name].bits:
             known = ", ".join(map(str, EXPORTERS[name].bits))
-            raise UnsupportedError(f"{step.kind}: {name} cannot store {bits}-bit weights; it has {known}")
+            raise UnsupportedError(f"{where}: {name} cannot store {bits}-bit weights; it has {known}")
         if not EXPORTERS[name].takes_group(group):
-            raise UnsupportedError(f"{step.kind}: {name} cannot store group {group}; use group: auto")
+            raise UnsupportedError(f"{where}: {name} cannot store group {group}; use group: auto")
     packed_only = model.arch.experts is not None and "folder" in exports
-    plain = step.float_zeros is not True and (gguf or packed_only or bits == 8)
-    symmetric = plain if step.symmetric == "auto" else step.symmetric
+    plain = gguf or packed_only or bits == 8 or (mixed and "folder" in exports)
+    plain = plain and grid["float_zeros"] is not True
+    symmetric = plain if grid["symmetric"] == "auto" else grid["symmetric"]
     if packed_only and not symmetric:
         raise UnsupportedError(
-            f"{step.kind}: transformers loads packed experts without zeros alone; use symmetric: true"
+            f"{where}: transformers loads packed experts without zeros alone; use symmetric: true"
         )
-    embeddings = (8 if gguf else None) if step.embeddings == "auto" else step.embeddings
     if gguf and bits == 8 and not symmetric:
-        raise UnsupportedError(f"{step.kind}: gguf has no 8-bit type with zeros; use symmetric: true")
-    float_zeros = _float_zeros(step, symmetric, exports)
+        raise UnsupportedError(f"{where}: gguf has no 8-bit type with zeros; use symmetric: true")
+    float_zeros = _float_zeros(where, grid["float_zeros"], symmetric, exports)
     # Scale times code difference has to fit the 11 digits of float16: GGUF stores that product as a
     # minimum, and stock loaders of a folder multiply in the dtype of the scale.
     exact = min(8, 11 - bits) if not symmetric and not float_zeros and bits <= 5 else 8
-    digits = exact if step.scale_digits == "auto" else step.scale_digits
+    digits = exact if grid["scale_digits"] == "auto" else grid["scale_digits"]
     if gguf and digits > exact:
-        raise UnsupportedError(
-            f"{step.kind}: gguf stores {bits}-bit minima exactly up to scale_digits: {exact}"
-        )
+        raise UnsupportedError(f"{where}: gguf stores {bits}-bit minima exactly up to scale_digits: {exact}")
     return {
+        "scheme": grid["scheme"],
         "group": group,
         "symmetric": symmetric,
         "float_zeros": float_zeros,
-        "embeddings": embeddings,
         "scale_digits": digits,
     }
 
 
-def _float_zeros(step: Quantizer, symmetric: bool, exports: tuple[str, ...]) -> bool:
+def _float_zeros(where: str, asked: bool | Auto, symmetric: bool, exports: tuple[str, ...]) -> bool:
     """Whether zeros may be any number: where nothing is said, where every export stores them so."""
     without = [name for name in exports if not EXPORTERS[name].float_zeros]
-    if step.float_zeros == "auto":
+    if asked == "auto":
         return bool(exports) and not symmetric and not without
-    if step.float_zeros and without:
+    if asked and without:
         raise UnsupportedError(
-            f"{step.kind}: {without[0]} cannot store float zeros; "
-            "use float_zeros: false, or export gguf alone"
+            f"{where}: {without[0]} cannot store float zeros; use float_zeros: false, or export gguf alone"
         )
-    return step.float_zeros
+    return asked

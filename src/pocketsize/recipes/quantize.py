@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,7 @@ from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.hqq import ITERATIONS, P, hqq
 from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import Scheme
-from pocketsize.recipes.grids import Auto, Quantizer, block_scheme, check, chosen, embedding_scheme
+from pocketsize.recipes.grids import Auto, Quantizer, check, chosen, embedding_scheme, layer_scheme
 from pocketsize.recipes.layers import finish, layer_report
 from pocketsize.recipes.record import LayerReport
 from pocketsize.recipes.step import Context
@@ -37,7 +37,8 @@ class Rtn:
     an asymmetric grid be any number, `auto` where every export stores it so. `embeddings` is the
     width of the embedding and head, null to leave them, `auto` for 8 bits where GGUF is written.
     `scale_digits` is the precision of a stored scale in binary digits, `auto` for what every export
-    stores exactly.
+    stores exactly. `overrides` says by pattern what some linears have instead (`scheme`, `group`,
+    `symmetric`, `float_zeros`, `scale_digits`), or null to leave them.
     """
 
     scheme: str = "W4A16"
@@ -47,6 +48,7 @@ class Rtn:
     embeddings: int | Auto | None = "auto"
     embeddings_symmetric: bool = True
     scale_digits: int | Auto = "auto"
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
     kind: ClassVar[str] = "rtn"
     calibrated: ClassVar[bool] = False
@@ -78,6 +80,7 @@ class Hqq:
     embeddings: int | Auto | None = "auto"
     embeddings_symmetric: bool = True
     scale_digits: int | Auto = "auto"
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     p: float = P
     iterations: int = ITERATIONS
 
@@ -121,6 +124,7 @@ class Gptq:
     embeddings: int | Auto | None = "auto"
     embeddings_symmetric: bool = True
     scale_digits: int | Auto = "auto"
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     damp: float = 0.01
     order: bool = True
     search: bool = True
@@ -144,7 +148,8 @@ class Gptq:
         """The model with all linears (and the embedding) quantized on the calibration text."""
 
         def quantize(site: Site, _: Unit) -> Iterator[tuple[str, QWeight, LayerReport]]:
-            return quantize_site(site, block_scheme(self), self)
+            for scheme, part in parts(site, self):
+                yield from quantize_site(part, scheme, self)
 
         return walked(self, model, ctx, quantize)
 
@@ -173,7 +178,7 @@ def walked(
         if ctx.store.finished(path) is None:
             return None
         kept = ctx.store.weights()
-        weights = {name: kept[name].dequantize() for name in model.linears_of(path)}
+        weights = {name: kept[name].dequantize() for name in model.linears_of(path) if name in kept}
         return weights | {n: T for n, T in ctx.store.changed().items() if n.startswith(f"{path}.")}
 
     head = step.embeddings is not None and model.arch.head is not None
@@ -187,7 +192,10 @@ def walked(
             unit.weights[name] = weight
             layers.append(report)
         if site.last:
-            ctx.store.keep(site.block, unit.weights, tuple(layers), unit.changed)
+            names = [name for name in model.linears_of(site.block) if name in unit.weights]
+            layers.sort(key=lambda report: names.index(report.name))
+            weights = {name: unit.weights[name] for name in names}
+            ctx.store.keep(site.block, weights, tuple(layers), unit.changed)
             reports += layers
             unit, layers = Unit(), []
             ctx.progress(model.blocks.index(site.block) + 1, total, site.block)
@@ -201,14 +209,14 @@ def _without_data(
     step: Quantizer, model: Model, ctx: Context, quantize: Callable[[Tensor, Scheme], QWeight]
 ) -> Model:
     """The model with each linear quantized by itself, block by block, and the embedding."""
-    scheme, total = block_scheme(step), len(model.blocks) + (step.embeddings is not None)
+    total = len(model.blocks) + (step.embeddings is not None)
     reports: list[LayerReport] = []
     for done, path in enumerate(model.blocks):
         if (kept := ctx.store.finished(path)) is None:
-            names = model.linears_of(path)
-            weights = {name: quantize(model.matrix(name), scheme) for name in names}
-            kept = tuple(layer_report(model.matrix(name), q, None) for name, q in weights.items())
-            kept = tuple(replace(r, name=n) for r, n in zip(kept, names, strict=True))
+            found = {name: layer_scheme(step, name) for name in model.linears_of(path)}
+            schemes = {name: scheme for name, scheme in found.items() if scheme is not None}
+            weights = {name: quantize(model.matrix(name), scheme) for name, scheme in schemes.items()}
+            kept = tuple(replace(layer_report(model.matrix(n), q, None), name=n) for n, q in weights.items())
             ctx.store.keep(path, weights, kept)
         reports += kept
         ctx.progress(done + 1, total, path)
@@ -216,6 +224,17 @@ def _without_data(
         reports += _embeddings(step, model, ctx, None)
         ctx.progress(total, total, "embeddings")
     return finish(step, model, ctx, reports, tokens=0)
+
+
+def parts(site: Site, step: Quantizer) -> Iterator[tuple[Scheme, Site]]:
+    """The linears of a site that have the same scheme, as sites of their own; those that are left are not."""
+    found: dict[Scheme, list[int]] = {}
+    for i, name in enumerate(site.names):
+        if (scheme := layer_scheme(step, name)) is not None:
+            found.setdefault(scheme, []).append(i)
+    for scheme, at in found.items():
+        own = tuple(site.names[i] for i in at), tuple(site.weights[i] for i in at)
+        yield scheme, replace(site, names=own[0], weights=own[1])
 
 
 def quantize_site(site: Site, scheme: Scheme, step: Gptq) -> Iterator[tuple[str, QWeight, LayerReport]]:

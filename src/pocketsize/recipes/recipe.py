@@ -298,8 +298,8 @@ def _fits(value: object, hint: Any) -> bool:
 
 
 def _is(value: object, one: Any) -> bool:
-    if get_origin(one) is tuple:
-        return isinstance(value, tuple)  # what is in it is looked at where it is used
+    if get_origin(one) in (tuple, Mapping):
+        return isinstance(value, get_origin(one))  # what is in it is looked at where it is used
     if not isinstance(one, type):
         return isinstance(value, str) and value == one
     if isinstance(value, bool):
@@ -307,10 +307,13 @@ def _is(value: object, one: Any) -> bool:
     return isinstance(value, (int, float) if one is float else one)
 
 
+_MANY = {Mapping: "options by name", tuple: "a list"}
+
+
 def _words(hint: Any) -> str:
     """The alternatives as a user writes them."""
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
     return ", or ".join(
-        names.get(one, "a list") if isinstance(one, type) or get_origin(one) is tuple else one
+        names.get(one) or _MANY.get(get_origin(one) or one, "a list") if not isinstance(one, str) else one
         for one in _alternatives(hint)
     )

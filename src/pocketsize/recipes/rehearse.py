@@ -38,7 +38,7 @@ from pocketsize.models.walk import BATCH_TOKENS, walk
 from pocketsize.quantization.gptq import gptq
 from pocketsize.quantization.rtn import rtn
 from pocketsize.recipes.awq import Awq
-from pocketsize.recipes.grids import block_scheme, embedding_scheme
+from pocketsize.recipes.grids import embedding_scheme, layer_schemes
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.quantize import Gptq
 from pocketsize.recipes.recipe import Recipe
@@ -173,7 +173,7 @@ def _compiled(recipe: Recipe) -> None:
     for step in recipe.steps:
         if not isinstance(step, Gptq | Awq):
             continue
-        for scheme in filter(None, (block_scheme(step), embedding_scheme(step))):
+        for scheme in filter(None, (*layer_schemes(step), embedding_scheme(step))):
             columns = 2 * (scheme.group or 32)
             W = torch.randn(8, columns, generator=generator)
             if isinstance(step, Gptq):
