@@ -179,7 +179,7 @@ def test_the_last_pattern_that_matches_decides(tmp_path: Path) -> None:
         ),
         ({"*.k_proj": None, "*_proj": {}}, r"\*.k_proj: later patterns match all that it does"),
         ({"*": None}, "overrides leave every linear as it is"),
-        ({"*.k_proj": {"sheme": "W5A16"}}, "unknown option 'sheme'; did you mean 'scheme'"),
+        ({"*.k_proj": {"bits": 5}}, "k_proj: unknown option 'bits'"),
         ({"*.k_proj": {"scheme": "W6A16"}}, "unknown scheme 'W6A16'"),
         ({"*.k_proj": {"group": 48}}, "k_proj: group 48 does not divide rows of 64"),
         ({"*.k_proj": {"group": 0}}, "k_proj: group must be a positive number"),
