@@ -10,6 +10,7 @@ from typing import Any
 
 from pocketsize.data.sources import Source
 from pocketsize.errors import UsageError
+from pocketsize.exporting.table import EXPORTERS
 from pocketsize.exporting.verify import Check, verify_folder
 from pocketsize.io.console import Terminal
 from pocketsize.io.publish import publish_bytes
@@ -19,12 +20,14 @@ from pocketsize.models.arch import arch_of
 from pocketsize.models.config import read_config
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
+from pocketsize.quantization.scheme import bits_of
 from pocketsize.recipes import run as running
 from pocketsize.recipes.awq import Awq
+from pocketsize.recipes.grids import Quantizer
 from pocketsize.recipes.plan import Plan
 from pocketsize.recipes.plan import plan as plan_recipe
 from pocketsize.recipes.quantize import Gptq, Hqq, Rtn
-from pocketsize.recipes.recipe import Data, Recipe, parse_recipe, read_recipe
+from pocketsize.recipes.recipe import Data, Recipe, parse_recipe, parse_step, read_recipe
 from pocketsize.recipes.record import RunRecord, read_record
 from pocketsize.recipes.run import Console
 from pocketsize.recipes.step import Step
@@ -120,12 +123,12 @@ def quantize(
     overwrite: bool = False,
     **options: Any,
 ) -> Result:
-    """Quantize with one step: `method` is `gptq` or `rtn`, `options` are its recipe keys.
+    """Quantize with one step: `method` is `gptq`, `awq`, `hqq` or `rtn`, `options` are its recipe keys.
 
     The rest is as in `run`.
     """
     source = _source(model)
-    chosen = list(export or default_export(source))
+    chosen = list(export or default_export(source, (parse_step({method: options}),)))
     raw = {"model": source, "steps": [{method: options}], "export": chosen, "dtype": dtype}
     recipe = parse_recipe(raw, base=Path())
     return run(
@@ -202,10 +205,15 @@ def result(folder: str | Path) -> Result:
     return Result(Path(folder), read_record(Path(folder) / "record.json"))
 
 
-def default_export(source: str) -> tuple[str, ...]:
-    """GGUF and the folder for families that llama.cpp runs, the folder alone for others."""
+def default_export(source: str, steps: Sequence[Step] = ()) -> tuple[str, ...]:
+    """GGUF and the folder for families that llama.cpp runs, the folder alone for others.
+
+    GGUF is left out too where it has no type for the width of a step.
+    """
     config = read_config(resolve(source))
-    return ("gguf", "folder") if arch_of(config.model_type).gguf else ("folder",)
+    widths = {bits_of(step.scheme) for step in steps if isinstance(step, Quantizer)}
+    both = arch_of(config.model_type).gguf and widths <= {*EXPORTERS["gguf"].bits}
+    return ("gguf", "folder") if both else ("folder",)
 
 
 def _recipe(
@@ -223,7 +231,7 @@ def _recipe(
     if _is_recipe(model):
         return read_recipe(Path(str(model)))
     source = _source(model)
-    exports = tuple(export or default_export(source))
+    exports = tuple(export or default_export(source, steps))
     return Recipe(source, tuple(steps), exports, data or Data(), dtype=dtype)
 
 

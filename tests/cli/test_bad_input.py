@@ -28,6 +28,7 @@ FILES = {
     "key.yaml": b"model: m\nstpes: [rtn]\n",
     "step.yaml": b"model: m\nsteps: [gptk]\n",
     "option.yaml": b"model: m\nsteps:\n- gptq: {gruop: 64}\n",
+    "twice.yaml": b"model: m\nsteps: [rtn]\nmodel: n\n",
     "data.yaml": b"model: m\ndata: {sequnces: 3}\nsteps: [rtn]\n",
 }
 CASES = [
@@ -52,7 +53,12 @@ CASES = [
     ("shrink m --fit 1GB -o file/out", 5, "file/.out.work: Not a directory; a part of that path is a file"),
     ("plan m -o file/out", 5, "file: is a file, so no output can be made there"),
     ("plan m --fit 1GB -o file", 5, "file: is a file, so no output can be made there"),
-    ("shrink m --ratio 1000x -o out", 5, "m: 0.0MB is below the smallest gguf file possible"),
+    ("shrink m --ratio 1000x -o out", 5, "is below the smallest gguf file possible"),
+    ("quantize m --seed -1 -o out", 2, "data: seed must be a whole number from 0 upwards, got -1"),
+    ("run twice.yaml -o out", 2, "twice.yaml: not YAML: key 'model' is there twice"),
+    ("shrink m --keep 95 -o out", 2, "keep is a share of at most 100 %, got '95'; did you mean 95%?"),
+    ("quantize m -o m/small", 2, "m/small: lies in the model's own folder"),
+    ("quantize m --embeddings 4 --target folder -o out", 4, "folder keeps embedding and head as they are"),
     ("quantize m --sequences -1 -o out", 2, "data: sequences must be a positive number, got -1"),
     ("verify file", 2, "file: no such folder"),
     ("report m", 3, "m/record.json: not there"),

@@ -18,7 +18,7 @@ def test_generators_are_timed_and_threads_put_back(tmp_path):
     before = torch.get_num_threads()
     rows = torch_latency(model, "original", threads=1, prompt=16, tokens=8)
     assert torch.get_num_threads() == before
-    assert [row.name for row in rows] == ["prompt_rate", "decode_rate", "decode_p99"]
+    assert [row.name for row in rows] == ["prompt_rate", "prompt_p99", "decode_rate", "decode_p99"]
     assert all(row.value > 0 and "1 threads" in row.method and "load" in row.method for row in rows)
     assert rows[1].value >= 1e3 / rows[2].value
 

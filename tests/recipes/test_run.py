@@ -291,3 +291,14 @@ def test_a_folder_refuses_float_zeros_before_work(tmp_path: Path, capsys: pytest
     said = capsys.readouterr().err
     assert "folder cannot store float zeros" in said and "export gguf alone" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_width_that_gguf_lacks_makes_a_folder_and_nothing_in_the_record_says_where_the_model_lay(
+    tmp_path: Path,
+) -> None:
+    write_tiny(tmp_path / "model", "llama")
+    data = ps.Data(sequences=4, length=64, tokens=256)
+    given = {"method": "rtn", "scheme": "W3A16", "data": data}
+    done = ps.quantize(tmp_path / "model", out=tmp_path / "out", **given)
+    assert [artifact.format for artifact in done.record.artifacts] == ["folder"]
+    assert "_name_or_path" not in (tmp_path / "out" / "record.json").read_text()

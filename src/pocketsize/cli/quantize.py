@@ -31,7 +31,7 @@ def command(model: str, target: str | None, out: Path, **rest: Any) -> None:
     fetch_first(rest["fetch_"], model, json_=rest["json_"])
     use_threads(rest["threads"])
     steps = (parse_step(options.raw_step(**rest)),)
-    exports = tuple(formats(target) or api.default_export(model))
+    exports = tuple(formats(target) or api.default_export(model, steps))
     recipe = Recipe(model, steps, exports, data_of(**rest), dtype=rest["dtype"])
     result = api.run(recipe, out=out, overwrite=rest["overwrite"])
     show(result, json_=rest["json_"])

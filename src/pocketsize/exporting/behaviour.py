@@ -42,7 +42,8 @@ def behaviour_of(model: Model, read: Read | None = None) -> dict[str, Any]:
     ids = [list(tokenizer(text).input_ids)[:_SHOWN] for text in TEXTS]
     answers = _answers(model, _printing(read or model.weight, prints), ids)
     return {
-        "config": model.config.to_dict(),
+        # Names with an underscore are transformers' own: one is where the model lay on this machine.
+        "config": {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")},
         "tensors": dict(sorted(prints.items())),
         "tokenizer": tokenizer_print(tokenizer),
         "answers": answers,

@@ -29,6 +29,8 @@ def resolve(model: str) -> Path:
 
     A local folder comes before a hub id of the same name.
     """
+    if not model.strip():
+        raise UsageError("the name of the model is empty; give a folder, a GGUF file, a hub id or a sample")
     if model.startswith(PREFIX):
         found = cached(sample_of(model))
         if not (found / ORIGIN).is_file():

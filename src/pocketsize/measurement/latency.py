@@ -27,7 +27,8 @@ def torch_latency(
 ) -> list[Measurement]:
     """Speed of the model in torch, float32, batch 1, on `threads` threads; medians over repeats.
 
-    Generators: prompt and decode tokens per second, and the 99th percentile of the time per token.
+    Generators: prompt and decode tokens per second, and the 99th percentile of the prompt's time and of the
+    time per token.
     Encoders: milliseconds for one input of 128 tokens, and sentences per second in batches of 16.
     The number of threads is put back afterwards.
     """
@@ -53,6 +54,7 @@ def row(name: str, value: float, how: str, subject: str, samples: int) -> Measur
 
 _UNITS: dict[str, tuple[str, Literal["lower", "higher"]]] = {
     "prompt_rate": ("tokens/s", "higher"),
+    "prompt_p99": ("ms", "lower"),
     "decode_rate": ("tokens/s", "higher"),
     "decode_p99": ("ms/token", "lower"),
     "sentence_rate": ("sentences/s", "higher"),
@@ -74,6 +76,13 @@ def _generator(
             "prompt_rate",
             length / _median(prompts),
             how.format(f"{length} tokens at once", REPEATS),
+            subject,
+            REPEATS,
+        ),
+        row(
+            "prompt_p99",
+            1e3 * float(np.quantile(prompts, 0.99)),
+            how.format(f"{length} tokens at once, 99th percentile", REPEATS).replace("median of", "of"),
             subject,
             REPEATS,
         ),

@@ -20,8 +20,9 @@ def llamacpp_latency(
 ) -> list[Measurement]:
     """Prompt and decode speed of the file in llama.cpp, batch 1, on `threads` threads.
 
-    Medians over ten runs, after one that is not counted; `decode_p99` is the 99th percentile over
-    the runs of the mean time per token, since llama.cpp tells times by run.
+    Medians over ten runs, after one that is not counted; `prompt_p99` and `decode_p99` are the 99th
+    percentile over the runs of the prompt's time and of the mean time per token, since llama.cpp tells
+    times by run.
     """
     with LlamaCpp(path, threads=threads, context=prompt + tokens + 8) as engine:
         some = engine.tokenize(TEXT)
@@ -31,9 +32,22 @@ def llamacpp_latency(
         package = engine.package
     decode = np.array([run.decode_per_s for run in runs])
     how = f"llama.cpp ({package}), {threads} threads, batch 1, {{}} of {RUNS} runs"
-    read = float(np.median([run.prompt_per_s for run in runs]))
+    read = np.array([run.prompt_per_s for run in runs])
     return [
-        row("prompt_rate", read, how.format(f"{prompt} tokens at once, median"), subject, RUNS),
+        row(
+            "prompt_rate",
+            float(np.median(read)),
+            how.format(f"{prompt} tokens at once, median"),
+            subject,
+            RUNS,
+        ),
+        row(
+            "prompt_p99",
+            float(np.quantile(1e3 * prompt / read, 0.99)),
+            how.format(f"{prompt} tokens at once, 99th percentile"),
+            subject,
+            RUNS,
+        ),
         row(
             "decode_rate",
             float(np.median(decode)),

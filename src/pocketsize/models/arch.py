@@ -117,6 +117,7 @@ def arch_of(model_type: str) -> Arch:
     if model_type not in families():
         raise UnsupportedError(
             f"model family {model_type!r} is not known{did_you_mean(model_type, families())} "
-            f"To add it, write src/pocketsize/models/archs/{model_type}.py with one Arch literal"
+            f"To add it, write src/pocketsize/models/archs/{model_type}.py with one Arch literal "
+            "(docs/howto/family.md)"
         )
     return importlib.import_module(f"pocketsize.models.archs.{model_type}").ARCH

@@ -168,6 +168,16 @@ def _compiles(where: str, expression: str) -> None:
         raise UsageError(f"{where}: not a regular expression: {error}") from error
 
 
+def refuse_unstored(steps: Sequence[Step], exports: Sequence[str]) -> None:
+    """Refuse a width for embedding and head that nothing which is asked for would store."""
+    for step in steps:
+        if isinstance(step, Quantizer) and isinstance(step.embeddings, int) and "gguf" not in exports:
+            raise UnsupportedError(
+                f"{step.kind}: embeddings: {exports[0]} keeps embedding and head as they are; leave "
+                "embeddings out, or export gguf"
+            )
+
+
 def chosen(step: Quantizer, model: Model, exports: tuple[str, ...]) -> dict[str, Any]:
     """The options of a step that may be `auto`, as they are for this model and these exports."""
     if model.arch.refuses is not None:

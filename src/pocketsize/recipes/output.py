@@ -27,6 +27,8 @@ def check_output(out: Path, recipe: Recipe, *, overwrite: bool) -> None:
 
     What a killed process left beside it is cleared away, before any work needs the room.
     """
+    if (source := Path(recipe.source)).is_dir() and out.resolve().parent.is_relative_to(source.resolve()):
+        raise UsageError(f"{out}: lies in the model's own folder; choose another output with -o")
     clear_leftovers(out)
     if not _is_taken(out):
         return

@@ -53,8 +53,8 @@ class Data:
                 raise UsageError(f"data: {name} must be a positive number, got {value!r}")
         for key in TEXTS:
             _check_texts(key, getattr(self, key))
-        if not isinstance(self.seed, int):
-            raise UsageError(f"data: seed must be a whole number, got {self.seed!r}")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise UsageError(f"data: seed must be a whole number from 0 upwards, got {self.seed!r}")
         share = self.written
         if share != "auto" and not (isinstance(share, int | float) and 0 <= share < 1):
             raise UsageError(f"data: written must be auto or a share from 0 to below 1, got {share!r}")
@@ -159,10 +159,30 @@ class Recipe:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
+class _Once(yaml.SafeLoader):
+    """YAML in which no key stands twice: of two lines that say different things none is dropped silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping; a key that is there twice is an error that names its line."""
+        found: set[object] = set()
+        for key, _ in node.value:
+            word = self.construct_object(key, deep=True)
+            if word in found:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {word!r} is there twice", key.start_mark
+                )
+            found.add(word)
+        return super().construct_mapping(node, deep)
+
+
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a YAML file. Unknown names and keys are errors that name the nearest known one."""
+    if path.is_dir():
+        raise DataError(
+            f"{path}: cannot be read as a recipe: it is a folder (a model: `pocketsize quantize`)"
+        )
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Once)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as a recipe: {error}") from error
     except yaml.YAMLError as error:

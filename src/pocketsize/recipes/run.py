@@ -35,6 +35,7 @@ from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
 from pocketsize.recipes.fingerprint import fingerprint
+from pocketsize.recipes.grids import refuse_unstored
 from pocketsize.recipes.journal import Journal, open_journal, working
 from pocketsize.recipes.output import check_output, made_by, refuse_taken, require_finished, work_folder
 from pocketsize.recipes.recipe import Data, Recipe
@@ -159,6 +160,7 @@ def opened(recipe: Recipe) -> Model:
 
 def settle(original: Model, recipe: Recipe) -> tuple[Model, Recipe, Texts]:
     """What `prepare` gives, for a model that is open already."""
+    refuse_unstored(recipe.steps, recipe.export)
     recipe = recipe.resolved(original)
     if "folder" in recipe.export:
         require_storable(original)

@@ -63,6 +63,7 @@ _WORDS: Mapping[str, Words] = MappingProxyType(
         "bits_per_weight": Words("Bits per weight", "", "size"),
         "prompt_rate": Words("Reading the prompt", "", "speed"),
         "decode_rate": Words("Writing the answer", "", "speed"),
+        "prompt_p99": Words("Time for the prompt, 99th percentile", "", "speed"),
         "decode_p99": Words("Time per token, 99th percentile", "", "speed"),
         "input_time": Words("One input", "", "speed"),
         "sentence_rate": Words("Sentences in batches", "", "speed"),

@@ -72,7 +72,11 @@ def parse_share(text: str) -> float:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
     if not found:
         raise UsageError(f"keep is a share such as 95% or 0.95, got {text!r}")
-    return float(found[1]) / (100 if found[2] else 1)
+    share = float(found[1]) / (100 if found[2] else 1)
+    if share > 1:
+        hint = f"; did you mean {found[1]}%?" if not found[2] and share <= 100 else ""
+        raise UsageError(f"keep is a share of at most 100 %, got {text!r}{hint}")
+    return share
 
 
 def parse_bytes(text: str) -> int:
@@ -183,7 +187,10 @@ def _enough(recipe: Recipe, keep: float, rungs: list[tuple[Rung, int]], out: Pat
         clock.console.phase(tried[-1])
         if kept >= keep:
             return rung
-    raise ResourceError(f"{recipe.model}: nothing within the size keeps {keep:.1%}: {'; '.join(tried)}")
+    raise ResourceError(
+        f"{recipe.model}: nothing within the size keeps {100 * keep:g}%: {'; '.join(tried)}; the work stays "
+        f"in {work_folder(out)}, for a lower --keep, or to be deleted"
+    )
 
 
 def _kept(job: Job, clock: Clock) -> float:
@@ -201,4 +208,6 @@ def _kept(job: Job, clock: Clock) -> float:
 
 
 def _mb(size: int, *, up: bool = False) -> str:
+    if size < 10**6:
+        return f"{-(-size // 100) / 10:.1f}kB" if up else f"{size / 1e3:.1f}kB"
     return f"{-(-size // 10**5) / 10:.1f}MB" if up else f"{size / 1e6:.1f}MB"
