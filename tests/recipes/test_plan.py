@@ -19,7 +19,7 @@ from pocketsize.recipes.duration import Whole, durations
 from pocketsize.recipes.memory import Size
 from pocketsize.recipes.plan import Plan
 from pocketsize.recipes.quantize import Gptq, Rtn
-from pocketsize.recipes.recipe import Data, Recipe
+from pocketsize.recipes.recipe import Data, Recipe, parse_step
 from pocketsize.recipes.rehearse import Asked, Rehearsal, Spent
 from tiny import write_texts, write_tiny
 
@@ -138,6 +138,15 @@ def test_what_was_not_asked_for_is_told_too_and_is_no_fault(
     assert set(roles) == {"embedding", "norm", "bias", "other"}
     assert all(kept.why and kept.parameters for kept in found.unquantized)
     assert "embeddings: null" in roles["embedding"].why
+
+
+@pytest.mark.parametrize("kind", ["gptq", "awq", "hqq"])
+def test_a_block_that_is_left_as_it_is_is_told_and_run_through(kind: str, tmp_path: Path) -> None:
+    left = parse_step({kind: {"overrides": {"model.layers.1.*": None}}})
+    found = planned(write_tiny(tmp_path / "m", "llama"), left, export=("gguf",))  # type: ignore[arg-type]
+    (kept,) = (kept for kept in found.unquantized if kept.role == "compressible")
+    assert kept.tensors == 7 and kept.why == "an override leaves it"
+    assert found.exit_code == 0
 
 
 def test_a_plan_that_does_not_fit_is_not_rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from pocketsize.models.ledger import ledger
 from pocketsize.models.model import Model
 from pocketsize.recipes.disk import Export
 from pocketsize.recipes.duration import Took, Whole, durations
-from pocketsize.recipes.grids import Quantizer
+from pocketsize.recipes.grids import Quantizer, layer_scheme
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.record import Finding
 from pocketsize.recipes.rehearse import rehearse
@@ -220,6 +221,11 @@ def _unquantized(model: Model, recipe: Recipe) -> Iterator[Kept]:
         else:
             why = _WHY[total.role]
         yield Kept(total.role, total.tensors, total.parameters, why)
+    steps = [step for step in recipe.steps if isinstance(step, Quantizer)]
+    left = [name for name in model.linears if any(layer_scheme(step, name) is None for step in steps)]
+    if left:
+        count = sum(math.prod(model.matrix_shape(name)) for name in left)
+        yield Kept("compressible", len(left), count, "an override leaves it")
 
 
 _WHY = {
