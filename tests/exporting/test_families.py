@@ -26,7 +26,8 @@ from pocketsize.models.walk import Site
 from pocketsize.quantization.grid import QWeight
 from pocketsize.recipes import awq
 from pocketsize.recipes.awq import Awq
-from pocketsize.recipes.quantize import Gptq, Rtn, block_scheme
+from pocketsize.recipes.grids import block_scheme
+from pocketsize.recipes.quantize import Gptq, Rtn
 from pocketsize.recipes.record import LayerReport
 from pocketsize.recipes.step import Context
 from pocketsize.search.ladder import ladder
