@@ -17,6 +17,7 @@ from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
 from pocketsize.quantization import gptq
+from pocketsize.recipes.awq import Awq
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.quantize import Gptq
 from pocketsize.recipes.step import Context
@@ -37,11 +38,11 @@ def work_on(device: torch.device) -> None:
             module.working_device = lambda: device
 
 
-def answers(folder: Path, work: Path, device: torch.device) -> list[torch.Tensor]:
+def answers(folder: Path, work: Path, device: torch.device, step: Gptq | Awq) -> list[torch.Tensor]:
     """Codes and scales of every matrix, then what was measured and what the model wrote."""
     work_on(device)
     model = load(folder)
-    step = Gptq(embeddings=8).resolve(model, ("folder",))
+    step = step.resolve(model, ("folder",))
     ids = torch.randint(3, 320, (8, 32), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[3, 20:] = False  # padding
@@ -70,11 +71,13 @@ def main() -> None:
     quality.forward_dtype = lambda: torch.float32  # autocast has no rules for the second device
     for family in sys.argv[2:]:
         folder = write_tiny(out / family, family)
-        there = answers(folder, out / f"{family}-cpu", torch.device("cpu"))
-        here = answers(folder, out / f"{family}-second", device)
-        assert len(here) == len(there)
-        for i, (a, b) in enumerate(zip(here, there, strict=True)):
-            assert a.device.type == "cpu" and torch.allclose(a.float(), b.float(), rtol=1e-3), (family, i)
+        for step in (Gptq(embeddings=8), Awq(embeddings=8)):
+            there = answers(folder, out / f"{family}-{step.kind}-cpu", torch.device("cpu"), step)
+            here = answers(folder, out / f"{family}-{step.kind}-second", device, step)
+            assert len(here) == len(there)
+            for i, (a, b) in enumerate(zip(here, there, strict=True)):
+                same = a.device.type == "cpu" and torch.allclose(a.float(), b.float(), rtol=1e-3)
+                assert same, (family, step.kind, i)
         print(family, len(here))
 
 

@@ -80,7 +80,7 @@ def fit_grid(
     width = scheme.width(W.shape[1])
     if weight is None:
         return _range(W.to(torch.float32).view(W.shape[0], -1, width), scheme)
-    rows, d = W.to(torch.float32).contiguous().numpy(), weight.to(torch.float32).numpy()
+    rows, d = (T.to("cpu", torch.float32).contiguous().numpy() for T in (W, weight))
     shape = (rows.shape[0], rows.shape[1] // width)
     scale, zero = np.empty(shape, np.float32), np.empty(shape, np.float32)
 
@@ -89,7 +89,7 @@ def fit_grid(
         fit_rows(rows[a:b], d, *grid, scale[a:b], zero[a:b])
 
     over_rows(rows.shape[0], fit)
-    return torch.from_numpy(scale), torch.from_numpy(zero)
+    return torch.from_numpy(scale).to(W.device), torch.from_numpy(zero).to(W.device)
 
 
 def _range(

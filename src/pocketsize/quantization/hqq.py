@@ -27,43 +27,40 @@ def hqq(W: Float[Tensor, "out in"], scheme: Scheme, *, p: float = P, iterations:
     """
     scale, start = fit_grid(W, scheme)
     w = (W.to(torch.float32).view(*scale.shape, -1) / scale[..., None]).contiguous()  # in steps
-    zero = torch.empty_like(start)
+    best = torch.empty_like(start)
 
     def run(a: int, b: int) -> None:
-        zero[a:b] = _zeros(w[a:b], start[a:b], scale[a:b], scheme, p, iterations)
+        best[a:b] = start[a:b]
+        z, beta, least = start[a:b], BETA, _loss(w[a:b], start[a:b], scheme, p)
+        for _ in range(iterations):
+            z = _next(w[a:b], z, scheme, p, beta)
+            stored = storable_zero(z, scale[a:b], scheme)
+            reached = _loss(w[a:b], stored, scheme, p)
+            best[a:b] = torch.where(reached < least, stored, best[a:b])
+            least, beta = torch.minimum(least, reached), beta * GROWTH
 
     over_rows(len(w), run)
-    return QWeight(snap(W, scale, zero, scheme.top), scale, zero, scheme)
+    return QWeight(snap(W, scale, best, scheme.top), scale, best, scheme)
 
 
-def _zeros(
-    w: Float[Tensor, "out groups g"],
-    start: Float[Tensor, "out groups"],
-    scale: Float[Tensor, "out groups"],
-    scheme: Scheme,
-    p: float,
-    iterations: int,
+def _next(
+    w: Float[Tensor, "out groups g"], z: Float[Tensor, "out groups"], scheme: Scheme, p: float, beta: float
 ) -> Float[Tensor, "out groups"]:
-    """The best zero of each group, from where it starts."""
+    """The mean zero of each group once the errors that z leaves are shrunk by the norm."""
+    q = _rounded(w, z, scheme)
+    left = w - (q - z[..., None])
+    size = left.abs()
+    error = left.sign() * (size - size.pow(p - 1) / beta).clamp(min=0)
+    return (q - (w - error)).mean(-1)
 
-    def rounded(z: Float[Tensor, "out groups"]) -> Float[Tensor, "out groups g"]:
-        return (w + z[..., None]).round_().clamp_(0, scheme.top)
 
-    def loss(z: Float[Tensor, "out groups"]) -> Float[Tensor, "out groups"]:
-        return (rounded(z) - z[..., None] - w).abs_().pow_(p).sum(-1)
+def _loss(
+    w: Float[Tensor, "out groups g"], z: Float[Tensor, "out groups"], scheme: Scheme, p: float
+) -> Float[Tensor, "out groups"]:
+    return (_rounded(w, z, scheme) - z[..., None] - w).abs_().pow_(p).sum(-1)
 
-    best, least, z, beta = start, loss(start), start, BETA
-    for _ in range(iterations):
-        q = rounded(z)
-        left = w - (q - z[..., None])
-        size = left.abs()
-        error = left.sign() * (size - size.pow(p - 1) / beta).clamp(min=0)
-        z = (q - (w - error)).mean(-1)
-        stored = storable_zero(z, scale, scheme)
-        reached = loss(stored)
-        better = reached < least
-        if not bool(better.any()):
-            break
-        best, least = torch.where(better, stored, best), torch.where(better, reached, least)
-        beta *= GROWTH
-    return best
+
+def _rounded(
+    w: Float[Tensor, "out groups g"], z: Float[Tensor, "out groups"], scheme: Scheme
+) -> Float[Tensor, "out groups g"]:
+    return (w + z[..., None]).round_().clamp_(0, scheme.top)
