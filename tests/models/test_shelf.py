@@ -36,6 +36,11 @@ def test_whatever_moves_keeps_its_values_and_parts_are_used_again(seed: int) -> 
     assert address(last) != before, "all of the room was to be free again"
 
 
+def test_room_that_cannot_be_had_says_how_much_it_was() -> None:
+    with pytest.raises(MemoryError, match="can't allocate 72057594037927936 bytes"):
+        Shelf(1 << 56)
+
+
 def test_views_go_on_sharing_their_memory() -> None:
     whole = torch.randn(BIG)
     turned, before = whole.T, whole.clone()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pocketsize.errors import ResourceError
+from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.load import load
 from pocketsize.recipes import shortage
 from pocketsize.recipes.recipe import Data
@@ -58,7 +59,9 @@ def test_on_a_gpu_its_own_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_less_room_fits_fewer_sequences(tmp_path: Path) -> None:
     model, data = load(write_tiny(tmp_path / "m", "llama")), Data(sequences=512, length=256)
-    fits = [sequences_that_fit(data, model, 1 << 40, left) for left in (0, 10_000_000, 100_000_000, 1 << 40)]
+    states = 512 * 256 * 64 * forward_dtype().itemsize
+    fits = [sequences_that_fit(data, model, states, left) for left in (0, 10_000_000, 100_000_000, 1 << 40)]
     assert fits == sorted(fits) and fits[0] == 0 and fits[-1] == 511 and 0 < fits[1] < fits[2] < 511
-    held = sequences_that_fit(data, model, 1000, 10_000_000)
-    assert held > fits[1]  # what lies between blocks already is room too
+    for asked in (1000, 1 << 40):
+        held = sequences_that_fit(data, model, asked, 10_000_000)
+        assert held > fits[1]  # what lies between blocks already is room too

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import sys
 import weakref
@@ -60,7 +61,12 @@ class Shelf:
 
     def __init__(self, size: int) -> None:
         own = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
-        self._memory = mmap.mmap(-1, max(size, ALIGNMENT), **own)
+        try:
+            self._memory = mmap.mmap(-1, max(size, ALIGNMENT), **own)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            raise MemoryError(f"can't allocate {size} bytes for what batches hold while they wait") from error
         self._begin = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self._end = self._begin + size
         self._free = [(0, size)]

@@ -81,12 +81,12 @@ def _left_on_gpu() -> int | None:
 def sequences_that_fit(data: Data, model: Model, asked: int, left: int) -> int:
     """About how many calibration sequences there is room for, all of them waiting inside one block.
 
-    Where less was asked for than the hidden states between blocks take, those are held already.
+    Unless it was the hidden states between blocks that were asked for, those are held already.
     """
     hidden, widest = int(model.config.hidden_size), max(max(model.matrix_shape(n)) for n in model.linears)
     tokens, item = min(data.length, model.positions), forward_dtype().itemsize
     states = data.sequences * tokens * hidden * item
-    room = left + (states if asked < states else 0)
+    room = left + (0 if asked == states else states)
     one = tokens * (4 * hidden + 2 * widest) * item
     return min(data.sequences - 1, int(_SHARE * room / one))
 
