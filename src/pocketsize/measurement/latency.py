@@ -70,30 +70,17 @@ def _generator(
     module(input_ids=ids, use_cache=True, logits_to_keep=1)
     prompts = _timed(lambda: module(input_ids=ids, use_cache=True, logits_to_keep=1), REPEATS)
     steps = _decode(module, ids, tokens)
-    how = f"torch float32, {threads} threads, batch 1, {{}}, median of {{}}"
+    how = f"torch float32, {threads} threads, batch 1, "
+
+    def told(name: str, value: float, what: str, samples: int) -> Measurement:
+        return row(name, value, f"{how}{what} of {samples}", subject, samples)
+
+    at_once, after = f"{length} tokens at once", f"after {length} tokens"
     return [
-        row(
-            "prompt_rate",
-            length / _median(prompts),
-            how.format(f"{length} tokens at once", REPEATS),
-            subject,
-            REPEATS,
-        ),
-        row(
-            "prompt_p99",
-            1e3 * float(np.quantile(prompts, 0.99)),
-            how.format(f"{length} tokens at once, 99th percentile", REPEATS).replace("median of", "of"),
-            subject,
-            REPEATS,
-        ),
-        row("decode_rate", 1 / _median(steps), how.format(f"after {length} tokens", tokens), subject, tokens),
-        row(
-            "decode_p99",
-            1e3 * float(np.quantile(steps, 0.99)),
-            how.format("99th percentile", tokens),
-            subject,
-            tokens,
-        ),
+        told("prompt_rate", length / _median(prompts), f"{at_once}, median", REPEATS),
+        told("prompt_p99", 1e3 * _late(prompts), f"{at_once}, 99th percentile", REPEATS),
+        told("decode_rate", 1 / _median(steps), f"{after}, median", tokens),
+        told("decode_p99", 1e3 * _late(steps), f"{after}, 99th percentile", tokens),
     ]
 
 
@@ -146,6 +133,10 @@ def _timed(call: Callable[[], object], repeats: int) -> list[float]:
 
 def _median(seconds: list[float]) -> float:
     return float(np.median(seconds))
+
+
+def _late(seconds: list[float]) -> float:
+    return float(np.quantile(seconds, 0.99))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,36 +31,18 @@ def llamacpp_latency(
         engine.timings(ids, tokens)
         runs = [engine.timings(ids, tokens) for _ in range(RUNS)]
         package = engine.package
-    decode = np.array([run.decode_per_s for run in runs])
-    how = f"llama.cpp ({package}), {threads} threads, batch 1, {{}} of {RUNS} runs"
-    read = np.array([run.prompt_per_s for run in runs])
+    read, decode = (
+        np.array([getattr(run, f"{part}_per_s") for run in runs]) for part in ("prompt", "decode")
+    )
+    how = f"llama.cpp ({package}), {threads} threads, batch 1, "
+
+    def told(name: str, value: np.floating[Any], what: str) -> Measurement:
+        return row(name, float(value), f"{how}{what} of {RUNS} runs", subject, RUNS)
+
+    at_once, after = f"{prompt} tokens at once", f"{tokens} after {prompt} tokens"
     return [
-        row(
-            "prompt_rate",
-            float(np.median(read)),
-            how.format(f"{prompt} tokens at once, median"),
-            subject,
-            RUNS,
-        ),
-        row(
-            "prompt_p99",
-            float(np.quantile(1e3 * prompt / read, 0.99)),
-            how.format(f"{prompt} tokens at once, 99th percentile"),
-            subject,
-            RUNS,
-        ),
-        row(
-            "decode_rate",
-            float(np.median(decode)),
-            how.format(f"{tokens} after {prompt} tokens, median"),
-            subject,
-            RUNS,
-        ),
-        row(
-            "decode_p99",
-            float(np.quantile(1e3 / decode, 0.99)),
-            how.format(f"{tokens} after {prompt} tokens, 99th percentile"),
-            subject,
-            RUNS,
-        ),
+        told("prompt_rate", np.median(read), f"{at_once}, median"),
+        told("prompt_p99", np.quantile(1e3 * prompt / read, 0.99), f"{at_once}, 99th percentile"),
+        told("decode_rate", np.median(decode), f"{after}, median"),
+        told("decode_p99", np.quantile(1e3 / decode, 0.99), f"{after}, 99th percentile"),
     ]

@@ -80,6 +80,12 @@ class Model:
         return int(self.config.max_position_embeddings) - self.arch.offset
 
     @property
+    def head_width(self) -> int:
+        """How many values each head of attention has."""
+        own = getattr(self.config, "head_dim", None)
+        return int(own or self.config.hidden_size // self.config.num_attention_heads)
+
+    @property
     def tied(self) -> bool:
         """Whether the head is the embedding matrix."""
         return self.arch.head is not None and self.arch.head not in self.checkpoint.entries

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -17,7 +17,7 @@ from pocketsize.models.walk import HELD_OUT, Site
 from pocketsize.quantization.awq import EXPONENTS, input_scales
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.rtn import rtn
-from pocketsize.recipes.grids import Auto, check, chosen
+from pocketsize.recipes.grids import Quantizer, chosen
 from pocketsize.recipes.layers import layer_report
 from pocketsize.recipes.quantize import Unit, parts, stacked, unstacked, walked, what_is_read
 from pocketsize.recipes.record import Finding, LayerReport
@@ -25,27 +25,19 @@ from pocketsize.recipes.step import Context
 
 
 @dataclass(frozen=True, slots=True)
-class Awq:
+class Awq(Quantizer):
     """Recipe step `awq`: activation-aware scales, a grid searched by output error, round to nearest.
 
     The keys of `rtn`, and `exponents`: how many exponents of the activations' size are tried.
     """
 
-    scheme: str = "W4A16"
-    group: int | Auto | None = "auto"
-    symmetric: bool | Auto = "auto"
-    float_zeros: bool | Auto = "auto"
-    embeddings: int | Auto | None = "auto"
-    embeddings_symmetric: bool = True
-    scale_digits: int | Auto = "auto"
-    overrides: Mapping[str, Any] = field(default_factory=dict)
     exponents: int = EXPONENTS
 
     kind: ClassVar[str] = "awq"
     calibrated: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check(self)
+        Quantizer.__post_init__(self)
         if self.exponents < 1:
             raise UsageError(f"awq: exponents must be at least 1, got {self.exponents}")
 
@@ -117,8 +109,7 @@ def _feed(site: Site, unit: Unit, model: Model) -> _Feed | None:
         return _Feed(site.fed_by, each, torch.full((columns,), float("inf")))
     rows = len(own.codes)
     if columns != rows:  # several query heads read one head of values
-        config = model.config
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        width = model.head_width
         if columns % rows or rows % width:
             return None
         each = each // width // (columns // rows) * width + each % width

@@ -3,67 +3,56 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Self
 
 from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
 from pocketsize.exporting.compressed_tensors import one_scheme_alone
 from pocketsize.exporting.table import EXPORTERS
 from pocketsize.models.model import Model
 from pocketsize.quantization.scheme import BITS, GROUPS, Scheme, bits_of, default_group
-from pocketsize.recipes.step import Step
+from pocketsize.recipes.step import Context, Step
 
 Auto = Literal["auto"]
 # The options that say how a linear is stored; each may be another where an override says so.
 GRID = ("scheme", "group", "symmetric", "float_zeros", "scale_digits")
 
 
-@runtime_checkable
-class Quantizer(Step, Protocol):
-    """A step that quantizes the linears of the blocks, and perhaps embedding and head."""
+@dataclass(frozen=True, slots=True)
+class Quantizer(ABC):
+    """A step that quantizes the linears of the blocks, and perhaps embedding and head: what all such have.
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+    `scheme` is the width of codes, `group` the inputs per scale (None: one scale per row), `symmetric`
+    whether grids have no zeros, `float_zeros` whether zeros may be other than codes; `embeddings` is the
+    width of embedding and head (None leaves them), `scale_digits` how many binary digits a stored scale
+    has, `overrides` what some linears have instead, by pattern (None leaves them).
+    """
 
-    @property
-    def scheme(self) -> str:
-        """The width of codes: `W4A16`."""
-        ...
+    scheme: str = "W4A16"
+    group: int | Auto | None = "auto"
+    symmetric: bool | Auto = "auto"
+    float_zeros: bool | Auto = "auto"
+    embeddings: int | Auto | None = "auto"
+    embeddings_symmetric: bool = True
+    scale_digits: int | Auto = "auto"
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def group(self) -> int | Auto | None:
-        """Inputs per scale; None: one scale per row."""
-        ...
+    kind: ClassVar[str]
+    calibrated: ClassVar[bool]
 
-    @property
-    def symmetric(self) -> bool | Auto:
-        """Whether grids have no zeros."""
-        ...
+    def __post_init__(self) -> None:
+        check(self)
 
-    @property
-    def float_zeros(self) -> bool | Auto:
-        """Whether zeros may be other than codes."""
-        ...
+    def resolve(self, model: Model, exports: tuple[str, ...]) -> Self:
+        """The step with group, zeros, digits and embedding width decided."""
+        return replace(self, **chosen(self, model, exports))
 
-    @property
-    def embeddings(self) -> int | Auto | None:
-        """The width of embedding and head; None leaves them."""
-        ...
-
-    @property
-    def embeddings_symmetric(self) -> bool:
-        """Whether their grids have no zeros."""
-        ...
-
-    @property
-    def scale_digits(self) -> int | Auto:
-        """Significant binary digits of a stored scale."""
-        ...
-
-    @property
-    def overrides(self) -> Mapping[str, Any]:
-        """What some linears have instead, by pattern; None leaves them."""
-        ...
+    @abstractmethod
+    def apply(self, model: Model, ctx: Context) -> Model:
+        """The model with its linears quantized."""
 
 
 def block_scheme(step: Quantizer) -> Scheme:

@@ -136,8 +136,7 @@ def _writing(model: Model, size: Size) -> Iterator[list[float]]:
     width, held = forward_dtype().itemsize, min(size.written, 64)
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    keys = held * size.length * heads * head * width
+    keys = held * size.length * heads * model.head_width * width
     cache: list[float] = [keys] * (2 * len(model.blocks) + 2)  # one layer is copied as it grows
     logits = held * config.vocab_size * (width + 8)
     yield [*_all(model, width), *cache, logits, SCRATCH]

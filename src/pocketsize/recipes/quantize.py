@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -22,14 +22,14 @@ from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.hqq import ITERATIONS, P, hqq
 from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import Scheme
-from pocketsize.recipes.grids import Auto, Quantizer, check, chosen, embedding_scheme, layer_scheme
+from pocketsize.recipes.grids import Auto, Quantizer, chosen, embedding_scheme, layer_scheme
 from pocketsize.recipes.layers import finish, layer_report
 from pocketsize.recipes.record import LayerReport
 from pocketsize.recipes.step import Context
 
 
 @dataclass(frozen=True, slots=True)
-class Rtn:
+class Rtn(Quantizer):
     """Recipe step `rtn`: round every weight to the nearest point of its group's range.
 
     `scheme` is W8A16, W5A16, W4A16, W3A16 or W2A16; `group` the inputs per scale, `auto` for the
@@ -41,24 +41,8 @@ class Rtn:
     `symmetric`, `float_zeros`, `scale_digits`), or null to leave them.
     """
 
-    scheme: str = "W4A16"
-    group: int | Auto | None = "auto"
-    symmetric: bool | Auto = "auto"
-    float_zeros: bool | Auto = "auto"
-    embeddings: int | Auto | None = "auto"
-    embeddings_symmetric: bool = True
-    scale_digits: int | Auto = "auto"
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-
     kind: ClassVar[str] = "rtn"
     calibrated: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check(self)
-
-    def resolve(self, model: Model, exports: tuple[str, ...]) -> Rtn:
-        """The step with group, symmetry and embedding width decided."""
-        return replace(self, **chosen(self, model, exports))
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The model with all linears (and the embedding) rounded; needs no data."""
@@ -66,21 +50,14 @@ class Rtn:
 
 
 @dataclass(frozen=True, slots=True)
-class Hqq:
+class Hqq(Quantizer):
     """Recipe step `hqq`: no data; the zero of every group minimises the p-norm of its errors.
 
     The keys of `rtn`, and: `p`, the exponent of the norm, below 1 for one that outliers hardly move;
     `iterations`, how often errors and zeros take turns. It has nothing to do on a symmetric grid.
     """
 
-    scheme: str = "W4A16"
-    group: int | Auto | None = "auto"
     symmetric: bool | Auto = False
-    float_zeros: bool | Auto = "auto"
-    embeddings: int | Auto | None = "auto"
-    embeddings_symmetric: bool = True
-    scale_digits: int | Auto = "auto"
-    overrides: Mapping[str, Any] = field(default_factory=dict)
     p: float = P
     iterations: int = ITERATIONS
 
@@ -88,7 +65,7 @@ class Hqq:
     calibrated: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check(self)
+        Quantizer.__post_init__(self)
         if self.symmetric is True:
             raise UsageError("hqq: it chooses zeros, a symmetric grid has none; use step rtn or gptq")
         if not 0 < self.p <= 1:
@@ -107,7 +84,7 @@ class Hqq:
 
 
 @dataclass(frozen=True, slots=True)
-class Gptq:
+class Gptq(Quantizer):
     """Recipe step `gptq`: round columns in turn, each error absorbed by the columns to come.
 
     The keys of `rtn`, and: `damp`, the damping as a fraction of the mean of the Gram diagonal;
@@ -117,14 +94,6 @@ class Gptq:
     together being 1.
     """
 
-    scheme: str = "W4A16"
-    group: int | Auto | None = "auto"
-    symmetric: bool | Auto = "auto"
-    float_zeros: bool | Auto = "auto"
-    embeddings: int | Auto | None = "auto"
-    embeddings_symmetric: bool = True
-    scale_digits: int | Auto = "auto"
-    overrides: Mapping[str, Any] = field(default_factory=dict)
     damp: float = 0.01
     order: bool = True
     search: bool = True
@@ -134,15 +103,11 @@ class Gptq:
     calibrated: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check(self)
+        Quantizer.__post_init__(self)
         if not 0 < self.damp < 1:
             raise UsageError(f"gptq: damp must lie between 0 and 1, got {self.damp}")
         if not 0 <= self.sink < math.inf:
             raise UsageError(f"gptq: sink must be a number from 0 upwards, got {self.sink}")
-
-    def resolve(self, model: Model, exports: tuple[str, ...]) -> Gptq:
-        """The step with group, symmetry and embedding width decided."""
-        return replace(self, **chosen(self, model, exports))
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The model with all linears (and the embedding) quantized on the calibration text."""

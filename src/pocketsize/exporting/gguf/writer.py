@@ -122,19 +122,17 @@ def _add_metadata(writer: GGUFWriter, model: Model, kind: str) -> None:
     writer.add_quantized_by("pocketsize")
     writer.add_file_type(LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
     writer.add_quantization_version(2)
-    heads = config.num_attention_heads
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(context_length(model))
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(heads)
+    writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(head_width)
-    writer.add_value_length(head_width)
+    writer.add_key_length(model.head_width)
+    writer.add_value_length(model.head_width)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(head_width)
+    writer.add_rope_dimension_count(model.head_width)
     _add_rope(writer, model)
     add_vocabulary(writer, model)
 
@@ -154,13 +152,9 @@ def rope_factors(model: Model) -> Tensor | None:
     rope = _rope(model)
     if rope["rope_type"] != "llama3":
         return None
-    width = (
-        getattr(model.config, "head_dim", None)
-        or model.config.hidden_size // model.config.num_attention_heads
-    )
     return llama3_divisors(
         rope["rope_theta"],
-        width,
+        model.head_width,
         factor=rope["factor"],
         low=rope["low_freq_factor"],
         high=rope["high_freq_factor"],
