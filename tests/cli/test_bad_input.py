@@ -58,7 +58,11 @@ CASES = [
     ("run twice.yaml -o out", 2, "twice.yaml: not YAML: key 'model' is there twice"),
     ("shrink m --keep 95 -o out", 2, "keep is a share of at most 100 %, got '95'; did you mean 95%?"),
     ("quantize m -o m/small", 2, "m/small: lies in the model's own folder"),
-    ("quantize m --embeddings 4 --target folder -o out", 4, "folder keeps embedding and head as they are"),
+    (
+        "quantize m --embeddings 4 --target folder -o out",
+        4,
+        "no width of its own for embedding and head; use same",
+    ),
     ("quantize m --sequences -1 -o out", 2, "data: sequences must be a positive number, got -1"),
     ("verify file", 2, "file: no such folder"),
     ("report m", 3, "m/record.json: not there"),

@@ -19,6 +19,7 @@ from pocketsize.errors import UnsupportedError
 from pocketsize.exporting.behaviour import loaded
 from pocketsize.exporting.compressed_tensors import predict_bytes, stored_value, write
 from pocketsize.exporting.read_back import read_folder
+from pocketsize.io.checkpoint import open_checkpoint
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.models.quiet import quiet
@@ -110,6 +111,32 @@ def test_quantized_saved_and_reloaded(family: str, kind: str, tmp_path: Path) ->
     whole = stock(tmp_path / "in", family)(ids)[0]
     assert 1e-4 < float((theirs - whole).norm() / whole.norm()) < 0.5
 
+    _require_read_back(out, model)
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "with zeros"])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_ends_packed_as_the_linears_are(family: str, symmetric: bool, tmp_path: Path) -> None:
+    original = load(write_tiny(tmp_path / "in", family))
+    step = Rtn("W4A16", group=32, symmetric=symmetric, embeddings="same")
+    if original.arch.dense_on_load:
+        with pytest.raises(UnsupportedError, match=r"unpacks no embedding|without zeros alone"):
+            step.resolve(original, ("folder",))
+        return
+    model, _ = quantized(original, step.resolve(original, ("folder",)))
+    assert set(model.quantized) == {*model.linears, *model.ends}
+    out = tmp_path / "out"
+    out.mkdir()
+    artifact = write(model, out)
+    schemes = {name: weight.scheme for name, weight in model.quantized.items()}
+    assert artifact.bytes == predict_bytes(original, schemes.get)
+    stored = open_checkpoint(out).entries
+    assert all(f"{original.checkpoint.entries[name].name}_packed" in stored for name in model.ends)
+
+    ids = text(model, 1, 2)
+    theirs, ours = stock(out, family)(ids)[0], loaded(model, lambda name: stored_value(model, name))(ids)[0]
+    assert torch.allclose(theirs, ours, atol=1e-4, rtol=1e-4)
     _require_read_back(out, model)
 
 

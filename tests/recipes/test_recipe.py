@@ -59,7 +59,7 @@ def test_sources_survive_their_own_file(tmp_path: Path) -> None:
         ({"steps": [{"gptq": {"scheme": "W6A16"}}]}, "unknown scheme 'W6A16'"),
         ({"steps": [{"gptq": {"damp": 0}}]}, "damp must lie between 0 and 1"),
         ({"steps": [{"rtn": {"group": -1}}]}, "group must be a positive number"),
-        ({"steps": [{"rtn": {"embeddings": 7}}]}, "embeddings must be one of"),
+        ({"steps": [{"rtn": {"embeddings": 7}}]}, "embeddings must be one of .*same, auto or null"),
         ({"steps": [{"hqq": {"symmetric": True}}]}, "a symmetric grid has none; use step rtn"),
         ({"steps": [{"gptq": {"overrides": "x"}}]}, "overrides is options by name"),
         ({"steps": [{"hqq": {"p": 0}}]}, "p must lie above 0"),
@@ -124,6 +124,9 @@ def test_automatic_choices_follow_the_exports(tmp_path: Path) -> None:
     assert block_scheme(folder) == Scheme(4, 64, scale_digits=7)
     ends = embedding_scheme(Rtn(embeddings=4, embeddings_symmetric=False).resolve(model, ("gguf",)))
     assert ends == Scheme(4, 32, float_zeros=True)
+    for exports in (("folder",), ("gguf",)):
+        alike = Rtn(embeddings="same").resolve(model, exports)
+        assert embedding_scheme(alike) == block_scheme(alike)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +136,11 @@ def test_automatic_choices_follow_the_exports(tmp_path: Path) -> None:
         (Gptq(scheme="W3A16"), ("gguf",), "gguf cannot store 3-bit weights"),
         (Gptq(group=16), ("gguf",), "gguf cannot store group 16; use group: auto"),
         (Gptq(symmetric=False, float_zeros=False, scale_digits=8), ("gguf",), "scale_digits: 7"),
+        (
+            Gptq(embeddings="same", symmetric=True, overrides={"*.v_proj": {"scheme": "W8A16"}}),
+            ("folder",),
+            "unpacks no embedding with more than one scheme",
+        ),
         (Gptq(symmetric=False, float_zeros=True), ("gguf", "folder"), "folder cannot store float zeros"),
     ],
 )

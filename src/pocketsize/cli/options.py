@@ -123,7 +123,7 @@ def scheme(function: F) -> F:
         "--embeddings",
         default="auto",
         show_default=True,
-        help="Width of embedding and head: 8, 5, 4, auto or none.",
+        help="Width of embedding and head: 8, 5, 4, same (as the linears), auto or none.",
     )(function)
     function = click.option(
         "--symmetric/--asymmetric",
@@ -166,7 +166,7 @@ def raw_step(
         "group": _number(group, {"auto": "auto", "row": None}, "--group"),
         "symmetric": "auto" if symmetric is None else symmetric,
         "float_zeros": "auto" if float_zeros is None else float_zeros,
-        "embeddings": _number(embeddings, {"auto": "auto", "none": None}, "--embeddings"),
+        "embeddings": _number(embeddings, {"auto": "auto", "same": "same", "none": None}, "--embeddings"),
     }
     if damp is not None:
         step["damp"] = damp

@@ -37,12 +37,12 @@ SchemeOf = Callable[[str], Scheme | None]
 def write(model: Model, out: Path) -> Artifact:
     """Write the model's weights, config and companion files into the folder `out`.
 
-    Linears keep their own codes, scales and zeros. Everything else is stored in `model.dtype`, the
-    embedding and the head too, from the original weights even where `model` has them quantized:
-    transformers loads quantized linears only. A tied head is not stored.
+    Linears keep their own codes, scales and zeros, and so do embedding and head where all of them have
+    the one scheme (`packed_schemes`). Everything else is stored in `model.dtype`, from the original
+    weights even where `model` has them quantized. A tied head is not stored.
     """
-    schemes = {name: model.quantized[name].scheme for name in _packed(model)}
-    shards = _shards([spec for name in model.checkpoint.entries for spec in _specs(model, name)])
+    schemes = packed_schemes(model, _own_schemes(model))
+    shards = _shards([spec for name in model.checkpoint.entries for spec in _specs(model, name, schemes)])
     files = {
         file: write_safetensors(out / file, specs, _METADATA)
         for file, specs in zip(_names(len(shards)), shards, strict=True)
@@ -62,13 +62,24 @@ def predict_bytes(model: Model, scheme_of: SchemeOf) -> int:
 
 def predict_others(model: Model, scheme_of: SchemeOf) -> dict[str, int]:
     """The exact sizes of the other files that `write` would make: config, index, companions."""
-    schemes = {name: scheme_of(name) for name in model.linears}
-    packed = {name: scheme for name, scheme in schemes.items() if scheme is not None}
+    packed = packed_schemes(model, scheme_of)
     sizes = {name: (model.folder / name).stat().st_size for name in companions(model.folder)}
     sizes["config.json"] = len(config_bytes(model, packed))
     if len(shards := _predicted(model, scheme_of)) > 1:
         sizes[INDEX] = len(_index(shards))
     return sizes
+
+
+def packed_schemes(model: Model, scheme_of: SchemeOf) -> dict[str, Scheme]:
+    """What the folder packs, and how: the quantized linears, perhaps embedding and head.
+
+    Stock transformers packs no embedding, but it unpacks one as it loads, which it does with one scheme
+    alone: that of the linears.
+    """
+    found = {name: scheme for name in model.linears if (scheme := scheme_of(name)) is not None}
+    ends = {name: scheme for name in model.ends if (scheme := scheme_of(name)) is not None}
+    one = len({*found.values(), *ends.values()}) == 1
+    return found | ends if found and one and not model.arch.dense_on_load else found
 
 
 def config_bytes(model: Model, schemes: Mapping[str, Scheme]) -> bytes:
@@ -92,12 +103,14 @@ def require_storable(model: Model) -> None:
 
 def tensor_bytes(model: Model) -> dict[str, int]:
     """The bytes that each parameter takes in the weight files."""
-    return {name: sum(map(_bytes, _specs(model, name))) for name in model.checkpoint.entries}
+    schemes = packed_schemes(model, _own_schemes(model))
+    return {name: sum(map(_bytes, _specs(model, name, schemes))) for name in model.checkpoint.entries}
 
 
 def stored_value(model: Model, name: str) -> Tensor:
     """The parameter as the folder gives it back, float32."""
-    if _is_packed(model, name):
+    linear = name in model.quantized and name not in model.ends
+    if linear or name in packed_schemes(model, _own_schemes(model)):
         return model.weight(name)
     return _kept(model, name).to(torch.float32)
 
@@ -109,7 +122,8 @@ def quantization_config(model: Model, schemes: Mapping[str, Scheme]) -> dict[str
     schemes name their layers. The modules that stock classes add (poolers) are always left alone.
     """
     modules = {name.removesuffix(".weight"): scheme for name, scheme in schemes.items()}
-    flip, dense = model.arch.transposed, model.arch.dense_on_load
+    flip, ends = model.arch.transposed, not schemes.keys().isdisjoint(model.ends)
+    dense = ends or model.arch.dense_on_load
     tallest = max(model.matrix_shape(name)[1] for name in schemes)
     linears = [name for name, module in skeleton(model).named_modules() if isinstance(module, nn.Linear)]
     kinds = list(dict.fromkeys(modules.values()))
@@ -117,7 +131,7 @@ def quantization_config(model: Model, schemes: Mapping[str, Scheme]) -> dict[str
     for i, kind in enumerate(kinds):
         targets = [name for name, s in modules.items() if s == kind]
         if len(kinds) == 1:
-            targets = ["Conv1D" if flip else "Linear"]
+            targets = ["Conv1D"] if flip else ["Linear", *["Embedding"] * ends]
         groups[f"group_{i}"] = {
             "targets": targets,
             "weights": {
@@ -147,7 +161,7 @@ def quantization_config(model: Model, schemes: Mapping[str, Scheme]) -> dict[str
         "ignore": [name for name in linears if name not in modules] + parts,
         "kv_cache_scheme": None,
         # Loading packed zeros as they are fails in transformers 5.23: it expects them unpacked.
-        # Conv1D and fused experts have no packed form there at all.
+        # Conv1D, fused experts and embeddings have no packed form there at all.
         **({"dequantize": True} if dense or not all(kind.symmetric for kind in kinds) else {}),
     }
 
@@ -176,32 +190,27 @@ def pack_rows(codes: UInt8[Tensor, "rows columns"], bits: int) -> Int32[Tensor, 
     return torch.from_numpy(packed.view("<i4").astype(np.int32, copy=False))
 
 
-def _packed(model: Model) -> list[str]:
-    return [name for name in model.checkpoint.entries if _is_packed(model, name)]
+def _own_schemes(model: Model) -> SchemeOf:
+    return lambda name: model.quantized[name].scheme if name in model.quantized else None
 
 
-def _is_packed(model: Model, name: str) -> bool:
-    return name in model.quantized and name not in (model.arch.embedding, model.arch.head)
-
-
-def _specs(model: Model, name: str, scheme: Scheme | None = None) -> list[TensorSpec]:
-    """The tensors that a parameter becomes. `scheme` overrides what the model has (for predictions)."""
+def _specs(model: Model, name: str, schemes: Mapping[str, Scheme]) -> list[TensorSpec]:
+    """The tensors that a parameter becomes, where these are packed with these schemes."""
     entry = model.checkpoint.entries[name]
-    if scheme is None and _is_packed(model, name):
-        scheme = model.quantized[name].scheme
-    if scheme is None or name in (model.arch.embedding, model.arch.head):
+    if (scheme := schemes.get(name)) is None:
         return [
             TensorSpec(entry.name, _kept_dtype(model, entry.dtype), entry.shape, lambda: _kept(model, name))
         ]
     rows, columns = model.matrix_shape(name)
     groups = columns // scheme.width(columns)
-    flip, kind = model.arch.is_transposed(name), _scale_dtype(scheme, model.arch)
+    dense = model.arch.dense_on_load or not schemes.keys().isdisjoint(model.ends)
+    flip, kind = model.arch.is_transposed(name), _scale_dtype(scheme, dense=dense)
     lines, across = entry.shape
     scales = (groups, rows) if flip else (rows, groups)
     words = (-(-across * scheme.bits // 32), -(-rows * scheme.bits // 32))
     specs = [
         TensorSpec(f"{entry.name}_packed", torch.int32, (lines, words[0]), lambda: _codes(model, name)),
-        TensorSpec(f"{entry.name}_scale", kind, scales, lambda: _scale(model, name)),
+        TensorSpec(f"{entry.name}_scale", kind, scales, lambda: _scale(model, name, kind)),
         TensorSpec(f"{entry.name}_shape", torch.int64, (2,), lambda: torch.tensor([lines, across])),
     ]
     if not scheme.symmetric and flip:
@@ -241,21 +250,21 @@ def _codes(model: Model, name: str) -> Tensor:
     return pack_rows(model.as_stored(name, weight.codes), weight.scheme.bits)
 
 
-def _scale(model: Model, name: str) -> Tensor:
+def _scale(model: Model, name: str, kind: torch.dtype) -> Tensor:
     weight = model.quantized[name]
-    stored = weight.scale.to(_scale_dtype(weight.scheme, model.arch))
+    stored = weight.scale.to(kind)
     if not torch.equal(stored.to(torch.float32), weight.scale):
         raise UnsupportedError(f"{name}: a scale is not exact in {stored.dtype}; use fewer scale_digits")
     return model.as_stored(name, stored)
 
 
-def _scale_dtype(scheme: Scheme, arch: Arch) -> torch.dtype:
+def _scale_dtype(scheme: Scheme, *, dense: bool) -> torch.dtype:
     """The smallest type in which transformers computes scale * (code - zero) without rounding.
 
     A symmetric matrix is unpacked in the type that the model is loaded in. One that has to be unpacked
     while it is loaded (see `quantization_config`) is unpacked in the type of its scales.
     """
-    if scheme.symmetric and not arch.dense_on_load:
+    if scheme.symmetric and not dense:
         return torch.bfloat16
     return torch.float16 if scheme.scale_digits + scheme.bits <= _DIGITS_OF_FP16 else torch.float32
 
@@ -285,9 +294,8 @@ def _shards(specs: list[TensorSpec]) -> list[list[TensorSpec]]:
 
 
 def _predicted(model: Model, scheme_of: SchemeOf) -> list[list[TensorSpec]]:
-    return _shards(
-        [spec for name in model.checkpoint.entries for spec in _specs(model, name, scheme_of(name))]
-    )
+    schemes = packed_schemes(model, scheme_of)
+    return _shards([spec for name in model.checkpoint.entries for spec in _specs(model, name, schemes)])
 
 
 def _names(shards: int) -> list[str]:

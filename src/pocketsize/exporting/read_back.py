@@ -193,6 +193,6 @@ def _schemes(quantization: Mapping[str, Any]) -> list[tuple[list[str], Scheme]]:
 def _scheme_of(path: Path, schemes: list[tuple[list[str], Scheme]], name: str) -> Scheme:
     module = name.removesuffix(".weight")
     for targets, scheme in schemes:
-        if module in targets or targets in (["Linear"], ["Conv1D"]):
+        if module in targets or targets in (["Linear"], ["Linear", "Embedding"], ["Conv1D"]):
             return scheme
     raise DataError(f"{path}: tensor {name}{_PACKED} is in no group of quantization_config")

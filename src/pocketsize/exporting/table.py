@@ -101,7 +101,7 @@ def _gguf_parts(model: Model) -> dict[str, int]:
 
 
 def _part_of(model: Model, name: str, linears: set[str]) -> str:
-    if name in (model.arch.embedding, model.arch.head):
+    if name in model.ends:
         return "embeddings"
     return "linears" if name in linears else "rest"
 

@@ -75,6 +75,12 @@ class Model:
         return [f"{block}{name}" for block in self.blocks for name in names]
 
     @property
+    def ends(self) -> list[str]:
+        """Parameter names of the embedding and of the head, unless that is the embedding."""
+        head = self.arch.head
+        return [self.arch.embedding, *([] if head is None or self.tied else [head])]
+
+    @property
     def positions(self) -> int:
         """How many tokens the model can read at once."""
         return int(self.config.max_position_embeddings) - self.arch.offset

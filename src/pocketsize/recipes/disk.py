@@ -78,8 +78,7 @@ def _objects(model: Model, step: Quantizer, of: Callable[[str], Scheme | None]) 
     """The bytes of each object of the journal: a block's codes, scales and zeros, as they are kept."""
     units = [model.linears_of(path) for path in model.blocks]
     if step.embeddings is not None:
-        head = [] if model.arch.head is None or model.tied else [model.arch.head]
-        units.append([model.arch.embedding, *head])
+        units.append(model.ends)
     for names in units:
         schemes = {name: found for name in names if (found := of(name)) is not None}
         metadata = {"schemes": json.dumps({n: asdict(s) for n, s in schemes.items()}, sort_keys=True)}

@@ -27,15 +27,16 @@ class Quantizer(ABC):
 
     `scheme` is the width of codes, `group` the inputs per scale (None: one scale per row), `symmetric`
     whether grids have no zeros, `float_zeros` whether zeros may be other than codes; `embeddings` is the
-    width of embedding and head (None leaves them), `scale_digits` how many binary digits a stored scale
-    has, `overrides` what some linears have instead, by pattern (None leaves them).
+    width of embedding and head (`same`: stored as the linears are; None leaves them), `scale_digits` how
+    many binary digits a stored scale has, `overrides` what some linears have instead, by pattern (None
+    leaves them).
     """
 
     scheme: str = "W4A16"
     group: int | Auto | None = "auto"
     symmetric: bool | Auto = "auto"
     float_zeros: bool | Auto = "auto"
-    embeddings: int | Auto | None = "auto"
+    embeddings: int | Auto | Literal["same"] | None = "auto"
     embeddings_symmetric: bool = True
     scale_digits: int | Auto = "auto"
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -98,10 +99,12 @@ def _matches(pattern: str, module: str) -> bool:
 def embedding_scheme(step: Quantizer) -> Scheme | None:
     """How a resolved step stores embedding and head; None where it leaves them.
 
-    The one format that stores them quantized, GGUF, has float zeros.
+    With a width of their own only GGUF stores them, which has float zeros.
     """
     if step.embeddings is None or step.embeddings == "auto":
         return None
+    if step.embeddings == "same":
+        return block_scheme(step)
     free = not step.embeddings_symmetric
     return Scheme(step.embeddings, 32, step.embeddings_symmetric, float_zeros=free)
 
@@ -114,7 +117,7 @@ def scheme_of(step: Quantizer, model: Model) -> Callable[[str], Scheme | None]:
     def of(name: str) -> Scheme | None:
         if name in blocks:
             return blocks[name]
-        return ends if name in (model.arch.embedding, model.arch.head) else None
+        return ends if name in model.ends else None
 
     return of
 
@@ -122,9 +125,9 @@ def scheme_of(step: Quantizer, model: Model) -> Callable[[str], Scheme | None]:
 def check(step: Quantizer) -> None:
     """Refuse options that no model could make sense of."""
     _check_grid(step.kind, {key: getattr(step, key) for key in GRID})
-    if step.embeddings not in (*BITS, "auto", None):
+    if step.embeddings not in (*BITS, "auto", "same", None):
         raise UsageError(
-            f"{step.kind}: embeddings must be one of {BITS}, auto or null, got {step.embeddings!r}"
+            f"{step.kind}: embeddings must be one of {BITS}, same, auto or null, got {step.embeddings!r}"
         )
     for pattern, other in step.overrides.items():
         where = f"{step.kind}: overrides: {pattern}"
@@ -162,8 +165,8 @@ def refuse_unstored(steps: Sequence[Step], exports: Sequence[str]) -> None:
     for step in steps:
         if isinstance(step, Quantizer) and isinstance(step.embeddings, int) and "gguf" not in exports:
             raise UnsupportedError(
-                f"{step.kind}: embeddings: {exports[0]} keeps embedding and head as they are; leave "
-                "embeddings out, or export gguf"
+                f"{step.kind}: embeddings: {exports[0]} has no width of its own for embedding and head; use "
+                "same, or leave embeddings out, or export gguf"
             )
 
 
@@ -190,8 +193,24 @@ def chosen(step: Quantizer, model: Model, exports: tuple[str, ...]) -> dict[str,
         raise UsageError(f"{step.kind}: overrides leave every linear as it is; nothing would be quantized")
     if "folder" in exports and (reason := one_scheme_alone([_scheme(grid) for grid in kinds], model.arch)):
         raise UnsupportedError(f"{step.kind}: {reason}")
+    if step.embeddings == "same":
+        _require_same(step.kind, [_scheme(grid) for grid in kinds], _scheme(rest), model, exports)
     embeddings = (8 if "gguf" in exports else None) if step.embeddings == "auto" else step.embeddings
     return rest | {"embeddings": embeddings, "overrides": overrides}
+
+
+def _require_same(
+    kind: str, kinds: Sequence[Scheme], own: Scheme, model: Model, exports: tuple[str, ...]
+) -> None:
+    """Refuse `embeddings: same` where embedding and head cannot be stored as the linears are."""
+    if "folder" in exports and ({*kinds} != {own} or model.arch.dense_on_load):
+        why = "more than one scheme" if {*kinds} != {own} else f"the family {model.config.model_type}"
+        raise UnsupportedError(
+            f"{kind}: embeddings: same: transformers unpacks no embedding with {why}; use embeddings: null"
+        )
+    for name in model.ends:
+        if (width := model.matrix_shape(name)[1]) % own.width(width):
+            raise UnsupportedError(f"{kind}: embeddings: same: group {own.group} does not divide {name}")
 
 
 def _refuse_pattern(step: Quantizer, pattern: str, model: Model) -> None:

@@ -178,7 +178,7 @@ def _measuring(model: Model, recipe: Recipe, size: Size, waiting: float) -> Iter
 
     States wait in front of a block, and stand behind it; those of the first model stay for the second.
     """
-    ends = {model.arch.embedding, model.arch.head}
+    ends = set(model.ends)
     linears = set(model.linears)
     around = [4.0 * _numbers(model, name) for name in model.checkpoint.entries if name not in linears]
     block = 4.0 * sum(_numbers(model, name) for name in model.linears_of(model.blocks[0]))

@@ -35,7 +35,8 @@ class Rtn(Quantizer):
     `scheme` is W8A16, W5A16, W4A16, W3A16 or W2A16; `group` the inputs per scale, `auto` for the
     largest that fits every layer and export, null for one scale per row. `float_zeros` lets the zero of
     an asymmetric grid be any number, `auto` where every export stores it so. `embeddings` is the
-    width of the embedding and head, null to leave them, `auto` for 8 bits where GGUF is written.
+    width of the embedding and head, `same` to store them as the linears are (the one way in which a
+    folder holds them), null to leave them, `auto` for 8 bits where GGUF is written.
     `scale_digits` is the precision of a stored scale in binary digits, `auto` for what every export
     stores exactly. `overrides` says by pattern what some linears have instead (`scheme`, `group`,
     `symmetric`, `float_zeros`, `scale_digits`), or null to leave them.
@@ -255,12 +256,9 @@ def _embeddings(step: Quantizer, model: Model, ctx: Context, gram: Gram | None) 
     assert scheme is not None
     if (kept := ctx.store.finished("embeddings")) is not None:
         return kept
-    names = [model.arch.embedding]
-    if model.arch.head is not None and not model.tied:
-        names.append(model.arch.head)
     weights: dict[str, QWeight] = {}
     reports: list[LayerReport] = []
-    for name in names:
+    for name in model.ends:
         W = model.original(name)
         is_head = gram is not None and (model.tied or name == model.arch.head)
         if is_head and isinstance(step, Gptq):

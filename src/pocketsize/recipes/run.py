@@ -20,7 +20,7 @@ from torch import Tensor
 import pocketsize
 from pocketsize.data.written import write_windows
 from pocketsize.exporting.artifact import Artifact
-from pocketsize.exporting.compressed_tensors import require_storable
+from pocketsize.exporting.compressed_tensors import packed_schemes, require_storable
 from pocketsize.exporting.manifest import write_manifest
 from pocketsize.exporting.table import EXPORTERS, behaviours
 from pocketsize.exporting.verify import require_sound, verify_folder
@@ -283,7 +283,7 @@ def _record(
 def breakdown(model: Model, artifacts: tuple[Artifact, ...]) -> tuple[SizePart, ...]:
     """Where the bytes of each artefact go: embedding and head, linears, everything else."""
     parts: list[SizePart] = []
-    linears, ends = set(model.linears), {model.arch.embedding, model.arch.head}
+    linears, ends = set(model.linears), set(model.ends)
     entries = model.checkpoint.entries
     counts = {"embeddings": 0, "linears": 0, "rest": 0}
     for name, entry in entries.items():
@@ -306,10 +306,12 @@ def _untimed(model: Model) -> Finding:
 
 def _apart(done: Done) -> Iterator[Finding]:
     """A finding where a folder is written that keeps what the measured model has quantized."""
-    arch, quantized = done.model.arch, done.model.quantized
-    ends = [name for name in (arch.embedding, arch.head) if name is not None and name in quantized]
+    model, quantized = done.model, done.model.quantized
+    schemes = {name: quantized[name].scheme for name in quantized}
+    packed = packed_schemes(model, schemes.get)
+    ends = [name for name in model.ends if name in quantized and name not in packed]
     if "folder" in done.recipe.export and ends:
-        bits = quantized[ends[0]].scheme.bits
+        bits = schemes[ends[0]].bits
         yield Finding(
             "folder-differs",
             f"the figures are of the model with embedding and head at {bits} bits; the folder keeps them in "
