@@ -233,7 +233,7 @@ def _meanings(name: str, keys: Any) -> Mapping[str, str]:
 
 
 def _values(f: Field[Any]) -> str:
-    said = re.sub(r"Literal\[.auto.\]|Auto", "auto", str(f.type)).replace("None", "null")
+    said = re.sub(r"Literal\[.(\w+).\]", r"\1", str(f.type)).replace("Auto", "auto").replace("None", "null")
     said = said.replace("tuple[str, ...] | tuple[Source, ...]", "files or sources")
     for python, plain in (
         ("tuple[Step, ...]", "steps"),

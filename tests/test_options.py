@@ -23,17 +23,17 @@ KEYS = {
     "rtn": QUANTIZE,
     "awq": [*QUANTIZE, "exponents"],
     "hqq": [*QUANTIZE, "p", "iterations"],
-    "gptq": [*QUANTIZE, "damp", "order", "search", "sink"],
+    "gptq": [*QUANTIZE, "damp", "order", "search", "sink", "learn"],
 }
 TEXTS = {"--calibrate", "--evaluate", "--sequences", "--length", "--tokens", "--seed", "--written"}
 SCHEME = {
     *("--method", "--scheme", "--group", "--symmetric", "--asymmetric", "--float-zeros", "--integer-zeros"),
-    *("--embeddings", "--damp", "--override"),
+    *("--embeddings", "--damp", "--override", "--effort"),
 }
 GOAL = {"--keep", "--fit", "--ratio"}
 WRITES = {"--output", "--overwrite"}
 OPTIONS = {
-    "shrink": {*GOAL, "--target", *WRITES, "--dtype", "--threads", "--fetch", "--json", *TEXTS},
+    "shrink": {*GOAL, "--effort", "--target", *WRITES, "--dtype", "--threads", "--fetch", "--json", *TEXTS},
     "run": {*WRITES, "--threads", "--fetch", "--json"},
     "quantize": {*SCHEME, "--target", *WRITES, "--dtype", "--threads", "--fetch", "--json", *TEXTS},
     "plan": {*SCHEME, *GOAL, "--target", "--output", "--dtype", "--threads", "--fetch", "--json", *TEXTS},

@@ -1,6 +1,6 @@
 """Every method, and GPTQ stage by stage, on SmolLM2 at the same width and group.
 
-    python benchmarks/ablation/run.py                 all of it, about half an hour on one core
+    python benchmarks/ablation/run.py                 all of it, about an hour on one core
     python benchmarks/ablation/run.py --bits 3        another width (not part of the record)
 
 Stop it at any moment and start it again: figures of finished runs are kept in `runs/` and reused.
@@ -37,6 +37,8 @@ VARIANTS: Mapping[str, tuple[Mapping[str, object], str]] = {
     "gptq, + search": ({"gptq": {"sink": 0.0}}, "folder"),
     "gptq": ({"gptq": {}}, "folder"),
     "gptq, float zeros": ({"gptq": {}}, "gguf"),
+    "gptq, learned": ({"gptq": {"learn": 100}}, "folder"),
+    "gptq, learned, float zeros": ({"gptq": {"learn": 100}}, "gguf"),
 }
 
 
@@ -91,7 +93,8 @@ def record(results: list[Result]) -> None:
             f"calibrated on {SEQUENCES} windows of {LENGTH} tokens, seed 0; embedding and head left alone",
             f"evaluation: {tokens} tokens; KL and perplexity of the worse of the two",
             "gptq, plain: no order, grids that span the range, no weight on first positions; + order: active "
-            "groups first; + search: scale and zero by weighted error; gptq: first positions weighted too",
+            "groups first; + search: scale and zero by weighted error; gptq: first positions weighted too; "
+            "learned: then 100 steps a block",
             "CPU seconds of the step, compilation included, loading left out",
         ],
         versions=versions(results),

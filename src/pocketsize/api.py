@@ -26,7 +26,7 @@ from pocketsize.recipes.awq import Awq
 from pocketsize.recipes.grids import Quantizer
 from pocketsize.recipes.plan import Plan
 from pocketsize.recipes.plan import plan as plan_recipe
-from pocketsize.recipes.quantize import Gptq, Hqq, Rtn
+from pocketsize.recipes.quantize import EFFORTS, Gptq, Hqq, Rtn
 from pocketsize.recipes.recipe import Data, Recipe, parse_recipe, parse_step, read_recipe
 from pocketsize.recipes.record import RunRecord, read_record
 from pocketsize.recipes.run import Console
@@ -150,18 +150,20 @@ def shrink(
     data: Data | None = None,
     console: Console | None = None,
     dtype: str = "bf16",
+    effort: str = "fast",
     overwrite: bool = False,
 ) -> Result:
     """Meet a goal: at most `fit` bytes, `ratio` times smaller, at least the share `keep` of quality.
 
-    With no goal at all, 95 % is kept. Sizes are those of the first `target`.
+    With no goal at all, 95 % is kept. Sizes are those of the first `target`. `effort` is `fast`,
+    `balanced` or `best`: how long codes are learned block by block.
     """
     source = _source(model)
     if keep is None and fit is None and ratio is None:
         keep = 0.95
     goal = _goal(keep, fit, ratio)
     exports = tuple(target or default_export(source))
-    recipe = Recipe(source, (Gptq(),), exports, data or Data(), dtype=dtype)
+    recipe = Recipe(source, (_gptq(effort),), exports, data or Data(), dtype=dtype)
     terminal = console or Terminal()
     record = search_goal(recipe, goal, Path(out), console=terminal, pages=PAGES, overwrite=overwrite)
     return Result(Path(out), record)
@@ -178,15 +180,16 @@ def plan(
     export: Sequence[str] | None = None,
     data: Data | None = None,
     dtype: str = "bf16",
+    effort: str = "fast",
     console: Console | None = None,
 ) -> Plan:
     """What a run into `out` would take and give: memory, disk, time, sizes, what cannot be done.
 
     The run is that of a recipe, of a model with steps (one `gptq` if none is given), or the one that
-    `shrink` would choose for the goal. One block is rehearsed; nothing is left behind.
+    `shrink` would choose for the goal with this `effort`. One block is rehearsed; nothing is left behind.
     """
     chosen = bool(steps) or _is_recipe(model)
-    recipe = _recipe(model, steps if chosen else (Gptq(),), export, data, dtype)
+    recipe = _recipe(model, steps if chosen else (_gptq(effort),), export, data, dtype)
     terminal = console or Terminal()
     if keep is None and fit is None and ratio is None:
         return plan_recipe(recipe, Path(out), console=terminal)
@@ -233,6 +236,12 @@ def _recipe(
     source = _source(model)
     exports = tuple(export or default_export(source, steps))
     return Recipe(source, tuple(steps), exports, data or Data(), dtype=dtype)
+
+
+def _gptq(effort: str) -> Gptq:
+    if effort not in EFFORTS:
+        raise UsageError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
+    return Gptq(learn=EFFORTS[effort])
 
 
 def _is_recipe(model: str | Path | Model | Recipe) -> bool:

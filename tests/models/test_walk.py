@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from oracles.walk import gram_of, matrix_of, rows_of
 from pocketsize.errors import NumericalError
+from pocketsize.models import calls as calling
 from pocketsize.models import walk as walking
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
@@ -19,8 +20,9 @@ from tiny import FAMILIES, VOCAB, write_tiny, write_weights
 @pytest.fixture(autouse=True)
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exact arithmetic on every machine; several batches even for little text."""
-    monkeypatch.setattr(walking, "forward_dtype", lambda: torch.float32)
-    monkeypatch.setattr(walking, "BATCH_TOKENS", 48)
+    for module in (calling, walking):
+        monkeypatch.setattr(module, "forward_dtype", lambda: torch.float32)
+    monkeypatch.setattr(calling, "BATCH_TOKENS", 48)
 
 
 def tokens(model: Model, *, padded: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -139,7 +141,8 @@ def test_infinite_activations_name_the_block(tmp_path: Path) -> None:
 
 
 def test_rotary_tables_stay_float32_in_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(walking, "forward_dtype", lambda: torch.bfloat16)
+    for module in (calling, walking):
+        monkeypatch.setattr(module, "forward_dtype", lambda: torch.bfloat16)
     model = load(write_tiny(tmp_path / "m", "llama"))
     ids, mask = tokens(model, padded=False)
     for site in walk(model, ids, mask):

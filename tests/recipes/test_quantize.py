@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from pocketsize.errors import NumericalError
 from pocketsize.linalg import Gram
+from pocketsize.models import calls as calling
 from pocketsize.models import walk as walking
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
@@ -137,7 +138,8 @@ def test_raised_damping_is_told_once_and_names_the_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What bfloat16 rounds off a Gram matrix of few tokens is more than so little damping."""
-    monkeypatch.setattr(walking, "forward_dtype", lambda: torch.bfloat16)
+    for module in (calling, walking):
+        monkeypatch.setattr(module, "forward_dtype", lambda: torch.bfloat16)
     model, ctx = load(write_tiny(tmp_path / "model", "llama")), context(tmp_path, 4)
     Gptq(damp=1e-4).resolve(model, ("folder",)).apply(model, ctx)
     raised = [layer for report in ctx.reports for layer in report.layers if layer.escalations]

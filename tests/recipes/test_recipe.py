@@ -59,7 +59,10 @@ def test_sources_survive_their_own_file(tmp_path: Path) -> None:
         ({"steps": [{"gptq": {"scheme": "W6A16"}}]}, "unknown scheme 'W6A16'"),
         ({"steps": [{"gptq": {"damp": 0}}]}, "damp must lie between 0 and 1"),
         ({"steps": [{"rtn": {"group": -1}}]}, "group must be a positive number"),
-        ({"steps": [{"rtn": {"embeddings": 7}}]}, "embeddings must be one of (2, 3, 4, 5, 8), same, auto or null"),
+        (
+            {"steps": [{"rtn": {"embeddings": 7}}]},
+            "rtn: embeddings must be one of (2, 3, 4, 5, 8), same, auto",
+        ),
         ({"steps": [{"hqq": {"symmetric": True}}]}, "a symmetric grid has none; use step rtn"),
         ({"steps": [{"gptq": {"overrides": "x"}}]}, "overrides is options by name"),
         ({"steps": [{"hqq": {"p": 0}}]}, "p must lie above 0"),

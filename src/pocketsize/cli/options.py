@@ -106,6 +106,17 @@ def texts(function: F) -> F:
     )(function)
 
 
+def effort(function: F) -> F:
+    """How much time quality is worth."""
+    return click.option(
+        "--effort",
+        type=click.Choice(["fast", "balanced", "best"]),
+        default="fast",
+        show_default=True,
+        help="How long GPTQ's codes are learned block by block: not at all, 20 steps, 100 steps.",
+    )(function)
+
+
 def scheme(function: F) -> F:
     """The options that choose how one step quantizes."""
     function = click.option(
@@ -156,11 +167,14 @@ def raw_step(
     embeddings: str,
     damp: float | None,
     override: tuple[str, ...],
+    effort: str,
     **_: Any,
 ) -> dict[str, Any]:
     """What these options say as an entry of a recipe's `steps`."""
     if damp is not None and method != "gptq":
         raise click.UsageError(f"--damp: {method} has no damping; leave it out, or use --method gptq")
+    if effort != "fast" and method != "gptq":
+        raise click.UsageError(f"--effort: {method} learns no codes; leave it out, or use --method gptq")
     step: dict[str, Any] = {
         "scheme": scheme,
         "group": _number(group, {"auto": "auto", "row": None}, "--group"),
@@ -170,9 +184,18 @@ def raw_step(
     }
     if damp is not None:
         step["damp"] = damp
+    if effort != "fast":
+        step["learn"] = steps_of(effort)
     if override:
         step["overrides"] = dict(map(_override, override))
     return {method: step}
+
+
+def steps_of(effort: str) -> int:
+    """For how many steps blocks are learned."""
+    from pocketsize.recipes.quantize import EFFORTS
+
+    return EFFORTS[effort]
 
 
 def _override(text: str) -> tuple[str, dict[str, str] | None]:

@@ -21,6 +21,7 @@ _FREE = ("model", "out", "fetch_", "threads", "json_")
 @click.command(name="plan")
 @click.argument("model", metavar="MODEL|RECIPE")
 @options.scheme
+@options.effort
 @click.option("--keep", metavar="SHARE", help="Plan `shrink` with this least share of quality.")
 @click.option("--fit", metavar="SIZE", help="Plan `shrink` with this largest size, such as 80MB.")
 @click.option("--ratio", metavar="FACTOR", help="Plan `shrink` with this factor, such as 4x.")
@@ -63,7 +64,13 @@ def command(ctx: click.Context, model: str, target: str | None, out: Path, **res
         if clash := [name for name in given if name in _OF_STEP]:
             raise click.UsageError(f"{clash[0]}: a goal chooses the scheme itself; leave one of them out")
         found = api.plan(
-            model, out=out, export=formats(target), data=data_of(**rest), dtype=rest["dtype"], **goal
+            model,
+            out=out,
+            export=formats(target),
+            data=data_of(**rest),
+            dtype=rest["dtype"],
+            effort=rest["effort"],
+            **goal,
         )
     else:
         steps = (parse_step(options.raw_step(**rest)),)

@@ -13,6 +13,7 @@ from pocketsize.cli import options
 @click.command(name="quantize")
 @click.argument("model")
 @options.scheme
+@options.effort
 @options.target
 @options.dtype
 @options.output

@@ -15,6 +15,7 @@ from pocketsize.cli import options
 @click.option("--keep", metavar="SHARE", help="Least share of quality to keep, such as 95%.")
 @click.option("--fit", metavar="SIZE", help="Largest size of the first target, such as 80MB.")
 @click.option("--ratio", metavar="FACTOR", help="How many times smaller than the download, such as 4x.")
+@options.effort
 @options.target
 @options.dtype
 @options.output
@@ -52,6 +53,7 @@ def command(
         target=formats(target),
         data=data_of(**rest),
         dtype=rest["dtype"],
+        effort=rest["effort"],
         overwrite=rest["overwrite"],
     )
     show(result, json_=rest["json_"])

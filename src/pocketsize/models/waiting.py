@@ -9,9 +9,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from pocketsize.models.calls import BATCH_TOKENS
 from pocketsize.models.excerpt import excerpt
 from pocketsize.models.model import Model
-from pocketsize.models.walk import BATCH_TOKENS, walk
+from pocketsize.models.walk import walk
 
 _TENSORS = (Tensor, nn.Parameter)
 

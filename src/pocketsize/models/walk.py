@@ -13,16 +13,39 @@ from torch import Tensor, nn
 
 from pocketsize.errors import NumericalError, UnsupportedError
 from pocketsize.linalg import Gram
+from pocketsize.models.calls import Call, Captured, capture, run_block
 from pocketsize.models.device import working_device
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
 from pocketsize.models.shelf import Noted, Shelf
 from pocketsize.models.skeleton import assign, fill, skeleton
-from pocketsize.models.stream import hooked, surroundings
+from pocketsize.models.stream import hooked
 
-BATCH_TOKENS = 2048
 # One window in so many judges what the others suggest.
 HELD_OUT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A block, what it is given in the model as changed so far, and what the original's gives instead."""
+
+    module: nn.Module
+    calls: Sequence[Call]
+    originals: Sequence[Call]
+
+    def loss(self, number: int) -> Tensor:
+        """How far the output for one batch is from the original's: squared, relative, mean over tokens.
+
+        Norms divide by the size of a hidden state, so what matters is the error relative to it.
+        """
+        call, wanted = self.calls[number], self.originals[number].hidden.to(torch.float32)
+        errors = (run_block(self.module, call).to(torch.float32) - wanted).square().sum(-1)
+        return (errors / wanted.square().sum(-1))[call.mask].mean()
+
+    def put(self, name: str, W: Tensor) -> Tensor:
+        """Give a linear a weight, by its name below the block; the parameter."""
+        _replace(self.module, name, W)
+        return self.module.get_parameter(name)
 
 
 @dataclass(slots=True)
@@ -33,7 +56,9 @@ class Site:
     they feed attention also that of each window's first position alone, and where text is held out
     that of every fourth window, which `gram` counts too. `fed_by` is the path of the norm or linear that
     feeds them (see `Linears`). What is put into `replaced` is what the rest of the walk sees. `last` says
-    that the block is done after this site; `block` is the block's path, or `head`.
+    that the block is done after this site; `block` is the block's path, or `head`. `whole` is the block
+    itself, at its last site and only where the walk runs the original beside it: what is then put into
+    `replaced` may be any of its linears.
     """
 
     block: str
@@ -44,30 +69,8 @@ class Site:
     first: Gram | None = None
     held: Gram | None = None
     fed_by: str | None = None
+    whole: Whole | None = None
     replaced: dict[str, Float[Tensor, "out in"]] = field(default_factory=dict)
-
-
-Arguments = tuple[tuple[object, ...], dict[str, object]]
-
-
-@dataclass(slots=True)
-class _Call:
-    """What one batch brings: hidden states, the other arguments of each block, the mask of real tokens.
-
-    Arguments differ by block where windows of attention do, or rotary tables.
-    """
-
-    hidden: Float[Tensor, "batch seq hidden"]
-    arguments: dict[nn.Module, Arguments]
-    mask: Bool[Tensor, "batch seq"]
-
-
-class _Captured(Exception):
-    """Ends a forward pass once its purpose is served."""
-
-
-class _Indexed(Exception):
-    """Ends a forward pass that reads the output of a block as a tuple."""
 
 
 @torch.no_grad()
@@ -79,6 +82,7 @@ def walk(
     finished: Callable[[str], Mapping[str, Tensor] | None] = lambda block: None,
     head: bool = False,
     hold_out: bool = False,
+    beside: bool = False,
 ) -> Iterator[Site]:
     """Visit the linears in running order, each calibrated on the model as changed so far.
 
@@ -88,21 +92,26 @@ def walk(
     linear is calibrated on what it will really read. A block for which `finished` returns weights
     is run with those, unvisited. With `head`, a last site gives the input of the head (the
     embedding's name stands for a tied one). With `hold_out`, sites have a Gram matrix of every fourth
-    window alone too.
+    window alone too. With `beside`, the original runs beside the changed model, and the last site of each
+    block has both.
 
     The forward pass runs in bfloat16 where the CPU has it; Gram matrices are summed in float32;
     padding counts nowhere.
     """
     device = working_device()
     module = skeleton(model, device)  # tables such as rotary frequencies stay float32, as stock loaders do
-    calls = _capture(module, model, input_ids.to(device), mask.to(device))
+    calls = capture(module, model, input_ids.to(device), mask.to(device))
     shelf = _shelf(model, calls)
+    originals = _copied(calls) if beside else []
     for path in model.blocks:
         block = module.get_submodule(path)
         done = finished(path)
-        if done is None:
+        if done is None or originals:
             fill(module, path, lambda name: model.weight(name).to(forward_dtype()), device)
-            yield from _visit(block, path, model, calls, shelf, hold_out=hold_out)
+        for call in originals:
+            _keep(_Batch(block, call, shelf).go_on(), call, path)
+        if done is None:
+            yield from _visit(block, path, model, (calls, originals), shelf, hold_out=hold_out)
         elif head or path != model.blocks[-1]:
             fill(module, path, lambda name, new=done: _either(new, model, name).to(forward_dtype()), device)
             for call in calls:
@@ -118,11 +127,26 @@ def _either(new: Mapping[str, Tensor], model: Model, name: str) -> Tensor:
     return model.as_stored(name, new[name]) if name in new else model.weight(name)
 
 
+def _copied(calls: Sequence[Call]) -> list[Call]:
+    """The same calls with hidden states of their own, in one piece of memory."""
+    states = torch.cat([call.hidden for call in calls]).split([len(call.hidden) for call in calls])
+    return [Call(own, call.arguments, call.mask) for own, call in zip(states, calls, strict=True)]
+
+
 def _visit(
-    block: nn.Module, path: str, model: Model, calls: list[_Call], shelf: Shelf, *, hold_out: bool
+    block: nn.Module,
+    path: str,
+    model: Model,
+    batches: tuple[list[Call], list[Call]],
+    shelf: Shelf,
+    *,
+    hold_out: bool,
 ) -> Iterator[Site]:
-    """The sites of a block in running order; afterwards the calls hold the block's outputs."""
-    groups = model.groups
+    """The sites of a block in running order; afterwards the calls hold the block's outputs.
+
+    Where the original runs beside, the batches begin anew once all linears are settled.
+    """
+    groups, (calls, originals) = model.groups, batches
     firsts = [block.get_submodule(group.names[0]) for group in groups]
     driver, device = getcurrent(), calls[0].hidden.device
 
@@ -139,16 +163,22 @@ def _visit(
             site.fed_by = group.fed_by and f"{path}.{group.fed_by}"
             _gather(site, stops, calls, attends=group.attends, hold_out=hold_out)
             site.weights = tuple(model.as_stored(n, model.weight(n)).to(device) for n in names)
+            site.whole = Whole(block, calls, originals) if originals and site.last else None
             yield site
             for name, new in site.replaced.items():
                 _replace(block, name.removeprefix(f"{path}."), model.as_stored(name, new))
             del site, gram
-        for run, call in zip(runs, calls, strict=True):
-            _keep(run.go_on(), call, path)
+        if not originals:
+            for run, call in zip(runs, calls, strict=True):
+                _keep(run.go_on(), call, path)
+    if originals:
+        runs.clear()
+        for call in calls:
+            _keep(_Batch(block, call, shelf).go_on(), call, path)
 
 
 def _gather(
-    site: Site, stops: Iterable[tuple[Tensor, ...]], calls: Sequence[_Call], *, attends: bool, hold_out: bool
+    site: Site, stops: Iterable[tuple[Tensor, ...]], calls: Sequence[Call], *, attends: bool, hold_out: bool
 ) -> None:
     """Sum into the Gram matrices of a site what all batches bring to it."""
     like, window = site.gram.total, 0
@@ -173,7 +203,7 @@ def _gather(
             site.gram.add(site.held)
 
 
-def _shelf(model: Model, calls: Sequence[_Call]) -> Shelf:
+def _shelf(model: Model, calls: Sequence[Call]) -> Shelf:
     """Room for what the widest linears of a block read, and beside it for hidden states."""
     first = model.blocks[0]
     widths = [model.matrix_shape(f"{first}.{group.names[0]}.weight")[1] for group in model.groups]
@@ -185,9 +215,9 @@ def _shelf(model: Model, calls: Sequence[_Call]) -> Shelf:
 class _Batch:
     """A batch on its way through a block; wherever it waits, all that it holds is put on the shelf."""
 
-    def __init__(self, block: nn.Module, call: _Call, shelf: Shelf) -> None:
+    def __init__(self, block: nn.Module, call: Call, shelf: Shelf) -> None:
         known = [call.hidden, *_tensors(call.arguments[block])]
-        self._run, self._noted, self._shelf = greenlet(lambda: _run(block, call)), Noted(known), shelf
+        self._run, self._noted, self._shelf = greenlet(lambda: run_block(block, call)), Noted(known), shelf
 
     def go_on(self) -> Any:
         """Run on to where it waits next, or to the end of its block.
@@ -212,7 +242,7 @@ def _tensors(arguments: object) -> Iterator[Tensor]:
             yield from _tensors(one)
 
 
-def _keep(out: Tensor, call: _Call, path: str) -> None:
+def _keep(out: Tensor, call: Call, path: str) -> None:
     """Write a block's output over its input: states that outlive a block all lie in one piece of memory.
 
     As tensors of their own among those of each batch they would leave holes that nothing else fits:
@@ -240,104 +270,6 @@ def _replace(block: nn.Module, name: str, new: Tensor) -> None:
     assign(block, name, new.to(forward_dtype()))
 
 
-def _capture(module: nn.Module, model: Model, input_ids: Tensor, mask: Tensor) -> list[_Call]:
-    """Run everything around the blocks; keep the real arguments that each block is called with."""
-    for name in surroundings(module, model):
-        if name != model.arch.head:
-            fill(module, name, lambda full: model.original(full).to(forward_dtype()), input_ids.device)
-    blocks = [module.get_submodule(path) for path in model.blocks]
-    calls: list[_Call] = []
-    states = torch.empty(0)
-    size = max(1, BATCH_TOKENS // input_ids.shape[1])
-    extra = {"use_cache": False} if model.arch.task == "generate" else {}
-    for ids, batch_mask in zip(input_ids.split(size), mask.split(size), strict=True):
-        attend = None if bool(batch_mask.all()) else batch_mask.long()
-        call = _arguments(module, blocks, {"input_ids": ids, "attention_mask": attend} | extra)
-        call.mask = batch_mask
-        if calls:
-            _share(calls[0], call)
-        else:
-            states = call.hidden.new_empty(*input_ids.shape, call.hidden.shape[-1])
-        begin = size * len(calls)
-        call.hidden = states[begin : begin + len(ids)].copy_(call.hidden)
-        calls.append(call)
-    for end in (model.arch.embedding, model.arch.head):
-        if end is not None:
-            module.get_submodule(end.rpartition(".")[0]).to("meta")
-    return calls
-
-
-def _arguments(module: nn.Module, blocks: Sequence[nn.Module], inputs: Mapping[str, object]) -> _Call:
-    """What each block is called with: the module is run with blocks that hand on what they are given.
-
-    The last one ends the run. Some families read a block's output as a tuple, of which the first is the
-    hidden states: hidden states that have lost a dimension tell.
-    """
-    call = _Call(torch.empty(0), {}, torch.empty(0))
-
-    def standing_in(block: nn.Module, tuples: bool) -> Callable[..., object]:
-        def forward(*args: object, **kwargs: object) -> object:
-            hidden, *rest = args or (kwargs.pop("hidden_states"),)
-            assert isinstance(hidden, Tensor)
-            if block is blocks[0]:
-                call.hidden = hidden
-            elif hidden.ndim < call.hidden.ndim:
-                raise _Indexed
-            call.arguments[block] = (tuple(rest), kwargs)
-            if block is blocks[-1]:
-                raise _Captured
-            return (hidden,) if tuples else hidden
-
-        return forward
-
-    for tuples in (False, True):
-        try:
-            for block in blocks:
-                block.forward = standing_in(block, tuples)
-            module(**inputs)
-        except _Captured:
-            return call
-        except _Indexed:
-            continue
-        finally:
-            for block in blocks:
-                del block.forward
-    raise UnsupportedError(
-        f"{type(module).__name__}: its blocks do not hand hidden states from one to the next"
-    )
-
-
-def _share(first: _Call, later: _Call) -> None:
-    """Position tables are the same for every batch: hold one copy of them."""
-    known: dict[tuple[int, int], object] = {}  # blocks of a batch share their tables already: compare once
-
-    def shared(ours: object, theirs: object) -> object:
-        if isinstance(ours, tuple) and isinstance(theirs, tuple):
-            return tuple(shared(a, b) for a, b in zip(ours, theirs, strict=True))
-        if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor) or ours.shape != theirs.shape:
-            return theirs
-        pair = (id(ours), id(theirs))
-        if pair not in known:
-            known[pair] = ours if torch.equal(ours, theirs) else theirs
-        return known[pair]
-
-    taken: dict[nn.Module, Arguments] = {}
-    for block, (args, kwargs) in later.arguments.items():
-        before, named = first.arguments[block]
-        taken[block] = (
-            tuple(shared(a, b) for a, b in zip(before, args, strict=True)),
-            {key: shared(named.get(key), value) for key, value in kwargs.items()},
-        )
-    later.arguments = taken
-
-
-def _run(block: nn.Module, call: _Call) -> Float[Tensor, "batch seq hidden"]:
-    """The block's output hidden states."""
-    args, kwargs = call.arguments[block]
-    out = block(call.hidden, *args, **kwargs)
-    return out[0] if isinstance(out, tuple) else out
-
-
 def _finite(hidden: Tensor, path: str, batch: int) -> None:
     """NaN and infinity are found where they arise, not at the end."""
     # A sum is finite only if all its terms are; in float32 it cannot overflow where bfloat16 states do not.
@@ -359,7 +291,7 @@ class _Replay(nn.Module):
         return self.hidden
 
 
-def _head(module: nn.Module, model: Model, calls: list[_Call]) -> Site:
+def _head(module: nn.Module, model: Model, calls: list[Call]) -> Site:
     """The site of the head: what is left of the model is run on the last hidden states.
 
     The embedding is gone by then, and nothing that it would give is read.
@@ -375,13 +307,13 @@ def _head(module: nn.Module, model: Model, calls: list[_Call]) -> Site:
 
     def update(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         gram.update(args[0], mask)
-        raise _Captured
+        raise Captured
 
     with hooked([linear], update):
         for call in calls:
             replay.hidden, mask = call.hidden, call.mask
             try:
                 module(inputs_embeds=call.hidden.new_zeros(*call.mask.shape, width), use_cache=False)
-            except _Captured:
+            except Captured:
                 continue
     return Site("head", (name,), (model.weight(name).to(device),), gram, last=True)

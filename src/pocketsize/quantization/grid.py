@@ -100,12 +100,12 @@ def _range(
     if not scheme.float_zeros:
         lo, hi = lo.clamp(max=0), hi.clamp(min=0)
     if not scheme.symmetric:
-        scale = _stored((hi - lo) / scheme.top, scheme.scale_digits)
+        scale = storable_scale((hi - lo) / scheme.top, scheme.scale_digits)
         return scale, storable_zero(-lo / scale, scale, scheme)
     edge = torch.where(-lo >= hi, lo, hi)
     zero = torch.full_like(edge, scheme.middle)
-    far = _stored(-edge / scheme.middle, scheme.scale_digits)
-    near = _stored(edge.abs() / (scheme.middle - 1), scheme.scale_digits)
+    far = storable_scale(-edge / scheme.middle, scheme.scale_digits)
+    near = storable_scale(edge.abs() / (scheme.middle - 1), scheme.scale_digits)
 
     def error(scale: Float[Tensor, "out groups"]) -> Float[Tensor, "out groups"]:
         q = (w / scale[..., None] + scheme.middle).round().clamp(0, scheme.top)
@@ -123,7 +123,7 @@ def storable_zero(
     return -(-scale * zero).to(torch.float16).to(torch.float32) / scale
 
 
-def _stored(scale: Float[Tensor, "out groups"], digits: int) -> Float[Tensor, "out groups"]:
+def storable_scale(scale: Float[Tensor, "out groups"], digits: int) -> Float[Tensor, "out groups"]:
     """The nearest scales with so many significant binary digits, none too small to store."""
     mantissa, exponent = torch.frexp(scale)
     rounded = torch.ldexp((mantissa * 2.0**digits).round(), exponent - digits)

@@ -19,9 +19,9 @@ from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.rtn import rtn
 from pocketsize.recipes.grids import Quantizer, chosen
 from pocketsize.recipes.layers import layer_report
-from pocketsize.recipes.quantize import Unit, parts, stacked, unstacked, walked, what_is_read
+from pocketsize.recipes.quantize import parts, stacked, unstacked, walked, what_is_read
 from pocketsize.recipes.record import Finding, LayerReport
-from pocketsize.recipes.step import Context
+from pocketsize.recipes.step import Context, Unit
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from pocketsize.data.written import BATCH as WRITERS
 from pocketsize.measurement.runtime import RUNS
 from pocketsize.measurement.suite import PROMPT
+from pocketsize.models.calls import BATCH_TOKENS
 from pocketsize.models.model import Model
-from pocketsize.models.walk import BATCH_TOKENS
 from pocketsize.recipes.disk import Written
 from pocketsize.recipes.memory import Size
+from pocketsize.recipes.quantize import steps_learned
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.rehearse import WRITTEN, Rehearsal, Spent
 
 # Reading a GGUF back asks llama.cpp for 32 tokens after each of 32 prompts; its speed, for 32 tokens.
 QUESTIONS, DECODED = 32 * 32, 32
+# Where a block is learned a batch passes it three times, one in four twice more to judge.
+LEARNED = 3.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +72,10 @@ def _gptq(whole: Whole, one: Rehearsal, spent: Spent) -> float:
     """Batches through every block, the quantization of every block, and embedding and head once."""
     batches = max(1.0, whole.size.tokens / BATCH_TOKENS)
     first, last = spent.units[0], spent.units[-1]
-    quantized = max(0.0, first - one.walk_s)
     around = max(0.0, one.walk_s - one.batches * one.batch_s)
-    return around + whole.blocks * (batches * one.batch_s + quantized) + last - first
+    passes = one.batch_s * (LEARNED if any(steps_learned(step) for step in whole.recipe.steps) else 1)
+    quantized = max(0.0, first - around - one.batches * passes)
+    return around + whole.blocks * (batches * passes + quantized) + last - first
 
 
 def _unseen(whole: Whole, one: Rehearsal, spent: Spent) -> float:

@@ -18,11 +18,12 @@ from pocketsize.io.checkpoint import DTYPES
 from pocketsize.measurement.embedding import BATCH, SENTENCES
 from pocketsize.measurement.suite import has_room
 from pocketsize.measurement.tokens import LOGITS, STATES
+from pocketsize.models.calls import BATCH_TOKENS
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
-from pocketsize.models.walk import BATCH_TOKENS
 from pocketsize.recipes.awq import Awq
 from pocketsize.recipes.grids import Quantizer
+from pocketsize.recipes.quantize import steps_learned
 from pocketsize.recipes.recipe import Recipe
 
 # glibc's largest threshold between its heap and mappings of their own.
@@ -151,6 +152,9 @@ def _walked(model: Model, step: Quantizer, size: Size, waiting: float) -> Iterat
     block = sum(_numbers(model, name) for name in model.linears_of(model.blocks[0])) * width
     running = 2 * min(BATCH_TOKENS, size.tokens) * waiting + SCRATCH
     waits: list[float] = [states, max(0.0, size.tokens * waiting - states), running, block, block]
+    if steps_learned(step):
+        waits.append(states)  # of the original, which runs beside
+        yield [*waits, *_learned(model), 4 * running]
     for group in model.groups:
         names = [f"{model.blocks[0]}.{name}.weight" for name in group.names]
         shapes = [model.matrix_shape(name) for name in names]
@@ -163,6 +167,12 @@ def _walked(model: Model, step: Quantizer, size: Size, waiting: float) -> Iterat
         ends = 4.0 * _numbers(model, model.arch.embedding)
         head = 0 if model.arch.head is None else 1  # its weights are read twice
         yield [*[ends] * (4 + head), ends, SCRATCH]
+
+
+def _learned(model: Model) -> list[float]:
+    """Each linear of a block while it is learned: places, means and squares, and what a step makes of it."""
+    sizes = [4.0 * _numbers(model, name) for name in model.linears_of(model.blocks[0])]
+    return [*[size for size in sizes for _ in range(4)], *[max(sizes)] * 3]
 
 
 def _rtn(model: Model, step: Quantizer) -> Iterator[list[float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -24,8 +24,9 @@ from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import Scheme
 from pocketsize.recipes.grids import Auto, Quantizer, chosen, embedding_scheme, layer_scheme
 from pocketsize.recipes.layers import finish, layer_report
+from pocketsize.recipes.learn import learn_block, too_little_to_learn
 from pocketsize.recipes.record import LayerReport
-from pocketsize.recipes.step import Context
+from pocketsize.recipes.step import Context, Step, Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +93,15 @@ class Gptq(Quantizer):
     `order`, whether active groups and inputs go first; `search`, whether scale and zero are
     searched for the least weighted error instead of spanning the range; `sink`, what the first
     position of every window counts in the Gram matrix of queries, keys and values, all positions
-    together being 1.
+    together being 1; `learn`, for how many steps codes and scales of each block are learned afterwards
+    from what the original block gives, 0 for not at all.
     """
 
     damp: float = 0.01
     order: bool = True
     search: bool = True
     sink: float = 0.5
+    learn: int = 0
 
     kind: ClassVar[str] = "gptq"
     calibrated: ClassVar[bool] = True
@@ -109,23 +112,30 @@ class Gptq(Quantizer):
             raise UsageError(f"gptq: damp must lie between 0 and 1, got {self.damp}")
         if not 0 <= self.sink < math.inf:
             raise UsageError(f"gptq: sink must be a number from 0 upwards, got {self.sink}")
+        if self.learn < 0:
+            raise UsageError(f"gptq: learn must be a whole number from 0 upwards, got {self.learn}")
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The model with all linears (and the embedding) quantized on the calibration text."""
 
-        def quantize(site: Site, _: Unit) -> Iterator[tuple[str, QWeight, LayerReport]]:
+        def quantize(site: Site, unit: Unit) -> Iterator[tuple[str, QWeight, LayerReport]]:
             for scheme, part in parts(site, self):
                 yield from quantize_site(part, scheme, self)
+            if site.last and site.whole is not None:
+                learn_block(site, unit, model, steps=self.learn)
 
-        return walked(self, model, ctx, quantize)
+        if self.learn and (finding := too_little_to_learn(*ctx.input_ids.shape)):
+            ctx.findings.append(finding)
+        return walked(self, model, ctx, quantize, beside=self.learn > 0)
 
 
-@dataclass(slots=True)
-class Unit:
-    """What a block has so far: quantized weights, and vectors with new values."""
+# How long blocks are learned, by how much time there is.
+EFFORTS = {"fast": 0, "balanced": 20, "best": 100}
 
-    weights: dict[str, QWeight] = field(default_factory=dict)
-    changed: dict[str, Tensor] = field(default_factory=dict)
+
+def steps_learned(step: Step) -> int:
+    """For how many steps a recipe step learns each block."""
+    return step.learn if isinstance(step, Gptq) else 0
 
 
 def walked(
@@ -135,6 +145,7 @@ def walked(
     quantize: Callable[[Site, Unit], Iterator[tuple[str, QWeight, LayerReport]]],
     *,
     hold_out: bool = False,
+    beside: bool = False,
 ) -> Model:
     """The model with every site quantized on what its linears read, block by block, and the embedding."""
     total = len(model.blocks) + (step.embeddings is not None)
@@ -149,21 +160,21 @@ def walked(
 
     head = step.embeddings is not None and model.arch.head is not None
     gram: Gram | None = None
-    unit, layers = Unit(), list[LayerReport]()
-    for site in walk(model, ctx.input_ids, ctx.mask, finished=replay, head=head, hold_out=hold_out):
+    unit, how = Unit(), {"head": head, "hold_out": hold_out, "beside": beside}
+    for site in walk(model, ctx.input_ids, ctx.mask, finished=replay, **how):
         if site.block == "head":
             gram = site.gram
             continue
         for name, weight, report in quantize(site, unit):
             unit.weights[name] = weight
-            layers.append(report)
+            unit.reports.append(report)
         if site.last:
             names = [name for name in model.linears_of(site.block) if name in unit.weights]
-            layers.sort(key=lambda report: names.index(report.name))
+            unit.reports.sort(key=lambda report: names.index(report.name))
             weights = {name: unit.weights[name] for name in names}
-            ctx.store.keep(site.block, weights, tuple(layers), unit.changed)
-            reports += layers
-            unit, layers = Unit(), []
+            ctx.store.keep(site.block, weights, tuple(unit.reports), unit.changed)
+            reports += unit.reports
+            unit = Unit()
             ctx.progress(model.blocks.index(site.block) + 1, total, site.block)
     if step.embeddings is not None:
         reports += _embeddings(step, model, ctx, gram)

@@ -33,7 +33,8 @@ class LayerReport:
     on the same grid, over at most 32 evenly spaced rows, with H the mean outer product of the
     layer's calibration inputs (the identity where no inputs were used). `dead` counts inputs that
     were always zero, `escalations` how often the damping had to be raised, `tokens` the calibration
-    tokens that reached the layer.
+    tokens that reached the layer. `learned` is the error of its block after its codes were learned over
+    that before, on windows that did not teach, 1 where nothing was kept of it; errors are from before.
     """
 
     name: str
@@ -47,6 +48,7 @@ class LayerReport:
     escalations: int = 0
     dead: int = 0
     tokens: int = 0
+    learned: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

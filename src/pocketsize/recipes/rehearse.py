@@ -27,6 +27,7 @@ from pocketsize.exporting.companions import copy_companions
 from pocketsize.exporting.probes import PROBES
 from pocketsize.io.llamacpp import LlamaCpp, installed
 from pocketsize.io.publish import make_folder, publish_bytes, scratch
+from pocketsize.models.calls import BATCH_TOKENS
 from pocketsize.models.config import NAME
 from pocketsize.models.device import working_device
 from pocketsize.models.dtype import forward_dtype
@@ -34,19 +35,19 @@ from pocketsize.models.excerpt import excerpt, shortened_config
 from pocketsize.models.load import tokenizer_of
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise, skeleton
-from pocketsize.models.walk import BATCH_TOKENS, walk
+from pocketsize.models.walk import HELD_OUT, walk
 from pocketsize.quantization.gptq import gptq
 from pocketsize.quantization.rtn import rtn
 from pocketsize.recipes.awq import Awq
 from pocketsize.recipes.grids import embedding_scheme, layer_schemes
 from pocketsize.recipes.journal import open_journal
-from pocketsize.recipes.quantize import Gptq
+from pocketsize.recipes.quantize import Gptq, steps_learned
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.record import RunRecord
 from pocketsize.recipes.run import Clock, Job, apply_steps, publish
 from pocketsize.recipes.texts import Texts
 
-# Batches that calibrate, and tokens of each window that the model writes.
+# Batches that calibrate (more where blocks are learned), and tokens of each window that the model writes.
 BATCHES, WRITTEN = 2, 64
 # Questions that llama.cpp is asked to see how long one takes.
 QUESTIONS = 8
@@ -135,7 +136,7 @@ def rehearse(model: Model, recipe: Recipe, texts: Texts) -> Rehearsal:
     _compiled(recipe)
     with scratch("plan") as work:
         short = _short(model, index, work / "model")
-        few = _few(texts)
+        few = _few(texts, HELD_OUT if any(map(steps_learned, recipe.steps)) else BATCHES)
         watch = _Watch()
         with _timed_block(short, watch) as calls:
             written = _written(short, recipe, watch, calls)
@@ -192,13 +193,13 @@ def _short(model: Model, index: int, folder: Path) -> Model:
     return excerpt(model, index, folder)
 
 
-def _few(texts: Texts) -> Texts:
+def _few(texts: Texts, batches: int) -> Texts:
     """A few batches of the texts; what is said about the whole is not said again."""
     length = texts.calibrate.input_ids.shape[1]
     batch = max(1, BATCH_TOKENS // length)
     return replace(
         texts,
-        calibrate=_first(texts.calibrate, BATCHES * batch),
+        calibrate=_first(texts.calibrate, batches * batch),
         evaluate=_first(texts.evaluate, batch),
         findings=(),
     )

@@ -15,6 +15,15 @@ from pocketsize.quantization.grid import QWeight
 from pocketsize.recipes.record import Finding, LayerReport, StepReport
 
 
+@dataclass(slots=True)
+class Unit:
+    """What a block has so far: quantized weights, what is told of them, and vectors with new values."""
+
+    weights: dict[str, QWeight] = field(default_factory=dict)
+    reports: list[LayerReport] = field(default_factory=list)
+    changed: dict[str, Tensor] = field(default_factory=dict)
+
+
 class Store(Protocol):
     """Where a step keeps what it has finished, so that it survives the process."""
 

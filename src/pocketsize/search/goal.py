@@ -18,7 +18,7 @@ from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.output import made_by, refuse_taken, work_folder
 from pocketsize.recipes.plan import Plan
 from pocketsize.recipes.plan import plan as plan_recipe
-from pocketsize.recipes.quantize import Gptq
+from pocketsize.recipes.quantize import Gptq, steps_learned
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.record import RunRecord
 from pocketsize.recipes.room import require_room
@@ -166,7 +166,8 @@ def trial_folder(out: Path, rung: Rung) -> Path:
 
 def with_rung(recipe: Recipe, rung: Rung) -> Recipe:
     """The recipe with this rung as its quantization."""
-    return replace(recipe, steps=(rung.step(),))
+    learn = max(map(steps_learned, recipe.steps), default=0)
+    return replace(recipe, steps=(replace(rung.step(), learn=learn),))
 
 
 def predicted_bytes(model: Model, recipe: Recipe, rung: Rung) -> int:

@@ -1,0 +1,90 @@
+"""Codes and scales of a block, learned from what the original block gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from pocketsize.models.calls import windows_per_batch
+from pocketsize.models.device import CPU
+from pocketsize.models.model import Model
+from pocketsize.models.walk import HELD_OUT, Site, Whole
+from pocketsize.quantization.learned import Learned
+from pocketsize.recipes.record import Finding
+from pocketsize.recipes.step import Unit
+
+
+def too_little_to_learn(windows: int, length: int) -> Finding | None:
+    """A finding where no batch is left to judge what others teach."""
+    size = windows_per_batch(length)
+    if -(-windows // size) >= HELD_OUT:
+        return None
+    said = f"every {HELD_OUT}th batch of {size} calibration windows judges; of {windows} windows none does"
+    return Finding("few-windows", f"{said}: nothing was learned", "")
+
+
+def learn_block(site: Site, unit: Unit, model: Model, *, steps: int) -> None:
+    """Learn the quantized linears of a block together, a batch of windows a step; kept if it helps.
+
+    Three of four batches teach. What was learned is kept only if the block is nearer to the original's
+    on the others; every fourth batch judges, so with fewer than that nothing is learned.
+    """
+    whole = site.whole
+    assert whole is not None
+    judges = range(HELD_OUT - 1, len(whole.calls), HELD_OUT)
+    if not judges:
+        return
+    device = site.weights[0].device
+    learned = {n: Learned(model.matrix(n).to(device), q.to(device)) for n, q in unit.weights.items()}
+
+    def put() -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = {}
+        for name, one in learned.items():
+            W = model.as_stored(name, one.weight().dequantize())
+            found[name] = whole.put(name.removeprefix(f"{site.block}."), W)
+        return found
+
+    put()
+    before = _judged(whole, judges)
+    teachers = [number for number in range(len(whole.calls)) if number not in judges]
+    _teach(whole, model, learned, put, _order(teachers, steps))
+    put()
+    after = _judged(whole, judges)
+    if after < before:
+        unit.weights = {name: one.weight().to(CPU) for name, one in learned.items()}
+    share = min(1.0, after / before)
+    unit.reports = [replace(report, learned=share) for report in unit.reports]
+    site.replaced |= {name: weight.to(device).dequantize() for name, weight in unit.weights.items()}
+
+
+def _teach(
+    whole: Whole,
+    model: Model,
+    learned: dict[str, Learned],
+    put: Callable[[], dict[str, torch.Tensor]],
+    order: Sequence[int],
+) -> None:
+    """One step for each batch in `order`."""
+    for step, number in enumerate(order):
+        parameters = {name: parameter.requires_grad_() for name, parameter in put().items()}
+        with torch.enable_grad():
+            whole.loss(number).backward()
+        for name, one in learned.items():
+            gradient = parameters[name].grad
+            if gradient is not None:  # an expert that no token of this batch reached has none
+                one.update(model.as_stored(name, gradient), step, len(order))
+
+
+def _order(numbers: Sequence[int], steps: int) -> list[int]:
+    """So many of the numbers, each round of all of them in a random order of its own."""
+    generator, order = torch.Generator().manual_seed(0), list[int]()
+    while len(order) < steps:
+        order += [numbers[i] for i in torch.randperm(len(numbers), generator=generator).tolist()]
+    return order[:steps]
+
+
+@torch.no_grad()
+def _judged(whole: Whole, numbers: Sequence[int]) -> float:
+    return sum(float(whole.loss(number)) for number in numbers) / len(numbers)

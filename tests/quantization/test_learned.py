@@ -1,0 +1,91 @@
+"""Learned rounding: the slow version's steps, nothing without steps, less error where there is some."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from oracles.learned import learned_slowly
+from pocketsize.quantization.gptq import gptq
+from pocketsize.quantization.grid import QWeight
+from pocketsize.quantization.learned import Learned
+from pocketsize.quantization.rtn import rtn
+from pocketsize.quantization.scheme import Scheme
+
+SCHEMES = {
+    "symmetric": Scheme(4, 32, symmetric=True),
+    "whole zeros": Scheme(3, 32),
+    "float zeros": Scheme(2, 32, float_zeros=True),
+    "one scale a row": Scheme(4, None, symmetric=True),
+}
+each_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES.keys())
+
+
+def matrix(seed: int = 0, rows: int = 24) -> torch.Tensor:
+    return torch.randn(rows, 64, generator=torch.Generator().manual_seed(seed))
+
+
+@each_scheme
+def test_equals_the_slow_version(scheme: Scheme) -> None:
+    W, generator = matrix(), torch.Generator().manual_seed(1)
+    start = rtn(W, scheme)
+    gradients = [torch.randn(W.shape, generator=generator) + 0.5 * W for _ in range(12)]
+    learned = Learned(W, start)
+    for step, gradient in enumerate(gradients):
+        learned.update(gradient, step, len(gradients))
+    mine, slow = learned.weight(), learned_slowly(W, start, gradients)
+    assert float((mine.codes != slow.codes).float().mean()) < 0.01  # sums in another order
+    assert torch.allclose(mine.scale, slow.scale, rtol=2**-8) and torch.allclose(
+        mine.zero, slow.zero, rtol=0.01
+    )
+    assert not torch.equal(mine.codes, start.codes) and not torch.equal(mine.scale, start.scale)
+
+
+@each_scheme
+def test_without_steps_nothing_changes(scheme: Scheme) -> None:
+    W = matrix()
+    start = gptq(W, torch.eye(64) + 0.3, scheme).weight
+    same = Learned(W, start).weight()
+    assert torch.equal(same.codes, start.codes) and torch.equal(same.dequantize(), start.dequantize())
+
+
+def test_what_is_learned_is_stored_exactly() -> None:
+    for scheme in SCHEMES.values():
+        W = matrix(3)
+        learned = Learned(W, rtn(W, scheme))
+        for step in range(4):
+            learned.update(W, step, 4)
+        weight = learned.weight()
+        assert torch.equal(weight.scale, weight.scale.to(torch.bfloat16).float())
+        if scheme.float_zeros:
+            assert torch.equal(weight.minimum, weight.minimum.half().float())
+        else:
+            assert torch.equal(weight.zero, weight.zero.round())
+
+
+@pytest.mark.parametrize("bits", [4, 3, 2])
+def test_the_error_of_what_is_read_falls(bits: int) -> None:
+    """Outputs of a matrix on inputs it did not learn from; GPTQ knew the inputs of the others."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(64, 64, generator=generator)
+    X, held = (torch.randn(2048, 64, generator=generator) @ mixing for _ in range(2))
+    W, scheme = matrix(2, rows=64), Scheme(bits, 32)
+    start = rtn(W, scheme)
+
+    def error(weight: QWeight) -> float:
+        return float((held @ (weight.dequantize() - W).T).square().mean())
+
+    learned = Learned(W, start)
+    for step in range(60):
+        few = X[torch.randint(0, 2048, (256,), generator=generator)]
+        learned.update((learned.weight().dequantize() - W) @ few.T @ few, step, 60)
+    assert error(learned.weight()) < 0.9 * error(start)
+
+
+def test_a_group_of_zeros_stays_one() -> None:
+    W = matrix()
+    W[:, :32] = 0
+    for scheme in SCHEMES.values():
+        learned = Learned(W, rtn(W, scheme))
+        learned.update(torch.ones_like(W), 0, 1)
+        assert bool(learned.weight().dequantize().isfinite().all())

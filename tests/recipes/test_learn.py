@@ -1,0 +1,124 @@
+"""Learned blocks in the walk: kept where they help, told in the reports, the same after a break."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pocketsize.models import calls as calling
+from pocketsize.models.load import load
+from pocketsize.models.model import Model
+from pocketsize.models.walk import walk
+from pocketsize.quantization.grid import QWeight
+from pocketsize.recipes import learn
+from pocketsize.recipes.journal import open_journal
+from pocketsize.recipes.quantize import Gptq
+from pocketsize.recipes.step import Context
+from tiny import FAMILIES, VOCAB, write_tiny
+
+STEPS = 8
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four windows a batch: sixteen of them teach and judge."""
+    monkeypatch.setattr(calling, "BATCH_TOKENS", 4 * 40)
+
+
+def context(folder: Path, windows: int = 16, *, padded: bool = False) -> Context:
+    ids = torch.randint(5, VOCAB - 1, (windows, 40), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    if padded:
+        mask[::3, 25:] = False
+    return Context(ids, mask, open_journal(folder, {}), lambda *_: None)
+
+
+def applied(model: Model, ctx: Context, step: Gptq) -> Model:
+    return step.resolve(model, ("folder",)).apply(model, ctx)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_learns_in_every_family(family: str, tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "model", family))
+    if model.arch.refuses:
+        pytest.skip(model.arch.refuses)
+    ctx = context(tmp_path / "work", padded=True)
+    done = applied(model, ctx, Gptq("W2A16", group=32, symmetric=True, learn=STEPS))
+    shares = [layer.learned for report in ctx.reports for layer in report.layers]
+    assert len(shares) == len(model.linears) == len(done.quantized)
+    assert all(share is not None and 0 < share <= 1 for share in shares)
+    assert any(share is not None and share < 1 for share in shares)
+
+
+def test_blocks_end_nearer_to_the_original(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "model", "llama"))
+    plain, learned = (
+        applied(model, context(tmp_path / str(steps)), Gptq("W2A16", learn=steps)) for steps in (0, 40)
+    )
+    other = torch.randint(5, VOCAB - 1, (16, 40), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(other, dtype=torch.bool)
+
+    def distance(done: Model) -> float:
+        weights = {name: done.quantized[name].dequantize() for name in model.linears}
+        for site in walk(model, other, mask, beside=True):
+            site.replaced = {name: weights[name] for name in site.names}
+            if site.whole is not None:
+                for name, W in site.replaced.items():
+                    site.whole.put(name.removeprefix(f"{site.block}."), W)
+                with torch.no_grad():
+                    found = sum(float(site.whole.loss(i)) for i in range(len(site.whole.calls)))
+        return found
+
+    assert distance(learned) < 0.97 * distance(plain)
+
+
+def test_a_block_that_gains_nothing_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(write_tiny(tmp_path / "model", "llama"))
+    plain = applied(model, context(tmp_path / "plain"), Gptq())
+    monkeypatch.setattr(learn, "_judged", lambda whole, numbers: 1.0)
+    ctx = context(tmp_path / "work")
+    same = applied(model, ctx, Gptq(learn=STEPS))
+    assert {layer.learned for report in ctx.reports for layer in report.layers} == {1.0}
+    for name in model.linears_of(model.blocks[0]):
+        assert torch.equal(same.quantized[name].codes, plain.quantized[name].codes)
+
+
+def test_too_little_text_to_judge_is_told(tmp_path: Path) -> None:
+    model, ctx = load(write_tiny(tmp_path / "model", "llama")), context(tmp_path / "work", 12)
+    done = applied(model, ctx, Gptq(learn=STEPS))
+    plain = applied(model, context(tmp_path / "plain", 12), Gptq())
+    (found,) = (f for f in ctx.findings if f.code == "few-windows")
+    assert found.message == (
+        "every 4th batch of 4 calibration windows judges; of 12 windows none does: nothing was learned"
+    )
+    assert all(_same(done.quantized[name], plain.quantized[name]) for name in model.linears)
+
+
+def test_goes_on_after_a_break_with_the_same_bits(tmp_path: Path) -> None:
+    model, step = load(write_tiny(tmp_path / "model", "llama")), Gptq("W3A16", learn=STEPS)
+    whole = applied(model, context(tmp_path / "whole"), step)
+
+    def stop(done: int, total: int, what: str) -> None:
+        raise KeyboardInterrupt
+
+    broken = context(tmp_path / "broken")
+    broken.progress = stop
+    with pytest.raises(KeyboardInterrupt):
+        applied(model, broken, step)
+    again = context(tmp_path / "broken")
+    assert again.store.finished(model.blocks[0]) is not None
+    resumed = applied(model, again, step)
+    assert all(_same(resumed.quantized[name], whole.quantized[name]) for name in model.linears)
+    assert again.reports[0].layers == _reports(model, tmp_path / "once more", step)
+
+
+def _reports(model: Model, folder: Path, step: Gptq) -> object:
+    ctx = context(folder)
+    applied(model, ctx, step)
+    return ctx.reports[0].layers
+
+
+def _same(one: QWeight, other: QWeight) -> bool:
+    return torch.equal(one.codes, other.codes) and torch.equal(one.scale, other.scale)
