@@ -37,8 +37,8 @@ VARIANTS: Mapping[str, tuple[Mapping[str, object], str]] = {
     "gptq, + search": ({"gptq": {"sink": 0.0}}, "folder"),
     "gptq": ({"gptq": {}}, "folder"),
     "gptq, float zeros": ({"gptq": {}}, "gguf"),
-    "gptq, learned": ({"gptq": {"learn": 100}}, "folder"),
-    "gptq, learned, float zeros": ({"gptq": {"learn": 100}}, "gguf"),
+    "gptq, learned": ({"gptq": {"learn": 20}}, "folder"),
+    "gptq, learned, float zeros": ({"gptq": {"learn": 20}}, "gguf"),
 }
 
 
@@ -94,7 +94,7 @@ def record(results: list[Result]) -> None:
             f"evaluation: {tokens} tokens; KL and perplexity of the worse of the two",
             "gptq, plain: no order, grids that span the range, no weight on first positions; + order: active "
             "groups first; + search: scale and zero by weighted error; gptq: first positions weighted too; "
-            "learned: then 100 steps a block",
+            "learned: then 20 steps a block",
             "CPU seconds of the step, compilation included, loading left out",
         ],
         versions=versions(results),
