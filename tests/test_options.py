@@ -33,7 +33,19 @@ SCHEME = {
 GOAL = {"--keep", "--fit", "--ratio"}
 WRITES = {"--output", "--overwrite"}
 OPTIONS = {
-    "shrink": {*GOAL, "--effort", "--target", *WRITES, "--dtype", "--threads", "--fetch", "--json", *TEXTS},
+    "shrink": {
+        *GOAL,
+        "--mixed",
+        "--uniform",
+        "--effort",
+        "--target",
+        *WRITES,
+        "--dtype",
+        "--threads",
+        "--fetch",
+        "--json",
+        *TEXTS,
+    },
     "run": {*WRITES, "--threads", "--fetch", "--json"},
     "quantize": {*SCHEME, "--target", *WRITES, "--dtype", "--threads", "--fetch", "--json", *TEXTS},
     "plan": {*SCHEME, *GOAL, "--target", "--output", "--dtype", "--threads", "--fetch", "--json", *TEXTS},

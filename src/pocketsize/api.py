@@ -151,12 +151,14 @@ def shrink(
     console: Console | None = None,
     dtype: str = "bf16",
     effort: str = "fast",
+    mixed: bool = True,
     overwrite: bool = False,
 ) -> Result:
     """Meet a goal: at most `fit` bytes, `ratio` times smaller, at least the share `keep` of quality.
 
     With no goal at all, 95 % is kept. Sizes are those of the first `target`. `effort` is `fast`,
-    `balanced` or `best`: how long codes are learned block by block.
+    `balanced` or `best`: how long codes are learned block by block. `mixed` chooses the widths of a
+    generator matrix by matrix, from what each was measured to cost; without it all linears are alike.
     """
     source = _source(model)
     if keep is None and fit is None and ratio is None:
@@ -165,7 +167,9 @@ def shrink(
     exports = tuple(target or default_export(source))
     recipe = Recipe(source, (_gptq(effort),), exports, data or Data(), dtype=dtype)
     terminal = console or Terminal()
-    record = search_goal(recipe, goal, Path(out), console=terminal, pages=PAGES, overwrite=overwrite)
+    record = search_goal(
+        recipe, goal, Path(out), console=terminal, pages=PAGES, overwrite=overwrite, mixed=mixed
+    )
     return Result(Path(out), record)
 
 

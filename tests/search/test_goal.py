@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from pocketsize.search.goal import (
     parse_share,
     predicted_bytes,
     shrink,
-    with_rung,
 )
 from pocketsize.search.ladder import ladder
 from tiny import write_tiny
@@ -55,10 +55,13 @@ def test_goals_that_make_no_sense(goal: dict[str, float], message: str) -> None:
 
 @pytest.mark.parametrize("exports", [("gguf", "folder"), ("folder",)])
 def test_rungs_fall_in_size(exports: tuple[str, ...], tmp_path: Path) -> None:
+    """Those of a folder that pack the ends too are a ladder of their own."""
     model = load(write_tiny(tmp_path / "m", "llama"))
     recipe = Recipe(str(model.folder), (Gptq(),), exports)
-    sizes = [predicted_bytes(model, recipe, rung) for rung in ladder(model, exports)]
-    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
+    for alike in (False, True):
+        rungs = [rung for rung in ladder(model, exports) if (rung.embeddings == "same") == alike]
+        sizes = [predicted_bytes(model, recipe, rung) for rung in rungs]
+        assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
 
 
 class Silent:
@@ -74,9 +77,11 @@ def test_the_largest_rung_that_fits_is_run_and_its_size_is_as_predicted(tmp_path
     )
     sizes = {rung: predicted_bytes(model, recipe, rung) for rung in ladder(model, recipe.export)}
     middle = sorted(sizes.items(), key=lambda pair: pair[1])[3]
-    record = shrink(recipe, Goal(fit_bytes=middle[1] + 5), tmp_path / "out", console=Silent(), pages={})
-    assert record.artifacts[0].bytes == middle[1]
-    assert record.recipe == with_rung(recipe, middle[0]).resolved(model).to_dict()
+    goal = Goal(fit_bytes=middle[1] + 5)
+    record = shrink(recipe, goal, tmp_path / "out", console=Silent(), pages={}, mixed=False)
+    assert record.artifacts[0].bytes == middle[1] and not record.mixtures
+    alike = replace(recipe, steps=(middle[0].step(),))
+    assert record.recipe == alike.resolved(model).to_dict()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "out"]
 
 

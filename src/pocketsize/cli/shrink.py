@@ -15,6 +15,12 @@ from pocketsize.cli import options
 @click.option("--keep", metavar="SHARE", help="Least share of quality to keep, such as 95%.")
 @click.option("--fit", metavar="SIZE", help="Largest size of the first target, such as 80MB.")
 @click.option("--ratio", metavar="FACTOR", help="How many times smaller than the download, such as 4x.")
+@click.option(
+    "--mixed/--uniform",
+    default=True,
+    show_default=True,
+    help="Widths of a generator matrix by matrix, by what each costs, or one width for all linears.",
+)
 @options.effort
 @options.target
 @options.dtype
@@ -54,6 +60,7 @@ def command(
         data=data_of(**rest),
         dtype=rest["dtype"],
         effort=rest["effort"],
+        mixed=rest["mixed"],
         overwrite=rest["overwrite"],
     )
     show(result, json_=rest["json_"])

@@ -101,9 +101,9 @@ def require_storable(model: Model) -> None:
             _kept(model, name)
 
 
-def tensor_bytes(model: Model) -> dict[str, int]:
-    """The bytes that each parameter takes in the weight files."""
-    schemes = packed_schemes(model, _own_schemes(model))
+def tensor_bytes(model: Model, scheme_of: SchemeOf) -> dict[str, int]:
+    """The bytes that each parameter takes in the weight files that `write` would make."""
+    schemes = packed_schemes(model, scheme_of)
     return {name: sum(map(_bytes, _specs(model, name, schemes))) for name in model.checkpoint.entries}
 
 

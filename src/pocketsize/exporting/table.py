@@ -35,7 +35,8 @@ class Exporter:
     when told to, `float_zeros` whether zeros may be other than codes. `refuses` gives the reason why
     a model cannot be exported, or None. `write` makes the artefact in a folder and reads it back;
     `stored` is a parameter as the artefact gives it, `predict_bytes` its exact size before anything
-    is written, `predict_others` the sizes of files that come with it, `parts` the bytes of its tensors.
+    is written, `tensor_bytes` what each parameter takes of it, `predict_others` the sizes of files that
+    come with it, `parts` the bytes of its tensors.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Exporter:
     write: Callable[[Model, Path], Artifact]
     stored: Callable[[Model, str], Tensor]
     predict_bytes: Callable[[Model, SchemeOf], int]
+    tensor_bytes: Callable[[Model, SchemeOf], dict[str, int]]
     predict_others: Callable[[Model, SchemeOf], dict[str, int]]
     parts: Callable[[Model], dict[str, int]]
 
@@ -88,7 +90,7 @@ def _write_gguf(model: Model, folder: Path) -> Artifact:
 
 def _folder_parts(model: Model) -> dict[str, int]:
     parts, linears = dict.fromkeys(PARTS, 0), set(model.linears)
-    for name, size in compressed_tensors.tensor_bytes(model).items():
+    for name, size in compressed_tensors.tensor_bytes(model, _schemes(model)).items():
         parts[_part_of(model, name, linears)] += size
     return parts
 
@@ -122,6 +124,7 @@ EXPORTERS: Mapping[str, Exporter] = MappingProxyType(
             write=_write_folder,
             stored=compressed_tensors.stored_value,
             predict_bytes=compressed_tensors.predict_bytes,
+            tensor_bytes=compressed_tensors.tensor_bytes,
             predict_others=compressed_tensors.predict_others,
             parts=_folder_parts,
         ),
@@ -135,6 +138,7 @@ EXPORTERS: Mapping[str, Exporter] = MappingProxyType(
             write=_write_gguf,
             stored=gguf.stored_value,
             predict_bytes=gguf.predict_bytes,
+            tensor_bytes=gguf.tensor_bytes,
             predict_others=lambda *_: {},
             parts=_gguf_parts,
         ),

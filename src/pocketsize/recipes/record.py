@@ -95,6 +95,28 @@ class SizePart:
 
 
 @dataclass(frozen=True, slots=True)
+class SizedLoss:
+    """A way to store the model: its bytes, and the KL that was predicted for it, nats per token."""
+
+    name: str
+    bytes: int
+    kl: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Widths that were chosen matrix by matrix, from what each was predicted to cost.
+
+    `curve` is the least KL within each size, `alike` are the ways in which all linears are stored alike.
+    Predictions are of rounding to nearest on searched grids, to second order.
+    """
+
+    chosen: SizedLoss
+    curve: tuple[SizedLoss, ...]
+    alike: tuple[SizedLoss, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Timing:
     """Everything that differs between two runs of the same recipe on the same machine.
 
@@ -115,6 +137,7 @@ class RunRecord:
     """One run, whole. Two runs of a recipe on one machine differ in `timing` alone.
 
     `fingerprint` names all that could change a byte: a run with the same one makes the same output.
+    `mixtures` holds the one choice of widths that was made by `shrink`, if one was.
     """
 
     schema: int
@@ -136,6 +159,7 @@ class RunRecord:
     behaviour: dict[str, object]
     timing: Timing
     fingerprint: dict[str, str] = field(default_factory=dict)
+    mixtures: tuple[Mixture, ...] = ()
 
     @property
     def all_findings(self) -> tuple[Finding, ...]:

@@ -39,7 +39,7 @@ from pocketsize.recipes.grids import refuse_unstored
 from pocketsize.recipes.journal import Journal, open_journal, working
 from pocketsize.recipes.output import check_output, made_by, refuse_taken, require_finished, work_folder
 from pocketsize.recipes.recipe import Data, Recipe
-from pocketsize.recipes.record import SCHEMA, Finding, RunRecord, SizePart, TextRecord, Timing
+from pocketsize.recipes.record import SCHEMA, Finding, Mixture, RunRecord, SizePart, TextRecord, Timing
 from pocketsize.recipes.room import require_room
 from pocketsize.recipes.shortage import memory_explained
 from pocketsize.recipes.step import Context
@@ -88,6 +88,7 @@ class Job:
     texts: Texts
     out: Path
     work: Path
+    mixtures: tuple[Mixture, ...] = ()
 
     @property
     def fingerprint(self) -> dict[str, str]:
@@ -104,6 +105,7 @@ class Done:
     recipe: Recipe
     texts: Texts
     context: Context
+    mixtures: tuple[Mixture, ...] = ()
 
 
 Page = Callable[[RunRecord], str]
@@ -200,7 +202,7 @@ def apply_steps(job: Job, journal: Journal, clock: Clock) -> Done:
     for step in recipe.steps:
         with clock.phase(step.kind, layers=True):
             model = step.apply(model, context)
-    return Done(original, model, recipe, texts, context)
+    return Done(original, model, recipe, texts, context, job.mixtures)
 
 
 def _quantized_before(model: Model) -> Iterator[Finding]:
@@ -277,6 +279,7 @@ def _record(
         artifacts=artifacts,
         behaviour=behaviour,
         timing=Timing(started=clock.started),
+        mixtures=done.mixtures,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from pocketsize.recipes.plan import Plan
 from pocketsize.recipes.plan import plan as plan_recipe
 from pocketsize.recipes.quantize import Gptq, steps_learned
 from pocketsize.recipes.recipe import Recipe
-from pocketsize.recipes.record import RunRecord
+from pocketsize.recipes.record import Mixture, RunRecord, SizedLoss
 from pocketsize.recipes.room import require_room
 from pocketsize.recipes.run import (
     Clock,
@@ -34,7 +34,9 @@ from pocketsize.recipes.run import (
     starting,
 )
 from pocketsize.recipes.shortage import memory_explained
+from pocketsize.recipes.texts import Texts
 from pocketsize.search.ladder import Rung, ladder
+from pocketsize.search.mixed import Table, best_mixture, measured
 
 UNITS: Mapping[str, float] = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -96,6 +98,16 @@ def parse_ratio(text: str) -> float:
     return float(found[1])
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to meet a goal: the step, the exact bytes of its first export, and how it was chosen."""
+
+    name: str
+    step: Gptq
+    bytes: int
+    mixtures: tuple[Mixture, ...] = ()
+
+
 def shrink(
     recipe: Recipe,
     goal: Goal,
@@ -104,90 +116,147 @@ def shrink(
     console: Console,
     pages: Mapping[str, Page],
     overwrite: bool = False,
+    mixed: bool = True,
 ) -> RunRecord:
-    """Find the rung that meets the goal and run it into `out`.
+    """Find the way that meets the goal and run it into `out`.
 
-    With a size alone, the largest rung that fits is run once: sizes are known before any work.
-    With `keep`, rungs are quantized and measured from the smallest upwards until one keeps
-    enough. What was tried stays in the work folder until the run ends, so nothing is done twice.
+    With a size alone, the best way within it is run once: sizes are known before any work, and of a
+    generator it is measured once what each width of each matrix costs (`mixed`; without, or for an
+    encoder, it is the largest). With `keep`, ways are quantized and measured from the smallest upwards until
+    one keeps enough. What was tried stays in the work folder until the run ends, so nothing is done twice.
     """
     with starting(recipe, out, console, overwrite=overwrite) as clock:
         with clock.phase("load"):
             model, first, texts = prepare(recipe)
-        fitting = _fitting(recipe, goal, model, first)
-        if goal.keep is None:
-            fitting = [max(fitting, key=lambda pair: pair[1])]
-        for rung, _ in fitting:
-            resolved = with_rung(recipe, rung).resolved(model)
+        ways = _fitting(recipe, goal, model, first)
+        if mixed and mixes(model):
+            with clock.phase("sensitivity"):
+                ways = _mixed(ways, goal, (model, first, texts), work_folder(out), clock)
+        elif goal.keep is None:
+            ways = [max(ways, key=lambda way: way.bytes)]
+        for way in ways:
+            resolved = with_way(recipe, way).resolved(model)
             record = made_by(out, fingerprint(model, resolved, texts))
             if record is not None and (goal.keep or 0) <= keep_of(record.measurements, record.task):
                 return record
         refuse_taken(out, overwrite=overwrite)
-        chosen = fitting[0][0]
+        chosen = ways[0]
         if goal.keep is not None:
-            chosen = _enough(recipe, goal.keep, sorted(fitting, key=lambda pair: pair[1]), out, clock)
+            chosen = _enough(recipe, goal.keep, sorted(ways, key=lambda way: way.bytes), out, clock)
         console.phase(f"chosen: {chosen.name}")
         with clock.phase("load"):
             job = _job(recipe, out, chosen)
         return carry_out(job, clock, pages, overwrite=overwrite)
 
 
-def _fitting(recipe: Recipe, goal: Goal, model: Model, first: Recipe) -> list[tuple[Rung, int]]:
-    """The rungs within the goal's size, each with its bytes."""
-    sized = [(rung, predicted_bytes(model, first, rung)) for rung in ladder(model, first.export)]
+def mixes(model: Model) -> bool:
+    """Whether widths can be chosen matrix by matrix: KL is of generators; experts see too little text."""
+    return model.arch.task == "generate" and model.arch.experts is None
+
+
+def _mixed(
+    ways: list[Way], goal: Goal, prepared: tuple[Model, Recipe, Texts], kept: Path, clock: Clock
+) -> list[Way]:
+    """The best way within the goal's size; with `keep`, the best within the size of each way."""
+    model, first, texts = prepared
+    steps = [way.step.resolve(model, first.export) for way in ways]
+    table = measured(model, texts, steps, first.export, kept, clock.console.progress)
+    predicted = [(way, table.of_step(model, step)) for way, step in zip(ways, steps, strict=True)]
+    limit = goal.limit_bytes(model) or max(way.bytes for way in ways)
+    budgets = [limit] if goal.keep is None else sorted({way.bytes for way in ways})
+    found = [_best(budget, (model, first, table), predicted) for budget in budgets]
+    return list({way.name: way for way in found}.values())
+
+
+def _best(
+    budget: int,
+    prepared: tuple[Model, Recipe, Table],
+    alike: Sequence[tuple[Way, float]],
+) -> Way:
+    """The way with the least predicted KL within a size: widths by matrix, or all linears alike."""
+    model, first, table = prepared
+    within = [(way, kl) for way, kl in alike if way.bytes <= budget]
+    best, kl = min(within, key=lambda pair: (pair[1], -pair[0].bytes))
+    try:
+        step, found = best_mixture(model, table, first.export, budget)
+    except ResourceError:  # what all of them mixed take at least is more than some alike do
+        return best
+    curve = tuple(SizedLoss("", size, loss) for size, loss in found.curve)
+    known = tuple(SizedLoss(way.name, way.bytes, loss) for way, loss in alike)
+    if kl <= found.loss:
+        return replace(best, mixtures=(Mixture(SizedLoss(best.name, best.bytes, kl), curve, known),))
+    bytes_ = predicted_step_bytes(model, first, step)
+    name = f"{step.scheme[1]}-bit blocks, {len(step.overrides)} linears of other widths, {_mb(bytes_)}"
+    mixture = Mixture(SizedLoss(name, bytes_, found.loss), curve, known)
+    return Way(name, replace(step, learn=best.step.learn), bytes_, (mixture,))
+
+
+def _fitting(recipe: Recipe, goal: Goal, model: Model, first: Recipe) -> list[Way]:
+    """The rungs within the goal's size, as ways."""
+    learn = max(map(steps_learned, recipe.steps), default=0)
+    ways = [
+        Way(rung.name, replace(rung.step(), learn=learn), predicted_bytes(model, first, rung))
+        for rung in ladder(model, first.export)
+    ]
     limit = goal.limit_bytes(model)
-    fitting = [(rung, size) for rung, size in sized if limit is None or size <= limit]
+    fitting = [way for way in ways if limit is None or way.bytes <= limit]
     if not fitting:
-        rung, size = min(sized, key=lambda pair: pair[1])
+        least = min(ways, key=lambda way: way.bytes)
         raise ResourceError(
             f"{recipe.model}: {_mb(limit or 0)} is below the smallest {first.export[0]} file possible: "
-            f"{_mb(size)} ({rung.name}); ask for --fit {_mb(size, up=True)} or more"
+            f"{_mb(least.bytes)} ({least.name}); ask for --fit {_mb(least.bytes, up=True)} or more"
         )
     return fitting
 
 
-def _job(recipe: Recipe, out: Path, rung: Rung) -> Job:
-    return Job(*prepare(with_rung(recipe, rung)), out, trial_folder(out, rung))
+def _job(recipe: Recipe, out: Path, way: Way) -> Job:
+    return Job(*prepare(with_way(recipe, way)), out, trial_folder(out, way), way.mixtures)
 
 
 def plan(recipe: Recipe, goal: Goal, out: Path, *, console: Console) -> Plan:
-    """The plan of what `shrink` would do. With `keep`, that of trying every rung within the size."""
+    """The plan of what `shrink` would do, with all linears alike.
+
+    With `keep`, that of trying every rung within the size.
+    """
     model = opened(recipe)
     fitting = _fitting(recipe, goal, model, recipe.resolved(model))
-    chosen = with_rung(recipe, max(fitting, key=lambda pair: pair[1])[0])
+    chosen = with_way(recipe, max(fitting, key=lambda way: way.bytes))
     trials = 1 if goal.keep is None else len(fitting)
     return plan_recipe(chosen, out, console=console, model=model, trials=trials)
 
 
-def trial_folder(out: Path, rung: Rung) -> Path:
-    """Where the work on one rung is kept until the output is finished."""
-    return work_folder(out) / re.sub(r"[^a-z0-9]+", "-", rung.name)
+def trial_folder(out: Path, way: Way) -> Path:
+    """Where the work on one way is kept until the output is finished."""
+    return work_folder(out) / re.sub(r"[^a-z0-9]+", "-", way.name)
 
 
-def with_rung(recipe: Recipe, rung: Rung) -> Recipe:
-    """The recipe with this rung as its quantization."""
-    learn = max(map(steps_learned, recipe.steps), default=0)
-    return replace(recipe, steps=(replace(rung.step(), learn=learn),))
+def with_way(recipe: Recipe, way: Way) -> Recipe:
+    """The recipe with this as its quantization."""
+    return replace(recipe, steps=(way.step,))
 
 
 def predicted_bytes(model: Model, recipe: Recipe, rung: Rung) -> int:
     """Exact size of the first export at a rung, without writing it."""
-    step = rung.step().resolve(model, recipe.export)
-    assert isinstance(step, Gptq)
-    return EXPORTERS[recipe.export[0]].predict_bytes(model, scheme_of(step, model))
+    return predicted_step_bytes(model, recipe, rung.step())
 
 
-def _enough(recipe: Recipe, keep: float, rungs: list[tuple[Rung, int]], out: Path, clock: Clock) -> Rung:
-    """The smallest rung whose measured quality reaches `keep`."""
+def predicted_step_bytes(model: Model, recipe: Recipe, step: Gptq) -> int:
+    """Exact size of the first export with this step, without writing it."""
+    resolved = step.resolve(model, recipe.export)
+    return EXPORTERS[recipe.export[0]].predict_bytes(model, scheme_of(resolved, model))
+
+
+def _enough(recipe: Recipe, keep: float, ways: list[Way], out: Path, clock: Clock) -> Way:
+    """The smallest way whose measured quality reaches `keep`."""
     tried: list[str] = []
-    for rung, size in rungs:
+    for way in ways:
         with clock.phase("load"):
-            job = _job(recipe, out, rung)
+            job = _job(recipe, out, way)
         kept = _kept(job, clock)
-        tried.append(f"{rung.name} ({_mb(size)}) keeps {kept:.1%}")
+        tried.append(f"{way.name} ({_mb(way.bytes)}) keeps {kept:.1%}")
         clock.console.phase(tried[-1])
         if kept >= keep:
-            return rung
+            return way
     raise ResourceError(
         f"{recipe.model}: nothing within the size keeps {100 * keep:g}%: {'; '.join(tried)}; the work stays "
         f"in {work_folder(out)}, for a lower --keep, or to be deleted"

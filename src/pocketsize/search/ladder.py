@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pocketsize.models.model import Model
 from pocketsize.recipes.quantize import Gptq
@@ -14,7 +15,7 @@ class Rung:
 
     bits: int
     symmetric: bool
-    embeddings: int | None = None
+    embeddings: int | Literal["same"] | None = None
     embeddings_symmetric: bool = True
 
     @property
@@ -22,7 +23,9 @@ class Rung:
         """For people: `4-bit blocks, 8-bit embeddings`."""
         grid = "" if self.symmetric else " with zeros"
         ends = ""
-        if self.embeddings is not None:
+        if self.embeddings == "same":
+            ends = ", embeddings alike"
+        elif self.embeddings is not None:
             ends = f", {self.embeddings}-bit embeddings" + (
                 "" if self.embeddings_symmetric else " with zeros"
             )
@@ -49,10 +52,18 @@ GGUF = (
     Rung(4, True, 4, False),
     Rung(4, True, 4),
 )
-FOLDER = (Rung(8, True), Rung(5, False), Rung(4, False), Rung(4, True), Rung(3, False), Rung(2, False))
+FOLDER = (
+    *(Rung(8, True), Rung(5, False), Rung(4, False), Rung(4, True), Rung(3, False), Rung(2, False)),
+    *(Rung(8, True, "same"), *(Rung(bits, False, "same") for bits in (5, 4, 3, 2))),
+)
 
 
 def ladder(model: Model, exports: tuple[str, ...]) -> tuple[Rung, ...]:
     """The rungs that every one of the exports can hold."""
     rungs = GGUF if "gguf" in exports else FOLDER
-    return tuple(rung for rung in rungs if rung.symmetric or model.arch.experts is None)
+    alike = not model.arch.dense_on_load
+    return tuple(
+        rung
+        for rung in rungs
+        if (rung.symmetric or model.arch.experts is None) and (rung.embeddings != "same" or alike)
+    )

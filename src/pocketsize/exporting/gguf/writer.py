@@ -73,6 +73,11 @@ def predict_bytes(model: Model, scheme_of: SchemeOf, *, floats: str = "F32") -> 
     return len(_header(model, tensors)) + sum(_padded(stored.bytes) for stored in tensors)
 
 
+def tensor_bytes(model: Model, scheme_of: SchemeOf) -> dict[str, int]:
+    """The bytes that each parameter takes in the file that `write` would make."""
+    return {stored.source: _padded(stored.bytes) for stored in plan(model, scheme_of, "F32")}
+
+
 def plan(model: Model, scheme_of: SchemeOf, floats: str) -> list[Stored]:
     """Every tensor of the file, in its order: embedding, blocks, final norm, head."""
     if floats not in FLOATS:

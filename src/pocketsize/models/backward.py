@@ -1,0 +1,174 @@
+"""The gradient of a model's own uncertainty at every linear, one block in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from pocketsize.models.calls import Call, capture, run_block
+from pocketsize.models.device import working_device
+from pocketsize.models.dtype import forward_dtype
+from pocketsize.models.model import Model
+from pocketsize.models.skeleton import assign, fill, skeleton
+
+
+@dataclass(slots=True)
+class Seen:
+    """What one linear read, and the gradient at its output, row by row of the same real tokens."""
+
+    inputs: list[Float[Tensor, "t in"]] = field(default_factory=list)
+    gradients: list[Float[Tensor, "t out"]] = field(default_factory=list)
+
+    def joined(self) -> tuple[Float[Tensor, "t in"], Float[Tensor, "t out"]]:
+        """All rows."""
+        return torch.cat(self.inputs), torch.cat(self.gradients)
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """What the head reads with its own logits, window by window, and the gradient at the first block's input.
+
+    `tokens` are those of the same rows.
+    """
+
+    hidden: Sequence[Float[Tensor, "t hidden"]]
+    gradient: Float[Tensor, "t hidden"]
+    tokens: Int64[Tensor, "t"]
+
+
+def backward_walk(
+    model: Model, input_ids: Int64[Tensor, "n length"], mask: Bool[Tensor, "n length"], *, seed: int
+) -> Iterator[tuple[str, Mapping[str, Seen] | Ends]]:
+    """The blocks of a causal model from the last to the first, with what each of their linears saw.
+
+    The loss is the negative log-likelihood of tokens drawn from the model's own predictions, summed over
+    all positions: the mean of its squared gradients is the Fisher information, which is what KL is made
+    of to second order. Hidden states in front of every block stay in memory until the block's turn comes.
+    The last that comes is `Ends`, under the name `ends`.
+    """
+    device = working_device()
+    module = skeleton(model, device)
+    calls = capture(module, model, input_ids.to(device), mask.to(device))
+    before = _forward(module, model, calls)
+    slopes, hidden = _uncertainty(module, model, calls, seed)
+    for path in reversed(model.blocks):
+        block = module.get_submodule(path)
+        fill(module, path, lambda name: model.weight(name).to(forward_dtype()), device)
+        with _watched(block, path, model) as seen:
+            for number, call in enumerate(calls):
+                there = replace(call, hidden=before[path][number].requires_grad_())
+                with torch.enable_grad():
+                    out = run_block(block, there)
+                seen.mask = call.mask
+                out.backward(slopes[number])
+                assert there.hidden.grad is not None
+                slopes[number] = there.hidden.grad
+        yield path, seen.linears
+        del before[path]
+        block.to("meta")
+    rows = [slope[call.mask] for slope, call in zip(slopes, calls, strict=True)]
+    tokens = input_ids.to(device)[mask.to(device)]
+    yield "ends", Ends(hidden, torch.cat(rows).float(), tokens)
+
+
+@torch.no_grad()
+def _forward(module: nn.Module, model: Model, calls: Sequence[Call]) -> dict[str, list[Tensor]]:
+    """Hidden states in front of each block; afterwards the calls hold those behind the last."""
+    before: dict[str, list[Tensor]] = {}
+    for path in model.blocks:
+        block = module.get_submodule(path)
+        fill(module, path, lambda name: model.weight(name).to(forward_dtype()), working_device())
+        before[path] = [call.hidden.clone() for call in calls]
+        for call in calls:
+            call.hidden = run_block(block, call)
+        block.to("meta")
+    return before
+
+
+class _Replay(nn.Module):
+    """Stands for all blocks: gives hidden states that are known."""
+
+    hidden: Tensor
+
+    def forward(self, *_: object, **__: object) -> Tensor:
+        """The hidden states."""
+        return self.hidden
+
+
+def _uncertainty(
+    module: nn.Module, model: Model, calls: Sequence[Call], seed: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The loss's gradient behind the last block, by batch, and what the head reads, by window."""
+    assert model.arch.head is not None
+    parent, _, attribute = model.arch.blocks.rpartition(".")
+    replay, name = _Replay(), model.arch.embedding if model.tied else model.arch.head
+    blocks = module.get_submodule(model.arch.blocks)
+    setattr(module.get_submodule(parent), attribute, nn.ModuleList([replay]))
+    W = model.weight(name).to(calls[0].hidden.device, forward_dtype())
+    assign(module, model.arch.head, W)
+    linear, width = module.get_submodule(model.arch.head.rpartition(".")[0]), W.shape[1]
+    hidden, slopes = list[Tensor](), list[Tensor]()
+    generator = torch.Generator(device=W.device).manual_seed(seed)
+    handle = linear.register_forward_pre_hook(lambda _, args: hidden.append(args[0].detach()))
+    for call in calls:
+        slope = torch.zeros_like(call.hidden)
+        for i, real in enumerate(call.mask):
+            replay.hidden = call.hidden[i : i + 1].detach().requires_grad_()
+            with torch.enable_grad():
+                empty = replay.hidden.new_zeros(1, len(real), width)
+                logits = module(inputs_embeds=empty, use_cache=False).logits[0, real].float()
+                p = logits.log_softmax(-1)
+                drawn = torch.multinomial(p.detach().exp(), 1, generator=generator)
+                (-p.gather(-1, drawn).sum()).backward()
+            hidden[-1] = hidden[-1][0, real]
+            assert replay.hidden.grad is not None
+            slope[i] = replay.hidden.grad[0]
+        slopes.append(slope)
+    handle.remove()
+    setattr(module.get_submodule(parent), attribute, blocks)
+    return slopes, hidden
+
+
+@dataclass(slots=True)
+class _Watching:
+    """What the linears of a block have seen; `mask` is that of the batch that goes back."""
+
+    linears: dict[str, Seen]
+    mask: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+@contextmanager
+def _watched(block: nn.Module, path: str, model: Model) -> Iterator[_Watching]:
+    """While it is entered, what goes through each linear of a block is noted, forward and backward."""
+    seen = _Watching({})
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    for name in model.linears_of(path):
+        linear = block.get_submodule(name.removeprefix(f"{path}.").removesuffix(".weight"))
+        seen.linears[name] = one = Seen()
+
+        def note(_: nn.Module, args: tuple[Tensor, ...], out: Tensor, one: Seen = one) -> None:
+            X = args[0].detach()
+
+            def back(gradient: Tensor) -> None:
+                one.inputs.append(_real(X, seen.mask))
+                one.gradients.append(_real(gradient, seen.mask))
+
+            out.register_hook(back)
+
+        handles.append(linear.register_forward_hook(note))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _real(X: Tensor, mask: Tensor) -> Float[Tensor, "t width"]:
+    """The rows of real tokens; an expert's rows are some tokens, all of them real enough."""
+    rows = X.flatten(0, -2)
+    return rows[mask.flatten()] if len(rows) == mask.numel() else rows
