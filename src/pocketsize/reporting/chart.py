@@ -23,7 +23,7 @@ def pocket(bytes_by_role: Sequence[tuple[str, int]]) -> str:
     drawn = "".join(_pocket_shape(role, math.sqrt(count / largest)) for role, count in shown)
     words = "; ".join(f"{role}: {size(count)}" for role, count in shown)
     return (
-        f'<svg class="pocket" viewBox="-2 -2 244 264" role="img" aria-label="Areas to scale. {_text(words)}">'
+        f'<svg class="pocket" viewBox="-2 -2 244 264" role="img" aria-label="Areas to scale. {text(words)}">'
         f"{drawn}</svg>"
     )
 
@@ -31,7 +31,7 @@ def pocket(bytes_by_role: Sequence[tuple[str, int]]) -> str:
 def _pocket_shape(role: str, scale: float) -> str:
     """One patch pocket hanging from the middle of the top edge, `scale` times as wide as the largest."""
     stitched = role == "ships"
-    shape = f'<path class="{_text(role)}" d="{_pocket_path(240 * scale, 0)}"/>'
+    shape = f'<path class="{text(role)}" d="{_pocket_path(240 * scale, 0)}"/>'
     inset = 7 * min(1.0, scale / 0.4)
     return shape + (f'<path class="stitch" d="{_pocket_path(240 * scale, inset)}"/>' if stitched else "")
 
@@ -51,11 +51,11 @@ def bar(parts: Sequence[tuple[str, int]], *, full: int, label: str) -> str:
         width = 1000 * max(count, 0) / full if full > 0 else 0.0
         # The gap is kept out of slivers, which would vanish in it.
         drawn = width - 2 if width > 4 else width
-        pieces.append(f'<rect class="{_text(role)}" x="{x:.2f}" width="{drawn:.2f}" height="20"/>')
+        pieces.append(f'<rect class="{text(role)}" x="{x:.2f}" width="{drawn:.2f}" height="20"/>')
         x += width
     return (
         f'<svg class="bar" viewBox="0 0 1000 20" preserveAspectRatio="none" role="img" '
-        f'aria-label="{_text(label)}">{"".join(pieces)}</svg>'
+        f'aria-label="{text(label)}">{"".join(pieces)}</svg>'
     )
 
 
@@ -78,14 +78,14 @@ def error_panel(panel: Panel, *, low: float, high: float, last_block: int, metho
     rtn = [(x(c), y(c.rtn_error)) for c in panel.columns]
     same = all(c.error == c.rtn_error for c in panel.columns)
     ranges = [f"M{x(c):.1f} {y(c.low):.1f}V{y(c.high):.1f}" for c in panel.columns if c.layers > 1]
-    lines = "" if same else f'<path class="rtn" d="{_polyline(rtn)}"/>'
+    lines = "" if same else f'<path class="rtn" d="{polyline(rtn)}"/>'
     lines += f'<path class="range" d="{"".join(ranges)}"/>' if ranges else ""
-    lines += f'<path class="own" d="{_polyline(own)}"/>'
+    lines += f'<path class="own" d="{polyline(own)}"/>'
     points = "".join(
         _point(c, own[i], None if same else rtn[i], method, span) for i, c in enumerate(panel.columns)
     )
     return (
-        f'<svg class="panel" viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="{_text(panel.kind)}, '
+        f'<svg class="panel" viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="{text(panel.kind)}, '
         f'{len(panel.columns)} points">{_axes(low, high, last_block)}{lines}{points}</svg>'
     )
 
@@ -154,16 +154,18 @@ def _point(
         "" if rtn is None else f'<circle class="rtn" cx="{rtn[0]:.1f}" cy="{rtn[1]:.1f}" r="{radius:.1f}"/>'
     )
     return (
-        f'<g class="pt" tabindex="0" role="img" aria-label="{_text(title)}"><title>{_text(title)}</title>'
+        f'<g class="pt" tabindex="0" role="img" aria-label="{text(title)}"><title>{text(title)}</title>'
         f'<rect x="{own[0] - width / 2:.1f}" y="{TOP - 4}" width="{width:.1f}" height="{BOTTOM - TOP + 8}"/>'
         f'{ring}<circle class="own" cx="{own[0]:.1f}" cy="{own[1]:.1f}" r="{radius:.1f}"/>'
-        f'<text class="tip" x="{RIGHT}" y="13" text-anchor="end" aria-hidden="true">{_text(tip)}</text></g>'
+        f'<text class="tip" x="{RIGHT}" y="13" text-anchor="end" aria-hidden="true">{text(tip)}</text></g>'
     )
 
 
-def _polyline(points: Sequence[tuple[float, float]]) -> str:
+def polyline(points: Sequence[tuple[float, float]]) -> str:
+    """The path through these points."""
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) if points else ""
 
 
-def _text(words: str) -> str:
+def text(words: str) -> str:
+    """Words as they may stand in markup, or in an attribute."""
     return escape(clean(words), quote=True)

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from pocketsize.io.console import duration
 from pocketsize.recipes.record import LayerReport, RunRecord, StepReport
 from pocketsize.reporting import chart, compare, figure
+from pocketsize.reporting.curve import curve
 from pocketsize.reporting.layers import MOST_PANELS, layout
 
 MOST_LAYERS = 400
@@ -101,6 +102,7 @@ def report_html(record: RunRecord) -> str:
         other=compare.rows_of(record, "other"),
         files=compare.size_rows(record),
         plots=steps,
+        curve=lambda mixture: Markup(curve(mixture)),
         breakdowns=breakdowns(record),
         recipe=yaml.safe_dump(_plain(record.recipe), sort_keys=False, allow_unicode=True),
         machine=machine_facts(record),
