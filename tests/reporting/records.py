@@ -14,7 +14,9 @@ from pocketsize.recipes.record import (
     SCHEMA,
     Finding,
     LayerReport,
+    Mixture,
     RunRecord,
+    SizedLoss,
     SizePart,
     StepReport,
     TextRecord,
@@ -155,6 +157,16 @@ def sizes() -> tuple[SizePart, ...]:
     )
 
 
+def mixture() -> Mixture:
+    """Widths that were chosen for 90 MB."""
+    curve = tuple(SizedLoss("", 77_000_000 + 1_000_000 * i, 0.13 * 0.7**i) for i in range(12))
+    alike = (
+        SizedLoss("4-bit blocks, 8-bit embeddings", 88_000_000, 0.09),
+        SizedLoss("4-bit", 77_000_000, 0.13),
+    )
+    return Mixture(SizedLoss("4-bit blocks, 43 linears of other widths", 87_990_000, 0.004), curve, alike)
+
+
 def smollm2() -> RunRecord:
     """A finished 4-bit run of SmolLM2-135M with both exports."""
     embedding = LayerReport("model.embed_tokens.weight", 49152, 576, 8, 8.5, 0.000031, 0.000031)
@@ -218,6 +230,7 @@ def smollm2() -> RunRecord:
         sizes=sizes(),
         artifacts=artifacts(),
         behaviour={},
+        mixtures=(mixture(),),
         timing=Timing(
             "2026-11-23T21:58:04+00:00",
             {"load": 2.1, "gptq": 171.4, "measure": 64.0},

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from pocketsize.recipes.record import LayerReport
+from pocketsize.recipes.record import LayerReport, SizedLoss
 from pocketsize.reporting import chart
+from pocketsize.reporting.curve import curve
 from pocketsize.reporting.layers import layout
-from reporting.records import layers
+from reporting.records import layers, mixture
 
 
 def panels(reports: tuple[LayerReport, ...], method: str = "GPTQ") -> list[ET.Element]:
@@ -99,3 +100,21 @@ def test_pockets_have_areas_to_scale() -> None:
     assert widths["bf16"] == pytest.approx(2 * widths["ships"], rel=1e-3)
     assert "download" not in widths
     assert chart.pocket([("bf16", 0)]) == ""
+
+
+def test_the_curve_of_widths_falls_and_the_choice_lies_on_top() -> None:
+    chosen, svg = mixture(), curve(mixture())
+    line = re.search(r'<path class="own" d="M([^"]+)"', svg)
+    assert line is not None
+    points = [tuple(map(float, point.split())) for point in line[1].split("L")]
+    assert [x for x, _ in points] == sorted(x for x, _ in points)
+    assert [y for _, y in points] == sorted(y for _, y in points)
+    assert svg.rindex("4-bit blocks, 43 linears of other widths") > svg.rindex(
+        "4-bit blocks, 8-bit embeddings"
+    )
+    assert curve(replace(chosen, curve=(), alike=())) == ""
+
+
+def test_a_way_that_costs_nothing_has_no_place_on_a_logarithmic_axis() -> None:
+    free = replace(mixture(), alike=(SizedLoss("its own grid", 98_000_000, 0.0),))
+    assert "its own grid" not in curve(free)
