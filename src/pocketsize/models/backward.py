@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from pocketsize.models.calls import Call, capture, run_block
+from pocketsize.models.calls import Call, capture, replayed, run_block
 from pocketsize.models.device import working_device
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
@@ -61,19 +61,25 @@ def backward_walk(
         fill(module, path, lambda name: model.weight(name).to(forward_dtype()), device)
         with _watched(block, path, model) as seen:
             for number, call in enumerate(calls):
-                there = replace(call, hidden=before[path][number].requires_grad_())
-                with torch.enable_grad():
-                    out = run_block(block, there)
                 seen.mask = call.mask
-                out.backward(slopes[number])
-                assert there.hidden.grad is not None
-                slopes[number] = there.hidden.grad
+                there = replace(call, hidden=before[path][number])
+                slopes[number] = _back(block, there, slopes[number])
         yield path, seen.linears
         del before[path]
         block.to("meta")
     rows = [slope[call.mask] for slope, call in zip(slopes, calls, strict=True)]
     tokens = input_ids.to(device)[mask.to(device)]
     yield "ends", Ends(hidden, torch.cat(rows).float(), tokens)
+
+
+def _back(block: nn.Module, call: Call, slope: Tensor) -> Tensor:
+    """The gradient in front of a block, given that behind it."""
+    call.hidden.requires_grad_()
+    with torch.enable_grad():
+        out = run_block(block, call)
+    out.backward(slope)
+    assert call.hidden.grad is not None
+    return call.hidden.grad
 
 
 @torch.no_grad()
@@ -90,48 +96,40 @@ def _forward(module: nn.Module, model: Model, calls: Sequence[Call]) -> dict[str
     return before
 
 
-class _Replay(nn.Module):
-    """Stands for all blocks: gives hidden states that are known."""
-
-    hidden: Tensor
-
-    def forward(self, *_: object, **__: object) -> Tensor:
-        """The hidden states."""
-        return self.hidden
-
-
 def _uncertainty(
     module: nn.Module, model: Model, calls: Sequence[Call], seed: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The loss's gradient behind the last block, by batch, and what the head reads, by window."""
     assert model.arch.head is not None
-    parent, _, attribute = model.arch.blocks.rpartition(".")
-    replay, name = _Replay(), model.arch.embedding if model.tied else model.arch.head
-    blocks = module.get_submodule(model.arch.blocks)
-    setattr(module.get_submodule(parent), attribute, nn.ModuleList([replay]))
+    name = model.arch.embedding if model.tied else model.arch.head
     W = model.weight(name).to(calls[0].hidden.device, forward_dtype())
     assign(module, model.arch.head, W)
-    linear, width = module.get_submodule(model.arch.head.rpartition(".")[0]), W.shape[1]
-    hidden, slopes = list[Tensor](), list[Tensor]()
+    linear, slopes, hidden = module.get_submodule(model.arch.head.rpartition(".")[0]), [], list[Tensor]()
     generator = torch.Generator(device=W.device).manual_seed(seed)
     handle = linear.register_forward_pre_hook(lambda _, args: hidden.append(args[0].detach()))
-    for call in calls:
-        slope = torch.zeros_like(call.hidden)
-        for i, real in enumerate(call.mask):
-            replay.hidden = call.hidden[i : i + 1].detach().requires_grad_()
-            with torch.enable_grad():
-                empty = replay.hidden.new_zeros(1, len(real), width)
-                logits = module(inputs_embeds=empty, use_cache=False).logits[0, real].float()
-                p = logits.log_softmax(-1)
-                drawn = torch.multinomial(p.detach().exp(), 1, generator=generator)
-                (-p.gather(-1, drawn).sum()).backward()
-            hidden[-1] = hidden[-1][0, real]
-            assert replay.hidden.grad is not None
-            slope[i] = replay.hidden.grad[0]
-        slopes.append(slope)
+    with replayed(module, model) as replay:
+        for call in calls:
+            slope = torch.zeros_like(call.hidden)
+            for i, real in enumerate(call.mask):
+                replay.hidden = call.hidden[i : i + 1].detach().requires_grad_()
+                _surprise(module, replay.hidden, real, W.shape[1], generator).backward()
+                hidden[-1] = hidden[-1][0, real]
+                assert replay.hidden.grad is not None
+                slope[i] = replay.hidden.grad[0]
+            slopes.append(slope)
     handle.remove()
-    setattr(module.get_submodule(parent), attribute, blocks)
     return slopes, hidden
+
+
+@torch.enable_grad()
+def _surprise(
+    module: nn.Module, hidden: Tensor, real: Tensor, width: int, generator: torch.Generator
+) -> Tensor:
+    """The negative log-likelihood of tokens drawn from the model's own predictions, of one window."""
+    empty = hidden.new_zeros(1, len(real), width)
+    p = module(inputs_embeds=empty, use_cache=False).logits[0, real].float().log_softmax(-1)
+    drawn = torch.multinomial(p.detach().exp(), 1, generator=generator)
+    return -p.gather(-1, drawn).sum()
 
 
 @dataclass(slots=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -142,3 +143,25 @@ def run_block(block: nn.Module, call: Call) -> Float[Tensor, "batch seq hidden"]
     args, kwargs = call.arguments[block]
     out = block(call.hidden, *args, **kwargs)
     return out[0] if isinstance(out, tuple) else out
+
+
+class Replay(nn.Module):
+    """Stands for all blocks: gives hidden states that are known."""
+
+    hidden: Tensor
+
+    def forward(self, *_: object, **__: object) -> Tensor:
+        """The hidden states."""
+        return self.hidden
+
+
+@contextmanager
+def replayed(module: nn.Module, model: Model) -> Iterator[Replay]:
+    """While it is entered, known hidden states stand for the blocks: what is left of the model can be run."""
+    parent, _, attribute = model.arch.blocks.rpartition(".")
+    owner, blocks, replay = module.get_submodule(parent), module.get_submodule(model.arch.blocks), Replay()
+    setattr(owner, attribute, nn.ModuleList([replay]))
+    try:
+        yield replay
+    finally:
+        setattr(owner, attribute, blocks)

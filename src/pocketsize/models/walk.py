@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pocketsize.errors import NumericalError, UnsupportedError
 from pocketsize.linalg import Gram
-from pocketsize.models.calls import Call, Captured, capture, run_block
+from pocketsize.models.calls import Call, Captured, capture, replayed, run_block
 from pocketsize.models.device import working_device
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
@@ -280,17 +280,6 @@ def _finite(hidden: Tensor, path: str, batch: int) -> None:
         )
 
 
-class _Replay(nn.Module):
-    """Stands for all blocks: gives the hidden states that the last one left."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hidden = torch.empty(0)
-
-    def forward(self, *args: object, **kwargs: object) -> Tensor:
-        return self.hidden
-
-
 def _head(module: nn.Module, model: Model, calls: list[Call]) -> Site:
     """The site of the head: what is left of the model is run on the last hidden states.
 
@@ -298,9 +287,6 @@ def _head(module: nn.Module, model: Model, calls: list[Call]) -> Site:
     """
     assert model.arch.head is not None
     name = model.arch.embedding if model.tied else model.arch.head
-    parent, _, attribute = model.arch.blocks.rpartition(".")
-    replay = _Replay()
-    setattr(module.get_submodule(parent), attribute, nn.ModuleList([replay]))
     device, width = calls[0].hidden.device, model.checkpoint.entries[model.arch.embedding].shape[1]
     linear = module.get_submodule(model.arch.head.rpartition(".")[0])
     gram = Gram.zeros(model.checkpoint.entries[name].shape[1], device)
@@ -309,7 +295,7 @@ def _head(module: nn.Module, model: Model, calls: list[Call]) -> Site:
         gram.update(args[0], mask)
         raise Captured
 
-    with hooked([linear], update):
+    with replayed(module, model) as replay, hooked([linear], update):
         for call in calls:
             replay.hidden, mask = call.hidden, call.mask
             try:

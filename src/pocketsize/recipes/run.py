@@ -24,7 +24,7 @@ from pocketsize.exporting.compressed_tensors import packed_schemes, require_stor
 from pocketsize.exporting.manifest import write_manifest
 from pocketsize.exporting.table import EXPORTERS, behaviours
 from pocketsize.exporting.verify import require_sound, verify_folder
-from pocketsize.io.publish import publish_bytes, sha256_of, staging
+from pocketsize.io.publish import publish_bytes, staging
 from pocketsize.measurement.machine import cpu_seconds, machine, peak_rss_bytes, versions
 from pocketsize.measurement.measurement import Measurement
 from pocketsize.measurement.size import sizes
@@ -37,6 +37,7 @@ from pocketsize.models.skeleton import materialise
 from pocketsize.recipes.fingerprint import fingerprint
 from pocketsize.recipes.grids import refuse_unstored
 from pocketsize.recipes.journal import Journal, open_journal, working
+from pocketsize.recipes.kept import kept_bytes
 from pocketsize.recipes.output import check_output, made_by, refuse_taken, require_finished, work_folder
 from pocketsize.recipes.recipe import Data, Recipe
 from pocketsize.recipes.record import SCHEMA, Finding, Mixture, RunRecord, SizePart, TextRecord, Timing
@@ -173,17 +174,16 @@ def written(model: Model, data: Data, kept: Path, *, length: int) -> Int64[Tenso
     """The windows that the model writes, read from the folder `kept` if they were written before."""
     count, here = data.written_windows, (torch.get_num_threads(), str(working_device()))
     what = (model.origin.sha256, data.seed, count, length, *here, sorted(versions().items()))
-    stem = f"written-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}"
-    for path in kept.glob(f"{stem}-*.npy"):
-        if sha256_of(path) == path.stem.removeprefix(f"{stem}-"):
-            return torch.from_numpy(np.load(path, allow_pickle=False))
-    module = materialise(model, forward_dtype(), working_device())
-    own = write_windows(module, tokenizer_of(model), count=count, length=length, seed=data.seed)
-    out = io.BytesIO()
-    np.save(out, own.numpy())
-    data_bytes = out.getvalue()
-    publish_bytes(kept / f"{stem}-{hashlib.sha256(data_bytes).hexdigest()}.npy", data_bytes)
-    return own
+
+    def write() -> bytes:
+        module = materialise(model, forward_dtype(), working_device())
+        own = write_windows(module, tokenizer_of(model), count=count, length=length, seed=data.seed)
+        out = io.BytesIO()
+        np.save(out, own.numpy())
+        return out.getvalue()
+
+    found = kept_bytes(kept, "written", what, "npy", write)
+    return torch.from_numpy(np.load(io.BytesIO(found), allow_pickle=False))
 
 
 def apply_steps(job: Job, journal: Journal, clock: Clock) -> Done:

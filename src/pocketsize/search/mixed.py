@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from pocketsize.errors import UnsupportedError
 from pocketsize.exporting.table import EXPORTERS
-from pocketsize.io.publish import publish_bytes, sha256_of
 from pocketsize.measurement.machine import versions
 from pocketsize.models.backward import Ends, Seen, backward_walk
 from pocketsize.models.device import working_device
@@ -24,6 +22,7 @@ from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import Scheme
 from pocketsize.quantization.sensitivity import embedding_cost, head_cost, linear_cost
 from pocketsize.recipes.grids import block_scheme, embedding_scheme
+from pocketsize.recipes.kept import kept_bytes
 from pocketsize.recipes.quantize import Gptq
 from pocketsize.recipes.texts import Texts
 
@@ -72,13 +71,12 @@ def measured(
     ids, mask = _few(texts)
     here = (torch.get_num_threads(), str(working_device()), sorted(versions().items()))
     what = (model.origin.sha256, ids.numpy().tobytes(), schemes, widths, *here)
-    stem = f"sensitivity-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}"
-    for path in kept.glob(f"{stem}-*.json"):
-        if sha256_of(path) == path.stem.removeprefix(f"{stem}-"):
-            return Table(_decoded(path.read_bytes()), blocks, ends)
-    losses = dict(_measured(model, ids, mask, schemes, [end for end in widths if end is not None], progress))
-    data = _encoded(losses)
-    publish_bytes(kept / f"{stem}-{hashlib.sha256(data).hexdigest()}.json", data)
+    alone = [end for end in widths if end is not None]
+
+    def measure() -> bytes:
+        return _encoded(dict(_measured(model, ids, mask, schemes, alone, progress)))
+
+    losses = _decoded(kept_bytes(kept, "sensitivity", what, "json", measure))
     return Table(losses, blocks, ends)
 
 
