@@ -38,9 +38,10 @@ class Whole:
 
         Norms divide by the size of a hidden state, so what matters is the error relative to it.
         """
-        call, wanted = self.calls[number], self.originals[number].hidden.to(torch.float32)
-        errors = (run_block(self.module, call).to(torch.float32) - wanted).square().sum(-1)
-        return (errors / wanted.square().sum(-1))[call.mask].mean()
+        call = self.calls[number]
+        wanted = self.originals[number].hidden[call.mask].to(torch.float32)
+        errors = run_block(self.module, call)[call.mask].to(torch.float32) - wanted
+        return (errors.square().sum(-1) / wanted.square().sum(-1)).mean()
 
     def put(self, name: str, W: Tensor) -> Tensor:
         """Give a linear a weight, by its name below the block; the parameter."""

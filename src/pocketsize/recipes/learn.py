@@ -52,9 +52,10 @@ def learn_block(site: Site, unit: Unit, model: Model, *, steps: int) -> None:
     _teach(whole, model, learned, put, _order(teachers, steps))
     put()
     after = _judged(whole, judges)
+    share = 1.0
     if after < before:
+        share = after / before
         unit.weights = {name: one.weight().to(CPU) for name, one in learned.items()}
-    share = min(1.0, after / before)
     unit.reports = [replace(report, learned=share) for report in unit.reports]
     site.replaced |= {name: weight.to(device).dequantize() for name, weight in unit.weights.items()}
 
