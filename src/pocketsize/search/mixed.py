@@ -27,7 +27,7 @@ from pocketsize.recipes.quantize import Gptq
 from pocketsize.recipes.texts import Texts
 
 # Tokens of the calibration text whose gradients are looked at.
-TOKENS = 4096
+TOKENS = 2048
 _WIDTHS = (2, 3, 4, 5, 8)
 
 Progress = Callable[[int, int, str], None]
