@@ -140,6 +140,14 @@ def test_what_was_not_asked_for_is_told_too_and_is_no_fault(
     assert "embeddings: null" in roles["embedding"].why
 
 
+def test_an_embedding_packed_as_the_linears_are_is_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "reload_check", lambda *_: ())
+    found = planned(write_tiny(tmp_path / "m", "bert"), Rtn(embeddings="same"))
+    assert {kept.role for kept in found.unquantized} == {"norm", "bias", "other"}
+
+
 @pytest.mark.parametrize("kind", ["gptq", "awq", "hqq"])
 def test_a_block_that_is_left_as_it_is_is_told_and_run_through(kind: str, tmp_path: Path) -> None:
     left = parse_step({kind: {"overrides": {"model.layers.1.*": None}}})

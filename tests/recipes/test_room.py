@@ -89,6 +89,15 @@ def test_awq_needs_a_little_more_memory_than_gptq(model: Model) -> None:
     assert plain <= scaled < 1.5 * plain
 
 
+def test_learning_keeps_the_states_of_the_original_too(model: Model) -> None:
+    size = Size(windows=64, written=0, length=64, evaluated=256)
+    learned, plain = (
+        needed_bytes(stages(model, resolved(model, step), size, base_bytes=0, waiting=1000.0))
+        for step in (Gptq(learn=20), Gptq())
+    )
+    assert plain < learned < 1.5 * plain
+
+
 def _schemes(done: Model) -> Any:
     return lambda name: done.quantized[name].scheme if name in done.quantized else None
 

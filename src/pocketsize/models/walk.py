@@ -164,7 +164,9 @@ def _visit(
             site.fed_by = group.fed_by and f"{path}.{group.fed_by}"
             _gather(site, stops, calls, attends=group.attends, hold_out=hold_out)
             site.weights = tuple(model.as_stored(n, model.weight(n)).to(device) for n in names)
-            site.whole = Whole(block, calls, originals) if originals and site.last else None
+            if originals and site.last:
+                runs.clear()  # they begin anew
+                site.whole = Whole(block, calls, originals)
             yield site
             for name, new in site.replaced.items():
                 _replace(block, name.removeprefix(f"{path}."), model.as_stored(name, new))
@@ -173,7 +175,6 @@ def _visit(
             for run, call in zip(runs, calls, strict=True):
                 _keep(run.go_on(), call, path)
     if originals:
-        runs.clear()
         for call in calls:
             _keep(_Batch(block, call, shelf).go_on(), call, path)
 

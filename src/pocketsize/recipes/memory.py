@@ -154,7 +154,7 @@ def _walked(model: Model, step: Quantizer, size: Size, waiting: float) -> Iterat
     waits: list[float] = [states, max(0.0, size.tokens * waiting - states), running, block, block]
     if steps_learned(step):
         waits.append(states)  # of the original, which runs beside
-        yield [*waits, *_learned(model), 4 * running]
+        yield [states, states, block, block, *_learned(model), 2 * running]
     for group in model.groups:
         names = [f"{model.blocks[0]}.{name}.weight" for name in group.names]
         shapes = [model.matrix_shape(name) for name in names]

@@ -213,9 +213,10 @@ def _impossible(model: Model, recipe: Recipe) -> tuple[Impossible, ...]:
 def _unquantized(model: Model, recipe: Recipe) -> Iterator[Kept]:
     """What no step of a resolved recipe touches, by role."""
     ends = any(isinstance(step, Quantizer) and step.embeddings is not None for step in recipe.steps)
+    same = any(isinstance(step, Quantizer) and step.embeddings == "same" for step in recipe.steps)
     for total in ledger(model).totals:
         if total.role == "compressible" or (total.role in ("embedding", "head") and ends):
-            if total.role == "compressible" or "folder" not in recipe.export:
+            if total.role == "compressible" or "folder" not in recipe.export or same:
                 continue
             why = "in the folder only: transformers loads quantized linears of blocks alone"
         else:
