@@ -10,7 +10,6 @@ from typing import Any
 
 from pocketsize.data.sources import Source
 from pocketsize.errors import UsageError
-from pocketsize.exporting.table import EXPORTERS
 from pocketsize.exporting.verify import Check, verify_folder
 from pocketsize.io.console import Terminal
 from pocketsize.io.publish import publish_bytes
@@ -20,10 +19,9 @@ from pocketsize.models.arch import arch_of
 from pocketsize.models.config import read_config
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
-from pocketsize.quantization.scheme import bits_of
 from pocketsize.recipes import run as running
 from pocketsize.recipes.awq import Awq
-from pocketsize.recipes.grids import Quantizer
+from pocketsize.recipes.grids import Quantizer, unstorable
 from pocketsize.recipes.plan import Plan
 from pocketsize.recipes.plan import plan as plan_recipe
 from pocketsize.recipes.quantize import EFFORTS, Gptq, Hqq, Rtn
@@ -215,12 +213,13 @@ def result(folder: str | Path) -> Result:
 def default_export(source: str, steps: Sequence[Step] = ()) -> tuple[str, ...]:
     """GGUF and the folder for families that llama.cpp runs, the folder alone for others.
 
-    GGUF is left out too where it has no type for the width of a step.
+    A format that cannot hold the scheme of a step is left out.
     """
     config = read_config(resolve(source))
-    widths = {bits_of(step.scheme) for step in steps if isinstance(step, Quantizer)}
-    both = arch_of(config.model_type).gguf and widths <= {*EXPORTERS["gguf"].bits}
-    return ("gguf", "folder") if both else ("folder",)
+    words = [step.scheme for step in steps if isinstance(step, Quantizer)]
+    formats = ("gguf", "folder") if arch_of(config.model_type).gguf else ("folder",)
+    able = tuple(name for name in formats if all(unstorable(word, name) is None for word in words))
+    return able or formats
 
 
 def _recipe(

@@ -60,7 +60,7 @@ def test_help_is_quick_and_imports_no_torch(source_env: dict[str, str]) -> None:
         (["shrink", "x", "--fti", "80MB", "-o", "y"], "did you mean '--fit'?"),
         (["quantize", "sample:smollm", "-o", "y"], "did you mean 'sample:smollm2-135m'?"),
         (["quantize", "sample:smollm2-135m", "--method", "gptk", "-o", "y"], "did you mean 'gptq'?"),
-        (["quantize", "sample:smollm2-135m", "--scheme", "W7A16", "-o", "y"], "W4A16"),
+        (["quantize", "sample:smollm2-135m", "--scheme", "W7A16", "-o", "y"], "did you mean"),
         (
             ["quantize", "sample:smollm2-135m", "--method", "rtn", "--damp", "0.01", "-o", "y"],
             "--damp: rtn has no damping",

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from pocketsize.errors import UnsupportedError, UsageError
-from pocketsize.quantization.scheme import Scheme, bits_of, default_group
+from pocketsize.quantization.scheme import Scheme, bits_of, default_group, named
 
 
 def test_bits_per_weight_counts_scales_and_zeros() -> None:
@@ -43,3 +43,10 @@ def test_scheme_names() -> None:
 def test_a_group_that_does_not_divide_names_both_numbers() -> None:
     with pytest.raises(UnsupportedError, match=r"group 128 .* 576"):
         Scheme(4, 128).width(576)
+
+
+def test_a_name_says_everything_about_a_grid() -> None:
+    assert named("q4_0") == Scheme(4, 32, symmetric=True) and bits_of("Q5_1") == 5
+    assert named("W4A16") is None
+    with pytest.raises(UsageError, match="did you mean 'Q4_1'"):
+        bits_of("Q4_11")

@@ -11,7 +11,7 @@ from pocketsize.data.sources import Source
 from pocketsize.errors import DataError, UnsupportedError, UsageError
 from pocketsize.models.load import load
 from pocketsize.quantization.scheme import Scheme
-from pocketsize.recipes.grids import block_scheme, embedding_scheme, layer_schemes, scheme_of
+from pocketsize.recipes.grids import block_scheme, embedding_scheme, layer_scheme, layer_schemes, scheme_of
 from pocketsize.recipes.quantize import Gptq, Rtn
 from pocketsize.recipes.recipe import parse_recipe, parse_step, read_recipe
 from tiny import write_tiny
@@ -132,6 +132,18 @@ def test_automatic_choices_follow_the_exports(tmp_path: Path) -> None:
         assert embedding_scheme(alike) == block_scheme(alike)
 
 
+def test_a_name_says_everything_about_a_grid(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama"))
+    step = Gptq(scheme="q4_1", overrides={"*.v_proj": {"scheme": "Q8_0"}}).resolve(model, ("gguf",))
+    assert (step.scheme, step.group, step.float_zeros) == ("Q4_1", 32, True)
+    assert block_scheme(step) == Scheme(4, 32, float_zeros=True)
+    assert layer_scheme(step, "model.layers.0.self_attn.v_proj.weight") == Scheme(8, 32, symmetric=True)
+    other = Gptq(group=64, overrides={"*.v_proj": {"scheme": "Q8_0"}}).resolve(model, ("folder",))
+    assert (other.group, other.overrides["*.v_proj"]["group"]) == (64, 32)
+    with pytest.raises(UsageError, match="group: Q4_1 has 32; leave group out"):
+        Gptq(scheme="Q4_1", group=64)
+
+
 @pytest.mark.parametrize(
     ("step", "exports", "message"),
     [
@@ -145,6 +157,7 @@ def test_automatic_choices_follow_the_exports(tmp_path: Path) -> None:
             "unpacks no embedding with more than one scheme",
         ),
         (Gptq(symmetric=False, float_zeros=True), ("gguf", "folder"), "folder cannot store float zeros"),
+        (Gptq(scheme="Q4_1"), ("folder",), "gptq: folder cannot store float zeros"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_before_work(

@@ -150,7 +150,10 @@ def scheme(function: F) -> F:
         "--group", default="auto", show_default=True, help="Inputs per scale: a number, auto, or row."
     )(function)
     function = click.option(
-        "--scheme", default="W4A16", show_default=True, help="W8A16, W5A16, W4A16, W3A16 or W2A16."
+        "--scheme",
+        default="W4A16",
+        show_default=True,
+        help="W8A16, W5A16, W4A16, W3A16 or W2A16; or a name that says all of a grid, such as Q4_0.",
     )(function)
     return click.option("--method", default="gptq", show_default=True, help="gptq, awq, hqq or rtn.")(
         function

@@ -18,6 +18,7 @@ from pocketsize.exporting.behaviour import behaviour_of, field_prints
 from pocketsize.exporting.companions import companion_prints
 from pocketsize.exporting.gguf import writer as gguf
 from pocketsize.exporting.gguf.blocks import BLOCK
+from pocketsize.exporting.gguf.blocks import lacks as gguf_lacks
 from pocketsize.exporting.reload import reload_check
 from pocketsize.exporting.verify import verify_gguf
 from pocketsize.models.model import Model
@@ -32,7 +33,8 @@ class Exporter:
     """An export format.
 
     `groups` are the group sizes that may be chosen for it, `takes_group` says which it can hold
-    when told to, `float_zeros` whether zeros may be other than codes. `refuses` gives the reason why
+    when told to, `float_zeros` whether zeros may be other than codes; `lacks` is what it cannot hold of a
+    scheme, None if nothing. `refuses` gives the reason why
     a model cannot be exported, or None. `write` makes the artefact in a folder and reads it back;
     `stored` is a parameter as the artefact gives it, `predict_bytes` its exact size before anything
     is written, `tensor_bytes` what each parameter takes of it, `predict_others` the sizes of files that
@@ -44,6 +46,7 @@ class Exporter:
     bits: tuple[int, ...]
     float_zeros: bool
     takes_group: Callable[[int | None], bool]
+    lacks: Callable[[Scheme], str | None]
     refuses: Callable[[Model], str | None]
     write: Callable[[Model, Path], Artifact]
     stored: Callable[[Model, str], Tensor]
@@ -120,6 +123,7 @@ EXPORTERS: Mapping[str, Exporter] = MappingProxyType(
             bits=BITS,
             float_zeros=False,
             takes_group=lambda _: True,
+            lacks=lambda scheme: "float zeros" if scheme.float_zeros else None,
             refuses=lambda _: None,
             write=_write_folder,
             stored=compressed_tensors.stored_value,
@@ -134,6 +138,7 @@ EXPORTERS: Mapping[str, Exporter] = MappingProxyType(
             bits=(8, 5, 4),
             float_zeros=True,
             takes_group=lambda group: group is None or group % BLOCK == 0,
+            lacks=gguf_lacks,
             refuses=gguf.refuses,
             write=_write_gguf,
             stored=gguf.stored_value,

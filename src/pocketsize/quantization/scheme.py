@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from pocketsize.errors import UnsupportedError, UsageError
+from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
 
 BITS = (2, 3, 4, 5, 8)
 # What a group's grid may be, as compiled loops are told; their cached code holds these numbers.
@@ -78,12 +79,31 @@ class Scheme:
         return f"W{self.bits}A16"
 
 
-def bits_of(name: str) -> int:
-    """The width in a scheme name such as `W4A16`."""
-    found = re.fullmatch(r"[wW](\d)[aA]16", name)
+# Schemes that people know by a name which says everything about the grid.
+NAMED: Mapping[str, Scheme] = MappingProxyType(
+    {
+        "Q8_0": Scheme(8, 32, symmetric=True),
+        "Q5_1": Scheme(5, 32, float_zeros=True),
+        "Q5_0": Scheme(5, 32, symmetric=True),
+        "Q4_1": Scheme(4, 32, float_zeros=True),
+        "Q4_0": Scheme(4, 32, symmetric=True),
+    }
+)
+
+
+def named(word: str) -> Scheme | None:
+    """The scheme that goes by this name, in any case; None for a width such as `W4A16`."""
+    return NAMED.get(word.upper())
+
+
+def bits_of(word: str) -> int:
+    """The width of codes in a scheme's name: `W4A16`, or one that says everything, such as `Q4_0`."""
+    if (scheme := named(word)) is not None:
+        return scheme.bits
+    found = re.fullmatch(r"[wW](\d)[aA]16", word)
     if not found or int(found[1]) not in BITS:
-        known = ", ".join(f"W{b}A16" for b in BITS)
-        raise UsageError(f"unknown scheme {name!r}; known: {known}")
+        known = [*(f"W{b}A16" for b in BITS), *NAMED]
+        raise UsageError(f"unknown scheme {word!r}{did_you_mean(word.upper(), known)}")
     return int(found[1])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, Self
@@ -13,7 +13,7 @@ from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
 from pocketsize.exporting.compressed_tensors import one_scheme_alone
 from pocketsize.exporting.table import EXPORTERS
 from pocketsize.models.model import Model
-from pocketsize.quantization.scheme import BITS, GROUPS, Scheme, bits_of, default_group
+from pocketsize.quantization.scheme import BITS, GROUPS, Scheme, bits_of, default_group, named
 from pocketsize.recipes.step import Context, Step
 
 Auto = Literal["auto"]
@@ -25,11 +25,11 @@ GRID = ("scheme", "group", "symmetric", "float_zeros", "scale_digits")
 class Quantizer(ABC):
     """A step that quantizes the linears of the blocks, and perhaps embedding and head: what all such have.
 
-    `scheme` is the width of codes, `group` the inputs per scale (None: one scale per row), `symmetric`
-    whether grids have no zeros, `float_zeros` whether zeros may be other than codes; `embeddings` is the
-    width of embedding and head (`same`: stored as the linears are; None leaves them), `scale_digits` how
-    many binary digits a stored scale has, `overrides` what some linears have instead, by pattern (None
-    leaves them).
+    `scheme` is the width of codes (`W4A16`), or a name that says all of the grid (`Q4_0`), `group` the
+    inputs per scale (None: one scale per row), `symmetric` whether grids have no zeros, `float_zeros`
+    whether zeros may be other than codes; `embeddings` is the width of embedding and head (`same`: stored
+    as the linears are; None leaves them), `scale_digits` how many binary digits a stored scale has,
+    `overrides` what some linears have instead, by pattern (None leaves them).
     """
 
     scheme: str = "W4A16"
@@ -77,6 +77,8 @@ def layer_schemes(step: Quantizer) -> list[Scheme]:
 
 
 def _scheme(grid: Mapping[str, Any]) -> Scheme:
+    if (own := named(grid["scheme"])) is not None:
+        return own
     if "auto" in grid.values():
         raise UsageError("its `auto` options are still to be resolved")
     known = {key: grid[key] for key in GRID if key != "scheme"}
@@ -136,7 +138,7 @@ def check(step: Quantizer) -> None:
         for key in other or ():
             if key not in GRID:
                 raise UsageError(f"{where}: unknown option {key!r}{did_you_mean(str(key), GRID)}")
-        _check_grid(where, {key: getattr(step, key) for key in GRID} | dict(other or {}))
+        _check_grid(where, _overridden({key: getattr(step, key) for key in GRID}, other or {}))
         if pattern.startswith("re:"):
             _compiles(where, pattern.removeprefix("re:"))
 
@@ -151,6 +153,30 @@ def _check_grid(where: str, grid: Mapping[str, Any]) -> None:
             raise UsageError(f"{where}: {key} must be true, false or auto, got {grid[key]!r}")
     if grid["symmetric"] is True and grid["float_zeros"] is True:
         raise UsageError(f"{where}: a symmetric grid has no zeros; use float_zeros: false")
+    if (own := named(str(grid["scheme"]))) is not None:
+        for key, value in _options(own).items():
+            if grid[key] not in ("auto", value):
+                said = "null" if value is None else str(value).lower()
+                raise UsageError(f"{where}: {key}: {grid['scheme']} has {said}; leave {key} out")
+
+
+def _overridden(own: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """A grid with what an override says; under a name that says everything nothing else is left."""
+    alone = named(str(other.get("scheme", ""))) is not None
+    return (dict.fromkeys(GRID, "auto") if alone else dict(own)) | dict(other)
+
+
+def _options(scheme: Scheme) -> dict[str, Any]:
+    """What a scheme with a name says of the other keys of a grid."""
+    return {key: getattr(scheme, key) for key in GRID if key != "scheme"}
+
+
+def unstorable(word: str, export: str) -> str | None:
+    """What an export cannot hold of a scheme, by its name; None where it holds all of it."""
+    if (scheme := named(word)) is not None:
+        return EXPORTERS[export].lacks(scheme)
+    bits = bits_of(word)
+    return None if bits in EXPORTERS[export].bits else f"{bits}-bit weights"
 
 
 def _compiles(where: str, expression: str) -> None:
@@ -184,7 +210,7 @@ def chosen(step: Quantizer, model: Model, exports: tuple[str, ...]) -> dict[str,
             _refuse_pattern(step, pattern, model)
         where = f"{step.kind}: overrides: {pattern}"
         if other is not None:
-            other = _resolved(where, own | dict(other), model, exports, names[pattern], mixed=True)
+            other = _resolved(where, _overridden(own, other), model, exports, names[pattern], mixed=True)
         overrides[pattern] = other
     others = names[None] or model.linears
     rest = _resolved(step.kind, own, model, exports, others, mixed=bool(overrides))
@@ -235,20 +261,14 @@ def _resolved(
     """A grid with nothing left to choose, for these linears; `mixed`: others may have another."""
     bits, gguf = bits_of(grid["scheme"]), "gguf" in exports
     widths = {model.matrix_shape(name)[1] for name in names}
-    legal = set(GROUPS).intersection(*(EXPORTERS[e].groups for e in exports))
-    group = default_group(widths, legal) if grid["group"] == "auto" else grid["group"]
-    for width in widths:
-        if group is not None and width % group:
-            raise UnsupportedError(
-                f"{where}: group {group} does not divide rows of {width} weights; "
-                f"use group: {default_group(widths, legal)}"
-            )
     for name in exports:
-        if bits not in EXPORTERS[name].bits:
+        if (missing := unstorable(grid["scheme"], name)) is not None:
             known = ", ".join(map(str, EXPORTERS[name].bits))
-            raise UnsupportedError(f"{where}: {name} cannot store {bits}-bit weights; it has {known}")
-        if not EXPORTERS[name].takes_group(group):
-            raise UnsupportedError(f"{where}: {name} cannot store group {group}; use group: auto")
+            raise UnsupportedError(f"{where}: {name} cannot store {missing}; it has {known} bits")
+    if (own := named(grid["scheme"])) is not None:
+        _require_blocks(where, own, model, names)
+        return {"scheme": str(grid["scheme"]).upper(), **_options(own)}
+    group = _group(where, grid["group"], widths, exports)
     packed_only = model.arch.experts is not None and "folder" in exports
     plain = gguf or packed_only or bits == 8 or (mixed and "folder" in exports)
     plain = plain and grid["float_zeros"] is not True
@@ -273,6 +293,34 @@ def _resolved(
         "float_zeros": float_zeros,
         "scale_digits": digits,
     }
+
+
+def _group(
+    where: str, asked: int | Auto | None, widths: Collection[int], exports: tuple[str, ...]
+) -> int | None:
+    """The group for rows of these widths; refuses one that does not divide them or cannot be stored."""
+    legal = set(GROUPS).intersection(*(EXPORTERS[e].groups for e in exports))
+    group = default_group(widths, legal) if asked == "auto" else asked
+    for width in widths:
+        if group is not None and width % group:
+            raise UnsupportedError(
+                f"{where}: group {group} does not divide rows of {width} weights; "
+                f"use group: {default_group(widths, legal)}"
+            )
+    for name in exports:
+        if not EXPORTERS[name].takes_group(group):
+            raise UnsupportedError(f"{where}: {name} cannot store group {group}; use group: auto")
+    return group
+
+
+def _require_blocks(where: str, scheme: Scheme, model: Model, names: Sequence[str]) -> None:
+    """Refuse a scheme with a name where its groups do not divide the rows of a linear."""
+    for name in names:
+        if scheme.group is not None and (width := model.matrix_shape(name)[1]) % scheme.group:
+            raise UnsupportedError(
+                f"{where}: rows of {name} have {width} weights, which groups of {scheme.group} do not "
+                "divide; give it another scheme by an override"
+            )
 
 
 def _float_zeros(where: str, asked: bool | Auto, symmetric: bool, exports: tuple[str, ...]) -> bool:

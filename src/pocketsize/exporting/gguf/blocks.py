@@ -46,20 +46,24 @@ TYPES = {
 }
 
 
+def lacks(scheme: Scheme) -> str | None:
+    """What no block type holds of a scheme; None where one holds all of it."""
+    if (scheme.bits, not scheme.symmetric) not in TYPES:
+        return f"{scheme.bits}-bit {'symmetric' if scheme.symmetric else 'asymmetric'} codes"
+    return None
+
+
 def block_type(scheme: Scheme, columns: int, name: str) -> BlockType:
     """The block type that holds a matrix of this scheme exactly; `name` is for the error."""
-    kind = TYPES.get((scheme.bits, not scheme.symmetric))
-    if kind is None:
-        form = "symmetric" if scheme.symmetric else "asymmetric"
+    if (missing := lacks(scheme)) is not None:
         raise UnsupportedError(
-            f"{name}: GGUF has no block for {scheme.bits}-bit {form} codes; "
-            "use 4 or 5 bits, or 8 bits with symmetric: true"
+            f"{name}: GGUF has no block for {missing}; use 4 or 5 bits, or 8 bits with symmetric: true"
         )
     if scheme.width(columns) % BLOCK:
         raise UnsupportedError(
             f"{name}: GGUF blocks hold {BLOCK} weights; a group of {scheme.width(columns)} cannot be stored"
         )
-    return kind
+    return TYPES[scheme.bits, not scheme.symmetric]
 
 
 def pack(weight: QWeight, name: str) -> UInt8[np.ndarray, "out bytes"]:
