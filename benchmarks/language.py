@@ -1,4 +1,4 @@
-"""The texts that language models are calibrated and scored on, and how a run is scored."""
+"""The texts that language models are calibrated and scored on, how a run is scored, and its figures."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from contest import HERE, Bench, Run
 from corpus import domains, first_windows, pick_windows, token_streams
+from results import Figure, Result, head, spread
 
 LENGTH = 512
 EVALUATION_WINDOWS = 64
@@ -49,3 +50,33 @@ def score(bench: Bench, runs: Sequence[Run]) -> None:
         subprocess.run([*command, *(str(bench.results / run.name) for run in some)], env=env, check=True)
         for run in some:
             bench.keep(run)
+
+
+def row(results: Sequence[Result]) -> dict[str, object]:
+    """One line of the table: of both domains the worse; medians over the seeds, the range beside them."""
+    domains = [list(one.domains.values()) for one in results]
+    ratios = [[d["perplexity"] / d["perplexity_original"] for d in pair] for pair in domains]
+    return {
+        **head(results),
+        "kl": spread(max(d["kl_mean"] for d in pair) for pair in domains),
+        "kl_p99": spread(max(d["kl_p99"] for d in pair) for pair in domains),
+        "top1": spread(min(d["top1"] for d in pair) for pair in domains),
+        "perplexity_ratio": spread(max(pair) for pair in ratios),
+        "domains": {name: by_domain(results, name) for name in results[0].domains},
+    }
+
+
+def by_domain(results: Sequence[Result], name: str) -> dict[str, dict[str, float]]:
+    """The figures that are worth seeing for each kind of text."""
+    keys = ("kl_mean", "perplexity", "perplexity_original")
+    return {key: spread(one.domains[name][key] for one in results) for key in keys}
+
+
+def kl_on(domain: str) -> Figure:
+    """KL on one kind of text."""
+    return lambda one: one.domains[domain]["kl_mean"]
+
+
+def cost(key: str) -> Figure:
+    """One of the figures of the quantization itself."""
+    return lambda one: one.figures[key]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from bars import Bar, write_record
 from contest import GROUP, OURS, Bench, Run
-from language import LENGTH
-from results import Figure, Result, collected, grouped, head, spread, versions, worst_ratio
+from language import LENGTH, cost, kl_on, row
+from results import Result, collected, grouped, versions, worst_ratio
 
 QUESTION = (
     "At the same bits per weight and on the same tokens: how close to the original do GPTQ models of "
@@ -35,26 +35,6 @@ def record(bench: Bench, runs: Sequence[Run], path: Path) -> None:
     )
 
 
-def row(results: Sequence[Result]) -> dict[str, object]:
-    """One line of the table: of both domains the worse; medians over the seeds, the range beside them."""
-    domains = [list(one.domains.values()) for one in results]
-    ratios = [[d["perplexity"] / d["perplexity_original"] for d in pair] for pair in domains]
-    return {
-        **head(results),
-        "kl": spread(max(d["kl_mean"] for d in pair) for pair in domains),
-        "kl_p99": spread(max(d["kl_p99"] for d in pair) for pair in domains),
-        "top1": spread(min(d["top1"] for d in pair) for pair in domains),
-        "perplexity_ratio": spread(max(pair) for pair in ratios),
-        "domains": {name: by_domain(results, name) for name in results[0].domains},
-    }
-
-
-def by_domain(results: Sequence[Result], name: str) -> dict[str, dict[str, float]]:
-    """The figures that are worth seeing for each kind of text."""
-    keys = ("kl_mean", "perplexity", "perplexity_original")
-    return {key: spread(one.domains[name][key] for one in results) for key in keys}
-
-
 def bars(results: Sequence[Result]) -> list[Bar]:
     """Ours over the better peer, for each calibration size and width."""
     cells = {(one.run.sequences, one.run.bits) for one in results if one.run.side.name == OURS}
@@ -68,16 +48,6 @@ def bars(results: Sequence[Result]) -> list[Bar]:
         for key, (title, target) in COSTS.items():
             found.append(Bar(f"{where}: {title}", worst_ratio(runs, [cost(key)]), "ratio", "lower", target))
     return found
-
-
-def kl_on(domain: str) -> Figure:
-    """KL on one kind of text."""
-    return lambda one: one.domains[domain]["kl_mean"]
-
-
-def cost(key: str) -> Figure:
-    """One of the figures of the quantization itself."""
-    return lambda one: one.figures[key]
 
 
 def protocol(results: Sequence[Result]) -> list[str]:

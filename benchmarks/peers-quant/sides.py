@@ -1,0 +1,37 @@
+"""The contestants of this benchmark, and the widths that each has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from contest import OURS, Side
+
+BEST = f"{OURS}-best"
+_LEARNED = {"step": {"gptq": {"learn": 100}}, "export": ["folder"]}
+SIDES = (
+    Side("llmcompressor", "side_llmcompressor.py", ("llmcompressor==0.14.0.1",)),
+    Side(
+        "gptqmodel",
+        "side_gptqmodel.py",
+        ("gptqmodel==7.6.0",),
+        # With fewer workers than two it does not start on a machine of two cores.
+        {"GPTQMODEL_CPU_WORKERS": "2"},
+        warm_up=True,
+    ),
+    Side(
+        "autoround",
+        "side_autoround.py",
+        ("auto-round==0.16.1",),
+        {"ITERATIONS": "20"},
+        dtype="float32",
+        batch=8,
+    ),
+    Side("nncf", "side_nncf.py", ("nncf==3.4.0", "transformers"), dtype="float32"),
+    Side("hqq", "side_hqq.py", ("hqq==0.2.8.post1", "transformers"), dtype="float32", calibrated=False),
+    Side(OURS, "side_ours.py", revision=2),
+    Side(BEST, "side_variant.py", environment={"VARIANT": json.dumps(_LEARNED)}),
+    Side("rounding", "side_rounding.py", dtype="float32", calibrated=False),
+)
+# Sides that do not have every width.
+WIDTHS: Mapping[str, tuple[int, ...]] = {"nncf": (4,)}

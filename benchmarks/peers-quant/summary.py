@@ -1,0 +1,108 @@
+"""From finished runs to `record.json`: one row per contestant and width, and the bars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bars import Bar, write_record
+from contest import GROUP, OURS, Bench, Run
+from language import LENGTH, cost, kl_on, row
+from results import Figure, Result, collected, grouped, versions
+from sides import BEST
+
+QUESTION = (
+    "At the same bits per weight and on the same tokens: how close to the original do models of Pocketsize "
+    "stay, and what do they cost, beside GPTQ, SignRound, AWQ with scale estimation and HQQ of other tools?"
+)
+OWN = (OURS, BEST, "rounding")
+
+
+def record(bench: Bench, runs: Sequence[Run], path: Path) -> None:
+    """Write the record of all contests that are finished and scored."""
+    results = collected(bench, runs)
+    write_record(
+        path,
+        question=QUESTION,
+        threads=max(run.side.threads for run in runs),
+        protocol=protocol(results),
+        versions=versions(results),
+        rows=[row(group) for group in grouped(results)],
+        bars=bars(results),
+    )
+
+
+def bars(results: Sequence[Result]) -> list[Bar]:
+    """Ours over the best peer at each width, the worst of all seeds (and, for KL, of both kinds of text)."""
+    return [
+        bar
+        for bits in sorted({one.run.bits for one in results}, reverse=True)
+        for bar in bars_at(bits, [one for one in results if one.run.bits == bits])
+    ]
+
+
+def bars_at(bits: int, runs: Sequence[Result]) -> list[Bar]:
+    """The bars at one width."""
+    seeds = len({one.run.seed for one in runs if one.run.side.calibrated})
+    where = f"{bits} bit, worst of {seeds} seed{'s' * (seeds > 1)}"
+    kl = {own: max(worst(runs, own, kl_on(name), peer) for name in runs[0].domains) for own in (OURS, BEST)}
+    found = {
+        "KL of best against the best peer": (kl[BEST], 0.8),
+        "KL of fast against the best peer": (kl[OURS], 1.0),
+        "CPU seconds of fast against the fastest peer that reads data": (
+            worst(runs, OURS, cost("cpu_s"), reads_data),
+            0.5,
+        ),
+        "CPU seconds of best against AutoRound, which has a tenth of its default steps": (
+            worst(runs, BEST, cost("cpu_s"), lambda one: one.run.side.name == "autoround"),
+            10.0,
+        ),
+        "peak memory of best against the leanest peer that reads data": (
+            worst(runs, BEST, cost("rss_peak"), reads_data),
+            1.0,
+        ),
+    }
+    if bits == 2:
+        ours = [d for one in runs if one.run.side.name == BEST for d in one.domains.values()]
+        ratio = max(d["perplexity"] / d["perplexity_original"] for d in ours)
+        found["perplexity of best over the original's"] = (ratio, 2.0)
+    return [Bar(f"{where}: {name}", value, "ratio", "lower", bar) for name, (value, bar) in found.items()]
+
+
+def peer(one: Result) -> bool:
+    """Whether a run is another tool's."""
+    return one.run.side.name not in OWN
+
+
+def reads_data(one: Result) -> bool:
+    """Whether a run is another tool's that looks at calibration text."""
+    return peer(one) and one.run.side.calibrated
+
+
+def worst(results: Sequence[Result], own: str, figure: Figure, wanted: Callable[[Result], bool]) -> float:
+    """The largest ratio of ours to the least of the wanted peers, over the seeds.
+
+    What needs no calibration ran once and stands beside every seed.
+    """
+    ratios = []
+    for mine in (one for one in results if one.run.side.name == own):
+        same = [one for one in results if one.run.seed == mine.run.seed or not one.run.side.calibrated]
+        ratios.append(figure(mine) / min(figure(one) for one in same if wanted(one)))
+    return max(ratios)
+
+
+def protocol(results: Sequence[Result]) -> list[str]:
+    """What a reader has to know to believe the figures."""
+    tokens = ", ".join(f"{name} {int(d['tokens'])} tokens" for name, d in results[0].domains.items())
+    return [
+        f"SmolLM2-135M-Instruct, relative to the dequantized release; all block linears, group {GROUP}, "
+        "asymmetric; whole zeros but for HQQ, whose zeros and scales take 16 bits each; embedding and head "
+        "left alone by every side",
+        f"calibration: a seed picks 16 windows of {LENGTH} tokens, half fiction, half speeches; the same "
+        "token arrays for every side that reads any",
+        f"evaluation: {tokens}; no document is in both; blocks bfloat16 autocast, head and softmax float32",
+        "CPU seconds: user and system time of the quantization call in its process, loading left out, "
+        "compilation by numba included (empty cache), GPTQModel's C++ extension compiled before",
+        "peak memory: VmHWM of the whole process when the quantization call ends",
+        "rows: median, least and greatest over seeds; of the two domains the worse",
+    ]
