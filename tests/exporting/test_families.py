@@ -67,6 +67,9 @@ class Memory:
     def changed(self) -> Mapping[str, torch.Tensor]:
         return self.vectors
 
+    def beside(self, name: str) -> Memory:
+        return Memory()
+
 
 def text(model: Model, seed: int, rows: int) -> torch.Tensor:
     return torch.randint(5, VOCAB - 1, (rows, 40), generator=torch.Generator().manual_seed(seed))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
+from pocketsize.measurement.suite import divergence
 from pocketsize.models import calls as calling
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.models.walk import walk
 from pocketsize.quantization.grid import QWeight
-from pocketsize.recipes import learn
+from pocketsize.recipes import learn, stages
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.quantize import Gptq
 from pocketsize.recipes.step import Context
@@ -39,6 +41,12 @@ def applied(model: Model, ctx: Context, step: Gptq) -> Model:
     return step.resolve(model, ("folder",)).apply(model, ctx)
 
 
+def learned_shares(model: Model, ctx: Context) -> list[float | None]:
+    """What the learned stage tells of each matrix, whether or not it was kept."""
+    units = [ctx.store.beside("learned").finished(path) for path in model.blocks]
+    return [layer.learned for unit in units for layer in unit or ()]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_learns_in_every_family(family: str, tmp_path: Path) -> None:
     model = load(write_tiny(tmp_path / "model", family))
@@ -46,7 +54,7 @@ def test_learns_in_every_family(family: str, tmp_path: Path) -> None:
         pytest.skip(model.arch.refuses)
     ctx = context(tmp_path / "work", padded=True)
     done = applied(model, ctx, Gptq("W2A16", group=32, symmetric=True, learn=STEPS))
-    shares = [layer.learned for report in ctx.reports for layer in report.layers]
+    shares = learned_shares(model, ctx)
     assert len(shares) == len(model.linears) == len(done.quantized)
     assert all(share is not None and 0 < share <= 1 for share in shares)
     assert any(share is not None and share < 1 for share in shares)
@@ -54,14 +62,14 @@ def test_learns_in_every_family(family: str, tmp_path: Path) -> None:
 
 def test_blocks_end_nearer_to_the_original(tmp_path: Path) -> None:
     model = load(write_tiny(tmp_path / "model", "llama"))
-    plain, learned = (
-        applied(model, context(tmp_path / str(steps)), Gptq("W2A16", learn=steps)) for steps in (0, 40)
-    )
+    ctx = context(tmp_path / "work")
+    applied(model, ctx, Gptq("W2A16", learn=40))
+    plain, learned = (ctx.store.beside(name).weights() for name in ("gptq", "learned"))
     other = torch.randint(5, VOCAB - 1, (16, 40), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(other, dtype=torch.bool)
 
-    def distance(done: Model) -> float:
-        weights = {name: done.quantized[name].dequantize() for name in model.linears}
+    def distance(quantized: Mapping[str, QWeight]) -> float:
+        weights = {name: quantized[name].dequantize() for name in model.linears}
         for site in walk(model, other, mask, beside=True):
             site.replaced = {name: weights[name] for name in site.names}
             if site.whole is not None:
@@ -80,9 +88,37 @@ def test_a_block_that_gains_nothing_stays_as_it_was(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(learn, "_judged", lambda whole, numbers: 1.0)
     ctx = context(tmp_path / "work")
     same = applied(model, ctx, Gptq(learn=STEPS))
-    assert {layer.learned for report in ctx.reports for layer in report.layers} == {1.0}
+    assert {*learned_shares(model, ctx)} == {1.0}
     for name in model.linears_of(model.blocks[0]):
         assert torch.equal(same.quantized[name].codes, plain.quantized[name].codes)
+
+
+@pytest.mark.parametrize(("gptq", "learned"), [(1.0, 2.0), (2.0, 1.0), (1.0, 1.0)])
+def test_a_stage_is_kept_only_where_the_model_comes_nearer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gptq: float, learned: float
+) -> None:
+    model, told = load(write_tiny(tmp_path / "model", "llama")), iter((gptq, learned))
+    monkeypatch.setattr(stages, "divergence", lambda *_: next(told))
+    ctx = context(tmp_path / "work")
+    done = applied(model, ctx, Gptq("W2A16", learn=STEPS))
+    (report,) = ctx.reports
+    assert [s.divergence for s in report.stages] == [gptq, learned]
+    assert [s.kept for s in report.stages] == [True, learned < gptq]
+    best = ctx.store.beside("learned" if learned < gptq else "gptq").weights()
+    assert all(_same(done.quantized[name], best[name]) for name in model.linears)
+    assert all((layer.learned is not None) == (learned < gptq) for layer in report.layers)
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_stages_are_judged_on_windows_that_did_not_teach(tmp_path: Path, family: str) -> None:
+    model, ctx = load(write_tiny(tmp_path / "model", family)), context(tmp_path / "work")
+    applied(model, ctx, Gptq("W2A16", learn=STEPS))
+    ids, mask = ctx.input_ids[12:], ctx.mask[12:]
+    for stage in ctx.reports[0].stages:
+        small = model.with_quantized(ctx.store.beside(stage.name).weights())
+        assert stage.divergence == pytest.approx(divergence(model, small, ids, mask))
+    lowest = min(stage.divergence for stage in ctx.reports[0].stages)
+    assert [stage for stage in ctx.reports[0].stages if stage.kept][-1].divergence == lowest
 
 
 def test_too_little_text_to_judge_is_told(tmp_path: Path) -> None:
@@ -96,19 +132,22 @@ def test_too_little_text_to_judge_is_told(tmp_path: Path) -> None:
     assert all(_same(done.quantized[name], plain.quantized[name]) for name in model.linears)
 
 
-def test_goes_on_after_a_break_with_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("units", [1, 3])
+def test_goes_on_after_a_break_with_the_same_bits(tmp_path: Path, units: int) -> None:
     model, step = load(write_tiny(tmp_path / "model", "llama")), Gptq("W3A16", learn=STEPS)
     whole = applied(model, context(tmp_path / "whole"), step)
 
     def stop(done: int, total: int, what: str) -> None:
-        raise KeyboardInterrupt
+        assert total == 2 * len(model.blocks)
+        if done == units:
+            raise KeyboardInterrupt
 
     broken = context(tmp_path / "broken")
     broken.progress = stop
     with pytest.raises(KeyboardInterrupt):
         applied(model, broken, step)
     again = context(tmp_path / "broken")
-    assert again.store.finished(model.blocks[0]) is not None
+    assert again.store.beside("gptq").finished(model.blocks[0]) is not None
     resumed = applied(model, again, step)
     assert all(_same(resumed.quantized[name], whole.quantized[name]) for name in model.linears)
     assert again.reports[0].layers == _reports(model, tmp_path / "once more", step)

@@ -10,8 +10,9 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
+import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 from numpy import ndarray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -72,29 +73,47 @@ def mean_pool(hidden: Float[Tensor, "b s hidden"], mask: Bool[Tensor, "b s"]) ->
     return F.normalize((hidden.double() * kept).sum(1) / kept.sum(1), dim=-1)
 
 
+def window_distance(
+    original: Model, compressed: Model, ids: Int64[Tensor, "n s"], mask: Bool[Tensor, "n s"]
+) -> float:
+    """The mean over windows of 1 - cos of what two encoders make of each, float32."""
+    batches = list(zip(ids.split(BATCH), mask.split(BATCH), strict=True))
+    x, y = (torch.cat(_pooled(model, batches)) for model in (original, compressed))
+    return float(((x - y) ** 2).sum(1).mean() / 2)
+
+
 def _embed(
     model: Model, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> Float64[ndarray, "n hidden"]:
-    module, length = without_blocks(model, model.weight), min(512, model.positions)
+    length = min(512, model.positions)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     parts = [order[a : a + BATCH] for a in range(0, len(order), BATCH)]
-
-    def pooled(index: list[int]) -> Float64[Tensor, "b hidden"]:
+    batches: list[tuple[Int64[Tensor, "b s"], Bool[Tensor, "b s"]]] = []
+    for index in parts:
         batch = tokenizer(
             [texts[i] for i in index], padding=True, truncation=True, max_length=length, return_tensors="pt"
         )
-        ids, mask = (batch[name].to(working_device()) for name in ("input_ids", "attention_mask"))
-        hidden = module(input_ids=ids, attention_mask=mask).last_hidden_state
-        return mean_pool(hidden, mask.bool()).cpu()
-
+        batches.append((batch["input_ids"], batch["attention_mask"].bool()))
     rows = np.empty((len(texts), int(model.config.hidden_size)))
-    for index, found in zip(
-        parts, stream(module, model, model.weight, [partial(pooled, index) for index in parts]), strict=True
-    ):
+    for index, found in zip(parts, _pooled(model, batches), strict=True):
         rows[index] = found.numpy()
     if not np.isfinite(rows).all():
         raise NumericalError(f"{model.folder}: embeddings of the evaluation sentences are NaN or infinite")
     return rows
+
+
+def _pooled(
+    model: Model, batches: Sequence[tuple[Int64[Tensor, "b s"], Bool[Tensor, "b s"]]]
+) -> list[Float64[Tensor, "b hidden"]]:
+    """The embeddings of each batch of tokens, one block in memory at a time."""
+    module, device = without_blocks(model, model.weight), working_device()
+
+    def pooled(ids: Int64[Tensor, "b s"], mask: Bool[Tensor, "b s"]) -> Float64[Tensor, "b hidden"]:
+        ids, mask = ids.to(device), mask.to(device)
+        hidden = module(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        return mean_pool(hidden, mask).cpu()
+
+    return stream(module, model, model.weight, [partial(pooled, *batch) for batch in batches])
 
 
 def _measurements(

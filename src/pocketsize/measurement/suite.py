@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
 
 from pocketsize.data.calibration import Windows
 from pocketsize.data.text import Corpus
-from pocketsize.measurement.embedding import embedding_quality
+from pocketsize.measurement.embedding import embedding_quality, window_distance
 from pocketsize.measurement.latency import torch_latency
 from pocketsize.measurement.measurement import Measurement
 from pocketsize.measurement.memory import available_bytes
 from pocketsize.measurement.quality import Quality, quality
 from pocketsize.measurement.runtime import llamacpp_latency
+from pocketsize.measurement.tokens import compare
+from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
 
 PROMPT = 256
@@ -25,6 +29,20 @@ def quality_of(original: Model, compressed: Model, windows: Windows, corpus: Cor
     if original.arch.task == "generate":
         return quality(original, compressed, windows, seed=seed)
     return embedding_quality(original, compressed, corpus, seed=seed)
+
+
+def divergence(
+    original: Model, compressed: Model, ids: Int64[Tensor, "n s"], mask: Bool[Tensor, "n s"]
+) -> float:
+    """How far a model is from its original on windows of tokens, in one number.
+
+    Of a generator KL(original || compressed), mean over tokens, nats; of an encoder 1 - cosine of its
+    embeddings, mean over windows.
+    """
+    if original.arch.task != "generate":
+        return window_distance(original, compressed, ids, mask)
+    windows = Windows(ids, mask, torch.zeros(len(ids)), "windows that judge", "", 0)
+    return float(compare(original, compressed, windows, forward_dtype()).kl.mean())
 
 
 def has_room(model: Model) -> bool:

@@ -14,6 +14,7 @@ from pocketsize.models.model import Model
 from pocketsize.quantization.scheme import Scheme
 from pocketsize.recipes.awq import Awq
 from pocketsize.recipes.grids import Quantizer, scheme_of
+from pocketsize.recipes.quantize import steps_learned
 from pocketsize.recipes.recipe import Recipe
 
 # Record, report and card tell of every layer and tensor in words: so many bytes, and so many for each.
@@ -55,7 +56,7 @@ def written_bytes(model: Model, recipe: Recipe, *, written_tokens: int = 0) -> W
     others = [EXPORTERS[name].predict_others(model, of) for name in recipe.export]
     told = _told(model, recipe, len(exports)) + len(recipe.to_yaml().encode())
     output = sum(e.bytes for e in exports) + sum(sum(files.values()) for files in others) + told
-    work = sum(_objects(model, step, of))
+    work = sum(_objects(model, step, of)) * (2 if steps_learned(step) else 1)
     if written_tokens and step.calibrated:
         work += _NUMPY_HEADER + 8 * written_tokens
     return Written(exports, output, work)

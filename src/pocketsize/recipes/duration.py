@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pocketsize.data.written import BATCH as WRITERS
@@ -9,11 +10,13 @@ from pocketsize.measurement.runtime import RUNS
 from pocketsize.measurement.suite import PROMPT
 from pocketsize.models.calls import BATCH_TOKENS
 from pocketsize.models.model import Model
+from pocketsize.models.walk import HELD_OUT
 from pocketsize.recipes.disk import Written
 from pocketsize.recipes.memory import Size
 from pocketsize.recipes.quantize import steps_learned
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.rehearse import WRITTEN, Rehearsal, Spent
+from pocketsize.recipes.stages import JUDGES
 
 # Reading a GGUF back asks llama.cpp for 32 tokens after each of 32 prompts; its speed, for 32 tokens.
 QUESTIONS, DECODED = 32 * 32, 32
@@ -69,11 +72,24 @@ def _writing(whole: Whole, one: Rehearsal, spent: Spent) -> float:
 
 
 def _gptq(whole: Whole, one: Rehearsal, spent: Spent) -> float:
+    """All blocks once, and where blocks are learned once more; both are then measured on a few windows."""
+    if not any(steps_learned(step) for step in whole.recipe.steps):
+        return _walked(whole, one, spent.units, one.batch_s)
+    half = len(spent.units) // 2
+    plain, learned = spent.units[:half], spent.units[half:]
+    measured = one.stages["measure"]
+    start = plain[-1] + measured.cpu_s  # in a rehearsal about as many windows judge as are measured
+    judges = min(JUDGES * whole.size.length, whole.size.tokens / HELD_OUT) / one.evaluated_tokens
+    judged = 2 * judges * (measured.cpu_s + (whole.blocks - 1) * measured.block_s)
+    once = _walked(whole, one, plain, one.batch_s)
+    return once + _walked(whole, one, [unit - start for unit in learned], LEARNED * one.batch_s) + judged
+
+
+def _walked(whole: Whole, one: Rehearsal, units: Sequence[float], passes: float) -> float:
     """Batches through every block, the quantization of every block, and embedding and head once."""
     batches = max(1.0, whole.size.tokens / BATCH_TOKENS)
-    first, last = spent.units[0], spent.units[-1]
+    first, last = units[0], units[-1]
     around = max(0.0, one.walk_s - one.batches * one.batch_s)
-    passes = one.batch_s * (LEARNED if any(steps_learned(step) for step in whole.recipe.steps) else 1)
     quantized = max(0.0, first - around - one.batches * passes)
     return around + whole.blocks * (batches * passes + quantized) + last - first
 

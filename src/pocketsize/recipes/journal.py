@@ -104,6 +104,12 @@ class Journal:
         """All changed vectors kept so far."""
         return self.vectors
 
+    def beside(self, name: str) -> Journal:
+        """The journal of a stage, in a folder of its own within this one's."""
+        own = open_journal(self.folder / name, self.fingerprint, self.safe_point)
+        self.resumed += own.resumed
+        return own
+
     def add(self, line: dict[str, Any]) -> None:
         """Take up a journal line that is durable."""
         path = _object(self.folder, line["object"])

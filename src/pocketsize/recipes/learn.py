@@ -16,11 +16,15 @@ from pocketsize.recipes.record import Finding
 from pocketsize.recipes.step import Unit
 
 
-def too_little_to_learn(windows: int, length: int) -> Finding | None:
-    """A finding where no batch is left to judge what others teach."""
+def judging_windows(windows: int, length: int) -> list[int]:
+    """The numbers of the calibration windows that judge what others teach: every fourth batch."""
     size = windows_per_batch(length)
-    if -(-windows // size) >= HELD_OUT:
-        return None
+    return [i for i in range(windows) if i // size % HELD_OUT == HELD_OUT - 1]
+
+
+def too_little_to_learn(windows: int, length: int) -> Finding:
+    """What is said where no batch is left to judge what others teach."""
+    size = windows_per_batch(length)
     said = f"every {HELD_OUT}th batch of {size} calibration windows judges; of {windows} windows none does"
     return Finding("few-windows", f"{said}: nothing was learned", "")
 
@@ -34,8 +38,6 @@ def learn_block(site: Site, unit: Unit, model: Model, *, steps: int) -> None:
     whole = site.whole
     assert whole is not None
     judges = range(HELD_OUT - 1, len(whole.calls), HELD_OUT)
-    if not judges:
-        return
     device = site.weights[0].device
     learned = {n: Learned(model.matrix(n).to(device), q.to(device)) for n, q in unit.weights.items()}
 

@@ -24,8 +24,9 @@ from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import Scheme
 from pocketsize.recipes.grids import Auto, Quantizer, chosen, embedding_scheme, layer_scheme
 from pocketsize.recipes.layers import finish, layer_report
-from pocketsize.recipes.learn import learn_block, too_little_to_learn
+from pocketsize.recipes.learn import judging_windows, learn_block, too_little_to_learn
 from pocketsize.recipes.record import LayerReport
+from pocketsize.recipes.stages import staged
 from pocketsize.recipes.step import Context, Step, Unit
 
 
@@ -116,17 +117,29 @@ class Gptq(Quantizer):
             raise UsageError(f"gptq: learn must be a whole number from 0 upwards, got {self.learn}")
 
     def apply(self, model: Model, ctx: Context) -> Model:
-        """The model with all linears (and the embedding) quantized on the calibration text."""
+        """The model with all linears (and the embedding) quantized on the calibration text.
 
+        What is learned is a stage of its own (`staged`).
+        """
+        judges = judging_windows(*ctx.input_ids.shape)
+        if self.learn and judges:
+            ways = {
+                "gptq": partial(self._solved, learn=0),
+                "learned": partial(self._solved, learn=self.learn),
+            }
+            return staged(model, ctx, ways, judges)
+        if self.learn:
+            ctx.findings.append(too_little_to_learn(*ctx.input_ids.shape))
+        return self._solved(model, ctx, learn=0)
+
+    def _solved(self, model: Model, ctx: Context, *, learn: int) -> Model:
         def quantize(site: Site, unit: Unit) -> Iterator[tuple[str, QWeight, LayerReport]]:
             for scheme, part in parts(site, self):
                 yield from quantize_site(part, scheme, self)
             if site.last and site.whole is not None:
-                learn_block(site, unit, model, steps=self.learn)
+                learn_block(site, unit, model, steps=learn)
 
-        if self.learn and (finding := too_little_to_learn(*ctx.input_ids.shape)):
-            ctx.findings.append(finding)
-        return walked(self, model, ctx, quantize, beside=self.learn > 0)
+        return walked(self, model, ctx, quantize, beside=learn > 0)
 
 
 # How long blocks are learned, by how much time there is.

@@ -49,6 +49,10 @@ class Store(Protocol):
         """All changed vectors kept so far."""
         ...
 
+    def beside(self, name: str) -> Store:
+        """A store of its own, as durable, for a stage whose outcome may be dropped."""
+        ...
+
 
 @dataclass(slots=True)
 class Context:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import yaml
@@ -10,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pocketsize.io.console import duration
-from pocketsize.recipes.record import LayerReport, RunRecord, StepReport
+from pocketsize.recipes.record import LayerReport, RunRecord, Stage, StepReport
 from pocketsize.reporting import chart, compare, figure
 from pocketsize.reporting.curve import curve
 from pocketsize.reporting.layers import MOST_PANELS, layout
@@ -171,7 +172,15 @@ def error_plot(step: StepReport) -> ErrorPlot:
     raised = sum(layer.escalations > 0 for layer in step.layers)
     if raised:
         notes.append(f"Damping had to be raised for {raised} of {len(step.layers):,} layers.")
+    if step.stages:
+        notes.append(_told(step.stages))
     return ErrorPlot(method, is_rtn, plots, placed.outside[:MOST_LAYERS], table, is_cut, tuple(notes))
+
+
+def _told(stages: Sequence[Stage]) -> str:
+    """What each stage of a step gave."""
+    said = (f"{s.name} {figure.number(s.divergence)} ({'kept' if s.kept else 'dropped'})" for s in stages)
+    return f"Distance from the original on calibration text that did not teach, by stage: {', '.join(said)}."
 
 
 def breakdowns(record: RunRecord) -> tuple[Breakdown, ...]:

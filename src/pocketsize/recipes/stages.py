@@ -1,0 +1,49 @@
+"""The stages of a step: each is kept only if the model comes nearer to the original on other text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from pocketsize.measurement.suite import divergence
+from pocketsize.models.model import Model
+from pocketsize.recipes.record import Stage
+from pocketsize.recipes.step import Context
+
+# At most so many windows judge a stage.
+JUDGES = 16
+
+Way = Callable[[Model, Context], Model]
+
+
+def staged(model: Model, ctx: Context, ways: Mapping[str, Way], judges: Sequence[int]) -> Model:
+    """The model that the best of these ways gives, judged by the calibration windows with these numbers.
+
+    Each way keeps its work in a store of its own, so all of it can be resumed. The reports and findings
+    of the best become those of the step, and the report says what each stage gave.
+    """
+    picked = list(judges[:JUDGES])
+    ids, mask = ctx.input_ids[picked], ctx.mask[picked]
+    best, nearest, told = model, math.inf, list[Stage]()
+    chosen = ctx
+    for number, (name, way) in enumerate(ways.items()):
+        own = _part_of(ctx, name, number, len(ways))
+        done = way(model, own)
+        apart = divergence(model, done, ids, mask)
+        told.append(Stage(name, apart, kept=apart < nearest))
+        if apart < nearest:
+            best, nearest, chosen = done, apart, own
+    *before, report = chosen.reports
+    ctx.reports += [*before, replace(report, stages=tuple(told))]
+    ctx.findings += chosen.findings
+    return best
+
+
+def _part_of(ctx: Context, name: str, number: int, count: int) -> Context:
+    """What one of several stages is given; its progress is that of all of them."""
+
+    def progress(done: int, total: int, what: str) -> None:
+        ctx.progress(number * total + done, count * total, f"{name}: {what}")
+
+    return Context(ctx.input_ids, ctx.mask, ctx.store.beside(name), progress)
