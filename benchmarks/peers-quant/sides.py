@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from contest import OURS, Side
 
-BEST = f"{OURS}-best"
-_LEARNED = {"step": {"gptq": {"learn": 100}}, "export": ["folder"]}
+LEARNED = f"{OURS}-balanced"
+_STEP = {"step": {"gptq": {"learn": 20}}, "export": ["folder"]}
 SIDES = (
     Side("llmcompressor", "side_llmcompressor.py", ("llmcompressor==0.14.0.1",)),
     Side(
@@ -30,7 +30,7 @@ SIDES = (
     Side("nncf", "side_nncf.py", ("nncf==3.4.0", "transformers"), dtype="float32"),
     Side("hqq", "side_hqq.py", ("hqq==0.2.8.post1", "transformers"), dtype="float32", calibrated=False),
     Side(OURS, "side_ours.py", revision=2),
-    Side(BEST, "side_variant.py", environment={"VARIANT": json.dumps(_LEARNED)}),
+    Side(LEARNED, "side_variant.py", environment={"VARIANT": json.dumps(_STEP)}),
     Side("rounding", "side_rounding.py", dtype="float32", calibrated=False),
 )
 # Sides that do not have every width.
