@@ -41,6 +41,7 @@ RECORDS = (
     record.TextRecord,
     record.StepReport,
     record.LayerReport,
+    record.Stage,
     record.Finding,
     Measurement,
     Artifact,
