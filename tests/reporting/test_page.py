@@ -11,7 +11,7 @@ from importlib.resources import files
 import pytest
 
 from pocketsize.measurement.measurement import Measurement
-from pocketsize.recipes.record import Finding, RunRecord, SizePart, StepReport, read_record
+from pocketsize.recipes.record import Finding, RunRecord, SizePart, Stage, StepReport, read_record
 from pocketsize.reporting.page import report_html
 from reporting.records import bare, encoder, layers, smollm2
 
@@ -202,3 +202,15 @@ def test_contrast(scheme: int) -> None:
             assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
     for i in range(8):
         assert contrast(colours[f"c{i}"], colours["paper"]) >= 3, i
+
+
+def test_stages_are_told_with_what_each_gave() -> None:
+    record = smollm2()
+    stages = (
+        Stage("gptq", 0.0934, kept=True),
+        Stage("learned", 0.0857, kept=True),
+        Stage(EVIL, 0.1, kept=False),
+    )
+    page = Page(report_html(replace(record, steps=(replace(record.steps[0], stages=stages),))))
+    assert "did not teach, by stage: gptq 0.0934 (kept), learned 0.0857 (kept), " in page.text
+    assert "(dropped)." in page.text and not page.named("img")
