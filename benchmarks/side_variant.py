@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from meter import metered
 from worker import hand_over, read_job
 
 from pocketsize.models.load import load
+from pocketsize.quantization.scheme import named
 from pocketsize.recipes.grids import Quantizer, block_scheme
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.recipe import parse_step
@@ -25,7 +27,9 @@ def main() -> None:
     model = load(job.model)
     ids = torch.from_numpy(np.load(job.calibration)[: max(1, job.sequences)])
     ((kind, options),) = variant["step"].items()
-    options |= {"scheme": f"W{job.bits}A16", "group": job.group, "symmetric": False, "embeddings": None}
+    own = named(options.get("scheme", ""))  # says all of a grid by its name
+    grid = {} if own else {"scheme": f"W{job.bits}A16", "group": job.group, "symmetric": False}
+    options |= {"embeddings": None, **grid}
     step = parse_step({kind: options}).resolve(model, tuple(variant["export"]))
     assert isinstance(step, Quantizer)
     with tempfile.TemporaryDirectory() as room:
@@ -35,9 +39,12 @@ def main() -> None:
             done = step.apply(model, context)
         weights = {name: weight.dequantize() for name, weight in done.quantized.items()}
         weights |= {name: done.weight(name) for name in done.changed}
-    zeros = 16 if block_scheme(step).float_zeros else job.bits
+    scales, zeros = 16, 16 if block_scheme(step).float_zeros else job.bits
+    if own is not None and own.group is not None:
+        job, zeros = replace(job, group=own.group), 0
+        scales = round((own.bits_per_weight(own.group) - job.bits) * own.group)
     versions = {name: version(name) for name in ("transformers", "numba")}
-    hand_over(job, cost, weights, scale_bits=16, zero_bits=zeros, versions=versions)
+    hand_over(job, cost, weights, scale_bits=scales, zero_bits=zeros, versions=versions)
 
 
 if __name__ == "__main__":

@@ -49,10 +49,16 @@ def write_tiny(
     shards: int = 1,
     tied: bool = True,
     seed: int = 0,
+    wide: bool = False,
 ) -> Path:
-    """The folder, now holding a tiny model of a family. `tied` matters to generators."""
+    """The folder, now holding a tiny model of a family. `tied` matters to generators.
+
+    `wide`: rows of 256 and 512 weights, for families whose heads have a width of their own.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config = tiny_config(family, tied=tied)
+    if wide:
+        config.hidden_size, config.head_dim, config.intermediate_size = 256, 64, 512
     config.save_pretrained(folder)
     _mark_architecture(folder, config, dtype)
     tensors = weights(config, dtype, seed)

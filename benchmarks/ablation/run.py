@@ -24,6 +24,8 @@ QUESTION = (
     "What does each quantization method, and each stage of GPTQ, give at one size, and what does it cost?"
 )
 SEQUENCES, BITS = 16, 4
+# Tables of 16 values, each with a format that holds it, in groups of their own.
+CODEBOOKS = {"IQ4_NL": "gguf", "NF4": "bitsandbytes", "NVFP4": "folder", "MXFP4": "folder"}
 _PLAIN = {"order": False, "search": False, "sink": 0.0}
 VARIANTS: Mapping[str, tuple[Mapping[str, object], str]] = {
     "rtn": ({"rtn": {}}, "folder"),
@@ -39,6 +41,11 @@ VARIANTS: Mapping[str, tuple[Mapping[str, object], str]] = {
     "gptq, float zeros": ({"gptq": {}}, "gguf"),
     "gptq, learned": ({"gptq": {"learn": 20}}, "folder"),
     "gptq, learned, float zeros": ({"gptq": {"learn": 20}}, "gguf"),
+    **{
+        f"{kind}, {name}": ({kind: {"scheme": name}}, export)
+        for name, export in CODEBOOKS.items()
+        for kind in ("rtn", "gptq")
+    },
 }
 
 
@@ -94,7 +101,7 @@ def record(results: list[Result]) -> None:
             f"evaluation: {tokens} tokens; KL and perplexity of the worse of the two",
             "gptq, plain: no order, grids that span the range, no weight on first positions; + order: active "
             "groups first; + search: scale and zero by weighted error; gptq: first positions weighted too; "
-            "learned: then 20 steps a block",
+            "learned: then 20 steps a block; IQ4_NL, NF4, NVFP4, MXFP4: codebooks, groups of 32, 64, 16, 32",
             "CPU seconds of the step, compilation included, loading left out",
         ],
         versions=versions(results),
@@ -108,8 +115,9 @@ def record(results: list[Result]) -> None:
 
 
 def ratio(rows: Mapping[str, Mapping[str, object]], name: str) -> float:
-    """The KL of a variant over that of rounding to nearest with zeros of the same kind."""
-    base = "rtn, float zeros" if name.endswith("float zeros") else "rtn"
+    """The KL of a variant over that of rounding to nearest with zeros of the same kind, or the same table."""
+    grid = name.rpartition(", ")[2]
+    base = f"rtn, {grid}" if grid in ("float zeros", *CODEBOOKS) else "rtn"
     return float(str(rows[name]["kl"])) / float(str(rows[base]["kl"]))
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from pocketsize.data.sources import Source
 from pocketsize.errors import UsageError
+from pocketsize.exporting.table import EXPORTERS
 from pocketsize.exporting.verify import Check, verify_folder
 from pocketsize.io.console import Terminal
 from pocketsize.io.publish import publish_bytes
@@ -213,13 +215,14 @@ def result(folder: str | Path) -> Result:
 def default_export(source: str, steps: Sequence[Step] = ()) -> tuple[str, ...]:
     """GGUF and the folder for families that llama.cpp runs, the folder alone for others.
 
-    A format that cannot hold the scheme of a step is left out.
+    A format that cannot hold the scheme of a step is left out; if neither can, it is the first that can.
     """
     config = read_config(resolve(source))
     words = [step.scheme for step in steps if isinstance(step, Quantizer)]
     formats = ("gguf", "folder") if arch_of(config.model_type).gguf else ("folder",)
     able = tuple(name for name in formats if all(unstorable(word, name) is None for word in words))
-    return able or formats
+    others = (name for name in EXPORTERS if words and all(unstorable(word, name) is None for word in words))
+    return able or tuple(islice(others, 1)) or formats
 
 
 def _recipe(

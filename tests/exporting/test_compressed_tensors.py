@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from exporting.rounded import quantized
 from pocketsize.errors import IntegrityError, NumericalError, RefusedError, UnsupportedError
-from pocketsize.exporting import compressed_tensors
+from pocketsize.exporting import plain
 from pocketsize.exporting.behaviour import loaded
 from pocketsize.exporting.companions import copy_companions
 from pocketsize.exporting.compressed_tensors import (
@@ -168,7 +168,7 @@ def test_shards_hold_the_same_tensors(tmp_path, tiny_llama, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir(), parts.mkdir()
     write(model, whole)
-    monkeypatch.setattr(compressed_tensors, "SHARD_BYTES", 30_000)
+    monkeypatch.setattr(plain, "SHARD_BYTES", 30_000)
     artifact = write(model, parts)
     shards = sorted(parts.glob("*.safetensors"))
     assert len(shards) > 2 and artifact.bytes == sum(s.stat().st_size for s in shards)

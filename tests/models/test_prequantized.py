@@ -254,11 +254,15 @@ LAYER = "tensor model.layers.1.mlp.up_proj."
 PACKED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
 WEIGHTS = {"num_bits": 4, "group_size": 32, "strategy": "group", "symmetric": True}
 FAULTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
-    "bitsandbytes": (said(quant_method="bitsandbytes"), 4, "already quantized (bitsandbytes), and only gptq"),
+    "bitsandbytes": (
+        said(quant_method="bitsandbytes"),
+        4,
+        "already quantized (bitsandbytes, 8 bits), which is",
+    ),
     "fp8": (
         said(quant_method="fp8"),
         4,
-        "(fp8), and only gptq, awq, compressed-tensors are read; give the model",
+        "(fp8), and only gptq, awq, compressed-tensors, bitsandbytes are read; give the model",
     ),
     "no method": (said(bits=4), 4, "already quantized (unnamed)"),
     "a text": (lambda f: _config(f, "awq"), 4, "already quantized (awq)"),  # type: ignore[arg-type]

@@ -33,8 +33,13 @@ def gptq_slow(
             part = slice(i, i + width)
             one = replace(scheme, group=None)
             scale, zero = (t[:, 0] for t in fit_grid(W[:, part], one, weight[part] if search else None))
-        codes[:, i] = (W[:, i] * (1 / scale) + zero).round().clamp(0, scheme.top)
-        Q[:, i] = scale * (codes[:, i] - zero)
+        if scheme.table is None:
+            codes[:, i] = (W[:, i] * (1 / scale) + zero).round().clamp(0, scheme.top)
+            Q[:, i] = scale * (codes[:, i] - zero)
+        else:
+            values = torch.tensor(scheme.table.values)
+            codes[:, i] = ((W[:, i] / scale)[:, None] - values).abs().argmin(dim=1)
+            Q[:, i] = scale * values[codes[:, i].long()]
         W[:, i + 1 :] -= torch.outer((W[:, i] - Q[:, i]) / U[i, i], U[i, i + 1 :])
     back = torch.argsort(perm)
     return codes[:, back], Q[:, back]

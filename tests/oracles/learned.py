@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pocketsize.quantization.codebook_grid import storable
 from pocketsize.quantization.grid import QWeight, storable_scale
 from pocketsize.quantization.learned import INSIDE, PACE, STEPS, TRAVEL
 
@@ -14,6 +15,8 @@ def learned_slowly(W: Tensor, start: QWeight, gradients: list[Tensor]) -> QWeigh
     scheme, rows = start.scheme, start.scale.shape
     codes = start.codes.float().view(*rows, -1)
     offset = W.view(*rows, -1) / start.scale[..., None] + start.zero[..., None] - codes
+    if scheme.table is not None:
+        offset = offset_in_table(W.view(*rows, -1) / start.scale[..., None], codes, scheme.table.values)
     place = (codes + offset.clamp(-INSIDE, INSIDE)).requires_grad_()
     grown, raised = (torch.zeros_like(start.scale).requires_grad_() for _ in range(2))
     of_codes = torch.optim.Adam([place], lr=1.0, betas=(0.9, 0.95), eps=1e-20)
@@ -22,6 +25,10 @@ def learned_slowly(W: Tensor, start: QWeight, gradients: list[Tensor]) -> QWeigh
     def now() -> tuple[Tensor, Tensor, Tensor]:
         q = through(place, place.round().clamp(0, scheme.top))
         s = start.scale * (1 + grown)
+        if scheme.table is not None:
+            q = through(q, torch.tensor(scheme.table.values)[q.detach().long()])
+            s = through(s, storable(s.detach(), start.scale, scheme))
+            return q, s, torch.zeros_like(s)
         s = through(s, storable_scale(s.detach(), scheme.scale_digits))
         if not scheme.float_zeros:
             return q, s, -s * start.zero
@@ -38,9 +45,24 @@ def learned_slowly(W: Tensor, start: QWeight, gradients: list[Tensor]) -> QWeigh
         of_codes.param_groups[0]["lr"] = 2 * TRAVEL / max(len(gradients), STEPS) * left
         of_grid.param_groups[0]["lr"] = PACE * left
         of_codes.step(), of_grid.step()
+    if scheme.table is not None:
+        codes = place.detach().round().clamp(0, scheme.top).to(torch.uint8).view_as(start.codes)
+        return QWeight(codes, now()[1].detach(), start.zero, scheme)
     q, s, least = (T.detach() for T in now())
     zero = -least / s if scheme.float_zeros else start.zero
     return QWeight(q.to(torch.uint8).view_as(start.codes), s, zero, scheme)
+
+
+def offset_in_table(x: Tensor, codes: Tensor, values: tuple[float, ...]) -> Tensor:
+    """How far each x lies from its entry, a half being the middle towards the next, one by one."""
+    found = []
+    for one, code in zip(x.flatten().tolist(), codes.flatten().int().tolist(), strict=True):
+        up = one > values[code]
+        other = code + 1 if up else code - 1
+        if not 0 <= other < len(values):  # beyond an end: as far as to the entry on the other side
+            other = code - 1 if up else code + 1
+        found.append((one - values[code]) / abs(values[other] - values[code]))
+    return torch.tensor(found).view(x.shape)
 
 
 def through(value: Tensor, rounded: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from pocketsize.quantization.gptq import gptq
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.learned import Learned
 from pocketsize.quantization.rtn import rtn
-from pocketsize.quantization.scheme import Scheme
+from pocketsize.quantization.scheme import NAMED, Scheme
 
 SCHEMES = {
     "symmetric": Scheme(4, 32, symmetric=True),
@@ -18,7 +18,11 @@ SCHEMES = {
     "float zeros": Scheme(2, 32, float_zeros=True),
     "one scale a row": Scheme(4, None, symmetric=True),
 }
+TABLES = {name: NAMED[name] for name in ("NF4", "IQ4_NL", "NVFP4", "MXFP4", "TERNARY")}
 each_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES.keys())
+
+
+each_table = pytest.mark.parametrize("scheme", TABLES.values(), ids=TABLES.keys())
 
 
 def matrix(seed: int = 0, rows: int = 24) -> torch.Tensor:
@@ -89,3 +93,26 @@ def test_a_group_of_zeros_stays_one() -> None:
         learned = Learned(W, rtn(W, scheme))
         learned.update(torch.ones_like(W), 0, 1)
         assert bool(learned.weight().dequantize().isfinite().all())
+
+
+@each_table
+def test_a_table_is_learned_as_the_slow_version_learns_it(scheme: Scheme) -> None:
+    W, generator = matrix(), torch.Generator().manual_seed(1)
+    start = rtn(W, scheme)
+    gradients = [torch.randn(W.shape, generator=generator) + 0.5 * W for _ in range(12)]
+    learned = Learned(W, start)
+    for step, gradient in enumerate(gradients):
+        learned.update(gradient, step, len(gradients))
+    mine, slow = learned.weight(), learned_slowly(W, start, gradients)
+    assert float((mine.codes != slow.codes).float().mean()) < 0.01
+    assert torch.allclose(mine.scale, slow.scale, rtol=2**-7) and not bool(mine.zero.any())
+    assert scheme.bits == 2 or not torch.equal(mine.codes, start.codes)  # cells of three codes are wide
+    assert int((mine.codes.int() - start.codes.int()).abs().max()) <= 1
+
+
+@each_table
+def test_a_table_stays_without_steps(scheme: Scheme) -> None:
+    W = matrix()
+    start = gptq(W, torch.eye(64) + 0.3, scheme).weight
+    same = Learned(W, start).weight()
+    assert torch.equal(same.codes, start.codes) and torch.equal(same.scale, start.scale)

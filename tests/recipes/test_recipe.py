@@ -61,7 +61,7 @@ def test_sources_survive_their_own_file(tmp_path: Path) -> None:
         ({"steps": [{"rtn": {"group": -1}}]}, "group must be a positive number"),
         (
             {"steps": [{"rtn": {"embeddings": 7}}]},
-            "rtn: embeddings must be one of (2, 3, 4, 5, 8), same, auto",
+            "rtn: embeddings must be one of (2, 3, 4, 5, 8), a scheme with a name such as Q6_K, same, auto",
         ),
         ({"steps": [{"hqq": {"symmetric": True}}]}, "a symmetric grid has none; use step rtn"),
         ({"steps": [{"gptq": {"overrides": "x"}}]}, "overrides is options by name"),

@@ -14,7 +14,7 @@ import torch
 from pocketsize import api
 from pocketsize.cli.main import main
 from pocketsize.errors import ResourceError
-from pocketsize.exporting import compressed_tensors
+from pocketsize.exporting import compressed_tensors, plain
 from pocketsize.exporting.gguf import writer as gguf
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
@@ -105,7 +105,7 @@ def _schemes(done: Model) -> Any:
 def test_a_folder_of_shards_is_predicted_with_its_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compressed_tensors, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr(plain, "SHARD_BYTES", 20_000)
     model = load(write_tiny(tmp_path / "m", "llama"))
     of = lambda name: None  # noqa: E731 - nothing is quantized
     artifact = compressed_tensors.write(model, tmp_path)

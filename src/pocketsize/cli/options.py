@@ -70,7 +70,8 @@ def target(function: F) -> F:
     """`--target gguf,folder`."""
     return click.option(
         "--target",
-        help="Formats, first the one sizes are meant for: gguf,folder. Default: all the family has.",
+        help="Formats, first the one sizes are meant for: of gguf, folder, gptq, gptq_v2, awq, "
+        "bitsandbytes. Default: gguf,folder where llama.cpp runs the family, else folder.",
     )(function)
 
 
@@ -134,7 +135,7 @@ def scheme(function: F) -> F:
         "--embeddings",
         default="auto",
         show_default=True,
-        help="Width of embedding and head: 8, 5, 4, same (as the linears), auto or none.",
+        help="Width of embedding and head: 8, 5, 4, a name such as Q6_K, same (as linears), auto or none.",
     )(function)
     function = click.option(
         "--symmetric/--asymmetric",
@@ -153,7 +154,8 @@ def scheme(function: F) -> F:
         "--scheme",
         default="W4A16",
         show_default=True,
-        help="W8A16, W5A16, W4A16, W3A16 or W2A16; or a name that says all of a grid, such as Q4_0.",
+        help="W8A16, W5A16, W4A16, W3A16 or W2A16; a name that says all of a grid, such as Q4_0 or NF4, or "
+        "that of a mix, such as Q4_K_M.",
     )(function)
     return click.option("--method", default="gptq", show_default=True, help="gptq, awq, hqq or rtn.")(
         function
@@ -183,7 +185,7 @@ def raw_step(
         "group": _number(group, {"auto": "auto", "row": None}, "--group"),
         "symmetric": "auto" if symmetric is None else symmetric,
         "float_zeros": "auto" if float_zeros is None else float_zeros,
-        "embeddings": _number(embeddings, {"auto": "auto", "same": "same", "none": None}, "--embeddings"),
+        "embeddings": _embeddings(embeddings),
     }
     if damp is not None:
         step["damp"] = damp
@@ -207,6 +209,13 @@ def _override(text: str) -> tuple[str, dict[str, str] | None]:
     if not sign or not pattern or not scheme:
         raise click.UsageError(f"--override: PATTERN=SCHEME, such as '*.down_proj=W5A16', got {text!r}")
     return pattern, None if scheme == "none" else {"scheme": scheme}
+
+
+def _embeddings(text: str) -> Any:
+    from pocketsize.quantization.scheme import named
+
+    words = {"auto": "auto", "same": "same", "none": None}
+    return text if named(text) is not None else _number(text, words, "--embeddings")
 
 
 def _number(text: str, words: dict[str, Any], option: str) -> Any:

@@ -1,14 +1,15 @@
 """How far llama.cpp and our own forward agree on the next token, position by position.
 
 llama.cpp multiplies quantized matrices with activations that it first rounds to 8 bits in blocks
-of 32. That is no fault of the file, but it moves logits: `Agreement.floor` is the share of
-positions at which our forward agrees with itself when it does the same rounding.
+of 32, or of 256 where the matrix has super-blocks. That is no fault of the file, but it moves logits:
+`Agreement.floor` is the share of positions at which our forward agrees with itself when it does the same
+rounding.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,8 @@ WANTED = 0.97
 # not, so counts scatter around the floor; this many standard deviations of their difference are allowed.
 SIGMAS = 3
 _PROMPT = 8
-_BLOCK = 32
+# Blocks in which activations are rounded, by the blocks of the matrix.
+SMALL, SUPER = 32, 256
 _BATCH = 4
 
 
@@ -81,12 +83,12 @@ def agreement(
     ids: Sequence[Sequence[int]],
     *,
     tokens: int,
-    rounded: Collection[str],
+    rounded: Mapping[str, int],
 ) -> Agreement:
     """Compare next tokens along our own greedy continuations of the prompts `ids`.
 
     The continuation is ours at every position, so that one difference does not lead to others.
-    `rounded` names the linears whose inputs llama.cpp rounds.
+    `rounded` names the linears whose inputs llama.cpp rounds, and says in blocks of how many.
     """
     length = min(_PROMPT, *(len(prompt) for prompt in ids))
     prompts = torch.tensor([list(prompt)[:length] for prompt in ids])
@@ -122,14 +124,17 @@ def _floor(
     module: nn.Module,
     text: Int64[Tensor, "n length"],
     chosen: Int64[Tensor, "n tokens"],
-    rounded: Collection[str],
+    rounded: Mapping[str, int],
 ) -> float:
     """The share of tokens that stay the likeliest when the inputs of these linears are rounded to 8 bits."""
 
-    def round_inputs(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (_round(inputs[0]), *inputs[1:])
+    def rounding(block: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        return lambda _, inputs: (_round(inputs[0], block), *inputs[1:])
 
-    handles = [module.get_submodule(name).register_forward_pre_hook(round_inputs) for name in rounded]
+    handles = [
+        module.get_submodule(name).register_forward_pre_hook(rounding(block))
+        for name, block in rounded.items()
+    ]
     try:
         # A few texts at a time: logits are large.
         parts = [module(input_ids=part[:, :-1]).logits.argmax(dim=-1) for part in text.split(_BATCH)]
@@ -139,11 +144,13 @@ def _floor(
     return float((torch.cat(parts)[:, -chosen.shape[1] :] == chosen).float().mean())
 
 
-def _round(X: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch in"]:
-    """Each block of 32 on 255 levels around zero, its scale in float16."""
-    if X.shape[-1] % _BLOCK:
+def _round(X: Float[Tensor, "*batch in"], block: int) -> Float[Tensor, "*batch in"]:
+    """Each block on 255 levels around zero, its scale in float16, of larger blocks than 32 in float32."""
+    if X.shape[-1] % block:
         return X
-    blocks = X.reshape(*X.shape[:-1], -1, _BLOCK)
+    blocks = X.reshape(*X.shape[:-1], -1, block)
     peak = blocks.abs().amax(dim=-1, keepdim=True)
     codes = torch.where(peak > 0, blocks * (127 / peak), 0).round()
-    return (codes * (peak / 127).to(torch.float16).to(X.dtype)).reshape(X.shape)
+    scale = peak / 127
+    scale = scale.to(torch.float16).to(X.dtype) if block == SMALL else scale
+    return (codes * scale).reshape(X.shape)

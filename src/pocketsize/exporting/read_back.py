@@ -23,6 +23,7 @@ from pocketsize.io.strictjson import read_json_object
 from pocketsize.models.arch import Arch, arch_of
 from pocketsize.models.load import as_module_names
 from pocketsize.models.model import Model, Origin
+from pocketsize.models.prequantized import recognise, unpacked
 from pocketsize.models.quiet import quiet
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.scheme import Scheme
@@ -32,14 +33,20 @@ _PACKED = "_packed"
 
 
 def read_folder(folder: Path) -> Model:
-    """The model in a folder that `compressed_tensors.write` made; packed weights are its `quantized`.
+    """The model in a folder of ours; weights of compressed-tensors are its `quantized`, others unpacked.
 
     Where it came from is not in the folder, so its `origin` has a name alone.
     """
     path = folder / "config.json"
     raw: dict[str, Any] = read_json_object(path)
+    how = recognise(raw, path)
     quantization = raw.pop("quantization_config", {})
     config, arch = _config(raw, path), arch_of(str(raw["model_type"]))
+    if (
+        how is not None and how.method != "compressed-tensors"
+    ):  # float4 of compressed-tensors has its own name
+        stored = as_module_names(unpacked(open_checkpoint(folder), how, arch), arch)
+        return Model(folder, config, arch, Origin(folder.name, "", 0, 0, 0), stored)
     try:
         schemes = _schemes(quantization)
     except (KeyError, TypeError, AttributeError) as error:
@@ -135,7 +142,9 @@ class Gguf:
     @property
     def main_kind(self) -> str:
         """The type that holds most weights."""
-        return main_kind((t.tensor_type.name, tuple(int(n) for n in t.shape)) for t in self.reader.tensors)
+        return main_kind(
+            (t.name, t.tensor_type.name, tuple(int(n) for n in t.shape)) for t in self.reader.tensors
+        )
 
     def tensor(self, model: Model, name: str) -> Tensor:
         """A parameter of `model`, dequantized, float32, rows in the model's own order."""

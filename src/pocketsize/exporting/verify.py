@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from pocketsize.errors import IntegrityError, PocketsizeError
 from pocketsize.exporting.agreement import agreement
@@ -26,6 +27,7 @@ from pocketsize.exporting.companions import companion_prints
 from pocketsize.exporting.gguf.names import ROPE_FACTORS, gguf_name
 from pocketsize.exporting.gguf.writer import FLOATS, metadata, rope_factors, stored_value
 from pocketsize.exporting.manifest import check_manifest
+from pocketsize.exporting.packed import stored_value as packed_value
 from pocketsize.exporting.probes import PROBES, STRINGS
 from pocketsize.exporting.read_back import Gguf, model_in, read_folder, read_gguf
 from pocketsize.io.hub.copies import faults, is_copy
@@ -35,7 +37,7 @@ from pocketsize.models.load import tokenizer_of
 from pocketsize.models.model import Model
 
 RECORD = "record.json"
-FOLDER = "."
+GGUF = ".gguf"
 CONFIG = "config.json"
 # What a config says of a folder rather than of the model in it.
 OWN_TO_A_FOLDER = {"dtype", "torch_dtype", "quantization_config", "transformers_version", "_name_or_path"}
@@ -67,12 +69,12 @@ def verify_folder(folder: Path, *, llamacpp: bool | None = None) -> list[Check]:
         return [*checks, Check("record", False, str(error))]
     for path, known in sorted(recorded.items()):
         try:
-            if path == FOLDER:
-                checks += _check_folder(folder, known)
-            else:
+            if path.endswith(GGUF):
                 checks += _check_gguf(folder / path, known, llamacpp)
+            else:
+                checks += _check_folder(folder / path, known)
         except PocketsizeError as error:
-            checks.append(Check("weights" if path == FOLDER else "gguf", False, str(error)))
+            checks.append(Check("gguf" if path.endswith(GGUF) else "weights", False, str(error)))
         except (KeyError, TypeError, ValueError) as error:
             said = f"{folder / RECORD}: the behaviour of {path} is not readable: {error!r}"
             checks.append(Check("record", False, said))
@@ -115,6 +117,21 @@ def verify_gguf(model: Model, path: Path, *, floats: str = "F32") -> tuple[str, 
                 )
         sentence = _agreement(model, file, runtime, ids, tokens=32)
     return (*said, f"llama.cpp cuts {len(STRINGS)} strings as the model's tokenizer does", sentence)
+
+
+def verify_packed(model: Model, folder: Path) -> tuple[str, ...]:
+    """Check a GPTQ or AWQ checkpoint against the model it was written from; what was seen, in a sentence.
+
+    Every tensor, as the reader of such folders unpacks it, is our own.
+    """
+    back = read_folder(folder)
+    names = model.checkpoint.entries
+    if odd := sorted(names.keys() ^ back.checkpoint.entries.keys()):
+        raise IntegrityError(f"{folder}: tensor {odd[0]} is missing, or is not one of the model's")
+    for name in names:
+        if tensor_print(back.weight(name)) != tensor_print(packed_value(model, name)):
+            raise IntegrityError(f"{folder}: tensor {name} does not hold what was written")
+    return (f"all {len(names)} tensors, unpacked by our reader of such checkpoints, are ours",)
 
 
 def _check_folder(folder: Path, known: dict[str, Any]) -> list[Check]:
@@ -203,13 +220,16 @@ def _agreement(model: Model, file: Gguf, runtime: LlamaCpp, ids: list[list[int]]
     return found.sentence
 
 
-def _rounded(model: Model, file: Gguf) -> list[str]:
-    """The linears, head included, whose inputs llama.cpp rounds: those not stored as floats."""
+def _rounded(model: Model, file: Gguf) -> dict[str, int]:
+    """The linears, head included, whose inputs llama.cpp rounds (not those of floats): in what blocks."""
     embedding, head = model.arch.embedding, model.arch.head
-    names = [n for n in model.checkpoint.entries if file.kinds[gguf_name(model, n)] not in FLOATS]
-    if head and model.tied and embedding in names:
-        names.append(head)
-    return [name.removesuffix(".weight") for name in names if name != embedding]
+    kinds = {
+        n: kind for n in model.checkpoint.entries if (kind := file.kinds[gguf_name(model, n)]) not in FLOATS
+    }
+    if head and model.tied and embedding in kinds:
+        kinds[head] = kinds[embedding]
+    blocks = {name: GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0] for name, kind in kinds.items()}
+    return {name.removesuffix(".weight"): block for name, block in blocks.items() if name != embedding}
 
 
 def _behaviours(path: Path) -> dict[str, dict[str, Any]]:

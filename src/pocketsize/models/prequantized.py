@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,12 +16,23 @@ from torch import Tensor
 from pocketsize.errors import DataError, UnsupportedError
 from pocketsize.io.checkpoint import Checkpoint, Entry, Packed
 from pocketsize.models.arch import Arch
-from pocketsize.quantization.unpack import awq_matrix, gptq_matrix, grouped_matrix, unpack_rows
+from pocketsize.quantization.codebook import CODEBOOKS
+from pocketsize.quantization.unpack import (
+    awq_matrix,
+    gptq_matrix,
+    grouped_matrix,
+    table_matrix,
+    unpack_halves,
+    unpack_rows,
+)
 
 # Where a config.json says that its weights are quantized.
 KEYS = ("quantization_config", "compression_config")
 _WAY_OUT = "give the model it was made from"
 _SCALES = ("F16", "BF16", "F32")
+_STATE = "weight.quant_state.bitsandbytes__nf4"
+# Floats of 4 bits in compressed-tensors: the format, and the inputs of a group.
+_FP4 = {"nvfp4-pack-quantized": ("nvfp4", 16), "mxfp4-pack-quantized": ("mxfp4", 32)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +106,11 @@ class _Layer:
 
     def shape(self) -> tuple[int, ...]:
         """The shape of the matrix as the family stores it."""
+        if self.how.method == "bitsandbytes":
+            return self._said_shape()
+        if self.how.method in ("nvfp4", "mxfp4"):
+            rows, halves = self.table("weight_packed")
+            return rows, 2 * halves
         if self.how.method == "compressed-tensors":
             sizes = self.part("weight_shape", None, "I32", "I64").tolist()
             if len(sizes) != 2 or not all(0 < n < 1 << 31 for n in sizes):
@@ -103,6 +120,24 @@ class _Layer:
         bits = self.how.bits[0]
         shape = (width * 32 // bits, words) if self.how.method == "awq" else (width, words * 32 // bits)
         return shape[::-1] if self.flip else shape
+
+    def _said_shape(self) -> tuple[int, ...]:
+        """The shape in what bitsandbytes writes as JSON; refuses what is not plain NF4 in our blocks."""
+        said = bytes(self.part(_STATE, None, "U8").tolist())
+        try:
+            state = json.loads(said)
+            sizes, kind, block = state["shape"], state["quant_type"], state["blocksize"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise self.fault(_STATE, f"is not readable: {error}") from error
+        if kind != "nf4" or block not in self.how.groups or "nested_blocksize" in state:
+            raise self.fault(_STATE, f"says {str(state)[:120]}; plain nf4 in blocks of 64 is read")
+        if (
+            not isinstance(sizes, list)
+            or len(sizes) != 2
+            or not all(isinstance(n, int) and n > 0 for n in sizes)
+        ):
+            raise self.fault(_STATE, f"says the shape {str(sizes)[:80]}; two sizes are needed")
+        return tuple(sizes)
 
     def entry(self, part: str) -> Entry:
         """Where a part is; it must be there."""
@@ -209,6 +244,36 @@ def _compressed_tensors(layer: _Layer) -> Tensor:
     return grouped_matrix(codes, scale, zero, layer.groups(columns, wide, "weight_g_idx"))
 
 
+def _fp4(layer: _Layer) -> Tensor:
+    """Floats of 4 bits, two in a byte, under float8 and one scale of the matrix, or under powers of two."""
+    (rows, columns), width = layer.shape(), layer.how.groups[0] or 1
+    codes = unpack_halves(layer.part("weight_packed", (rows, columns // 2), "U8"))
+    groups = (rows, columns // width)
+    if layer.how.method == "mxfp4":
+        scale = torch.exp2(layer.part("weight_scale", groups, "U8").float() - 127)
+    else:
+        divisor = layer.part("weight_global_scale", (1,), "F32")
+        scale = layer.part("weight_scale", groups, "F8_E4M3").float() / divisor
+    table = CODEBOOKS[layer.how.method]
+    assert table.stored is not None
+    values = torch.zeros(16).scatter(0, torch.tensor(table.stored), torch.tensor(table.values))
+    return table_matrix(codes, scale, values)
+
+
+def _bitsandbytes(layer: _Layer) -> Tensor:
+    """NF4 along the matrix as one line of weights."""
+    (rows, columns), block = layer.shape(), layer.how.groups[0] or 1
+    weights = rows * columns
+    if weights % block:
+        raise layer.fault("weight", f"has {weights} values, no multiple of {block}")
+    packed = layer.part("weight", (weights // 2, 1), "U8").view(1, -1)
+    scale = layer.part("weight.absmax", (weights // block,), "F32").view(1, -1)
+    values = layer.part("weight.quant_map", (16,), "F32")
+    return layer.as_stored(
+        table_matrix(unpack_halves(packed, high_first=True), scale, values).view(rows, columns)
+    )
+
+
 # The end of the codes' name, those of what belongs to them, and what makes the matrix of them.
 _LAYOUTS: Mapping[str, tuple[str, tuple[str, ...], Callable[[_Layer], Tensor]]] = MappingProxyType(
     {
@@ -219,6 +284,10 @@ _LAYOUTS: Mapping[str, tuple[str, tuple[str, ...], Callable[[_Layer], Tensor]]] 
             ("weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx"),
             _compressed_tensors,
         ),
+        "nvfp4": ("weight_packed", ("weight_scale", "weight_global_scale"), _fp4),
+        "mxfp4": ("weight_packed", ("weight_scale",), _fp4),
+        # There scales tell a packed matrix: its codes are called as any weight.
+        "bitsandbytes": ("weight.absmax", ("weight", "weight.quant_map", _STATE), _bitsandbytes),
     }
 )
 
@@ -253,7 +322,7 @@ def _read_compressed_tensors(said: Mapping[str, Any], path: Path) -> Prequantize
     if not schemes or len(schemes) != len(listed):
         raise DataError(f"{path}: quantization_config has no config_groups that say how weights are stored")
     odd = {
-        str(said.get("format"))[:80]: said.get("format") != "pack-quantized",
+        str(said.get("format"))[:80]: said.get("format") not in ("pack-quantized", *_FP4),
         "sparse": (said.get("sparsity_config") or {}).get("format", "dense") != "dense",
         "with activations": any(g.get("input_activations") for g in listed),
         "with its cache": bool(said.get("kv_cache_scheme")),
@@ -263,9 +332,27 @@ def _read_compressed_tensors(said: Mapping[str, Any], path: Path) -> Prequantize
         raise UnsupportedError(
             f"{path}: already quantized (compressed-tensors, {word}), which is not read; {_WAY_OUT}"
         )
+    if said.get("format") in _FP4:
+        method, group = _FP4[said["format"]]
+        return Prequantized(method, (4,), (group,))
     bits = sorted({_bits(scheme.get("num_bits"), tuple(range(2, 9)), path) for scheme in schemes})
     groups = dict.fromkeys(_group(_height(scheme), path) for scheme in schemes)
     return Prequantized("compressed-tensors", tuple(bits), tuple(groups))
+
+
+def _read_bitsandbytes(said: Mapping[str, Any], path: Path) -> Prequantized:
+    odd = {
+        "8 bits": not said.get("load_in_4bit"),
+        str(said.get("bnb_4bit_quant_type"))[:80]: said.get("bnb_4bit_quant_type") != "nf4",
+        "double quantization": bool(said.get("bnb_4bit_use_double_quant")),
+        "storage": said.get("bnb_4bit_quant_storage", "uint8") != "uint8",
+    }
+    if any(odd.values()):
+        word = next(word for word, found in odd.items() if found)
+        raise UnsupportedError(
+            f"{path}: already quantized (bitsandbytes, {word}), which is not read; {_WAY_OUT}"
+        )
+    return Prequantized("bitsandbytes", (4,), (64,))
 
 
 def _height(scheme: Mapping[str, Any]) -> object:
@@ -291,5 +378,10 @@ def _group(value: object, path: Path) -> int | None:
 
 
 _METHODS: Mapping[str, Callable[[Mapping[str, Any], Path], Prequantized]] = MappingProxyType(
-    {"gptq": _read_gptq, "awq": _read_awq, "compressed-tensors": _read_compressed_tensors}
+    {
+        "gptq": _read_gptq,
+        "awq": _read_awq,
+        "compressed-tensors": _read_compressed_tensors,
+        "bitsandbytes": _read_bitsandbytes,
+    }
 )

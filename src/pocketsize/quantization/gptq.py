@@ -12,10 +12,13 @@ from torch import Tensor
 
 from pocketsize.errors import UnsupportedError
 from pocketsize.linalg import Factor, feedback_factor
-from pocketsize.quantization.compiled import LANES, STEPS, sweep_block
+from pocketsize.quantization import codebook_loops
+from pocketsize.quantization.codebook import unit_of
+from pocketsize.quantization.codebook_grid import told
+from pocketsize.quantization.compiled import LANES, STEPS, sweep_block, sweep_super_block
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.rows import over_rows
-from pocketsize.quantization.scheme import Scheme
+from pocketsize.quantization.scheme import SUPER_BLOCK, Scheme
 
 BLOCK = 64
 
@@ -48,28 +51,36 @@ def gptq(
     activation order with groups still contiguous, so nothing has to be gathered at inference.
     Scale and zero of a group are fitted when the sweep reaches it, on its weights as corrected so
     far: to its range, or (`search`) by the error the sweep itself sums up, in which the error of
-    column i counts d_i, the part that later columns cannot absorb. `damp` is a fraction of the
-    mean of diag H. W and H are left untouched.
+    column i counts d_i, the part that later columns cannot absorb. What the groups of a super-block share
+    is fitted to all of them when the sweep reaches the first. `damp` is a fraction of the mean of diag H. W
+    and H are left untouched.
     """
     columns = W.shape[1]
     width = scheme.width(columns)
     activity = H.diagonal().to(torch.float32)
-    perm = group_order(activity, width) if order else torch.arange(columns, device=H.device)
+    together = SUPER_BLOCK if scheme.super_blocks else width
+    perm = group_order(activity, width, together) if order else torch.arange(columns, device=H.device)
     dead = torch.nonzero(activity[perm] == 0)[:, 0]
     factor = feedback_factor(_ordered(H, perm, dead), damp)
     transposed = W.to(torch.float32).T.contiguous()[perm]
     transposed[dead] = 0
+    if W.device.type != "cpu" and scheme.table is not None:
+        raise UnsupportedError(
+            f"GPTQ on a GPU has no codebook {scheme.name}: set POCKETSIZE_DEVICE=cpu, or use step awq or rtn"
+        )
     if W.device.type == "cpu":
         codes, scale, zero = sweep(transposed, factor, scheme, search=search)
     else:
-        codes, scale, zero = _gpu_sweep()(transposed, factor, scheme, search=search)
+        codes, scale, zero = _gpu_sweep(scheme)(transposed, factor, scheme, search=search)
     back, groups = torch.argsort(perm), torch.argsort(perm[::width] // width)
     codes, scale, zero = (T[of].T.contiguous() for T, of in ((codes, back), (scale, groups), (zero, groups)))
     return GptqResult(QWeight(codes, scale, zero, scheme), factor.damp, factor.escalations, len(dead))
 
 
-def _gpu_sweep() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+def _gpu_sweep(scheme: Scheme) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """The sweep of a GPU, which needs Triton; torch for CUDA brings it."""
+    if scheme.super_blocks:
+        raise UnsupportedError("super-blocks are swept on a CPU alone: set POCKETSIZE_DEVICE=cpu")
     try:
         from pocketsize.quantization import gpu
     except ImportError as error:
@@ -93,13 +104,20 @@ def _ordered(
     return ordered
 
 
-def group_order(activity: Float[Tensor, "in"], width: int) -> Int64[Tensor, "in"]:
-    """Columns by falling activity inside each group, groups by their most active column."""
+def group_order(
+    activity: Float[Tensor, "in"], width: int, together: int | None = None
+) -> Int64[Tensor, "in"]:
+    """Columns by falling activity inside each group, groups by their most active column.
+
+    `together` columns, whole groups of them, are not parted: they follow by the most active of all.
+    """
     grouped = activity.view(-1, width)
     inner = grouped.argsort(dim=1, descending=True, stable=True)
-    outer = grouped.amax(dim=1).argsort(descending=True, stable=True)
     start = torch.arange(len(grouped), device=activity.device) * width
-    return (inner + start[:, None])[outer].reshape(-1)
+    columns, most = inner + start[:, None], grouped.amax(dim=1).view(-1, (together or width) // width)
+    inside = most.argsort(dim=1, descending=True, stable=True)
+    columns = columns.view(*most.shape, width).take_along_dim(inside[..., None], dim=1)
+    return columns[most.amax(dim=1).argsort(descending=True, stable=True)].reshape(-1)
 
 
 def sweep(
@@ -111,9 +129,10 @@ def sweep(
     """
     columns, rows = W.shape
     width = scheme.width(columns)
-    step = width * max(1, BLOCK // width)
+    step = SUPER_BLOCK if scheme.super_blocks else width * max(1, BLOCK // width)
     codes, E = torch.empty_like(W, dtype=torch.uint8), torch.empty_like(W)  # E: W less what codes stand for
-    scale, zero = torch.empty(2, columns // width, rows)
+    scale, zero = torch.zeros(2, columns // width, rows)
+    unit = 1.0 if scheme.table is None else unit_of(W, scheme.table)
     blocks = [slice(a, min(a + step, columns)) for a in range(0, columns, step)]
     inner = [_feedback(factor.M[part, part]) for part in blocks]
 
@@ -122,7 +141,7 @@ def sweep(
             a, groups = part.start, slice(part.start // width, part.stop // width)
             V = W[part, p:q] + N.T @ (factor.M[:a, part].T @ E[:a, p:q])
             filled = (W[part], V, codes[part], scale[groups], zero[groups], E[part])
-            _sweep_part(N, factor.d[part], scheme, p, filled, search=search)
+            _sweep_part(N, factor.d[part], (scheme, unit), p, filled, search=search)
 
     over_rows(rows, run)
     return codes, scale, zero
@@ -141,15 +160,29 @@ def _feedback(M: Float[Tensor, "part part"]) -> Float[Tensor, "part part"]:
 def _sweep_part(
     N: Float[Tensor, "part part"],
     d: Float[Tensor, "part"],
-    scheme: Scheme,
+    how: tuple[Scheme, float],
     p: int,
     filled: tuple[Tensor, ...],
     *,
     search: bool,
 ) -> None:
-    """Fill codes, scales, zeros and errors of a block of inputs, from output p on, compiled."""
+    """Fill codes, scales, zeros and errors of a block of inputs, from output p on, compiled.
+
+    `how` is the scheme and, where it has a codebook, the unit of its scales.
+    """
+    scheme, unit = how
     W, V, C, S, Z, E = (T.numpy() for T in filled)
     width = len(N) // len(S)
-    grid = (width, scheme.top, scheme.grid, scheme.scale_digits, STEPS if search else 0)
     room = np.empty((len(N), LANES), np.float32), np.empty(width, np.float32)
-    sweep_block(N.numpy(), d.numpy(), *grid, p, W, V, C, S, Z, E, *room)
+    if scheme.table is not None:
+        values, middles = (T.numpy() for T in scheme.table.padded())
+        grid = (width, values, middles, told(scheme, unit, search=search))
+        codebook_loops.sweep_block(N.numpy(), d.numpy(), *grid, p, W, V, C, S, E, *room)
+        return
+    steps, block = STEPS if search else 0, (p, W, V, C, S, Z, E)
+    if scheme.super_blocks:
+        grid = (width, scheme.top, scheme.grid, steps, scheme.top_scale)
+        sweep_super_block(N.numpy(), d.numpy(), *grid, *block, *room)
+    else:
+        grid = (width, scheme.top, scheme.grid, scheme.scale_digits, steps)
+        sweep_block(N.numpy(), d.numpy(), *grid, *block, *room)

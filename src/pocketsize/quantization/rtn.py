@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from pocketsize.quantization.grid import QWeight, fit_grid, snap
+from pocketsize.quantization.grid import QWeight, encode, fit_grid
 from pocketsize.quantization.scheme import Scheme
 
 
@@ -14,7 +14,7 @@ def rtn(W: Float[Tensor, "out in"], scheme: Scheme, *, weight: Float[Tensor, "in
 
     With `weight` (the importance of each input, for instance the diagonal of its Gram matrix)
     scale and zero are searched to minimise the weighted error; without it they span the range.
-    W is left untouched.
+    With a codebook the point is the nearest entry of its table. W is left untouched.
     """
     scale, zero = fit_grid(W, scheme, weight)
-    return QWeight(snap(W, scale, zero, scheme.top), scale, zero, scheme)
+    return QWeight(encode(W, scale, zero, scheme), scale, zero, scheme)

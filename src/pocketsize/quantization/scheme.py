@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
+from typing import Any
 
 from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
+from pocketsize.quantization.codebook import CODEBOOKS, SCALE_BITS, Codebook
 
 BITS = (2, 3, 4, 5, 8)
 # What a group's grid may be, as compiled loops are told; their cached code holds these numbers.
 SYMMETRIC, INTEGER_ZEROS, FLOAT_ZEROS = range(3)
 GROUPS = (128, 96, 64, 32)
+# Inputs of a super-block: its groups share the step of which their scales, and that of which their minima
+# are whole multiples.
+SUPER_BLOCK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +28,9 @@ class Scheme:
     binary digits of a stored scale: 8 fits bfloat16 and float16 alike; fewer are kept where
     the product of scale and whole zero has to fit float16 as well (the minimum of GGUF Q4_1).
     With `float_zeros` the zero need not be a whole number: what is stored is the value of code 0, as
-    float16.
+    float16. With fewer than 16 `scale_bits` scales (and the values of code 0) are stored in so many bits, as
+    whole multiples of a float16 that the groups of a super-block of 256 inputs share. With a `codebook` codes
+    stand for the values of that table, which says how scales are stored too.
     """
 
     bits: int = 4
@@ -31,9 +38,13 @@ class Scheme:
     symmetric: bool = False
     scale_digits: int = 8
     float_zeros: bool = False
+    scale_bits: int = 16
+    codebook: str | None = None
 
     def __post_init__(self) -> None:
-        if self.bits not in BITS:
+        if self.super_blocks:
+            self._check_super_blocks()
+        elif self.bits not in BITS:
             raise UsageError(f"bits must be one of {', '.join(map(str, BITS))}, got {self.bits}")
         if self.group is not None and self.group < 1:
             raise UsageError(f"group must be positive or null (one scale per row), got {self.group}")
@@ -41,11 +52,36 @@ class Scheme:
             raise UsageError(f"scale_digits must be 4..8, got {self.scale_digits}")
         if self.symmetric and self.float_zeros:
             raise UsageError("a symmetric grid has no zeros: float_zeros needs symmetric: false")
+        if self.codebook not in (None, *CODEBOOKS):
+            raise UsageError(f"codebook must be one of {', '.join(CODEBOOKS)}, got {self.codebook}")
+        if self.codebook is not None and not self.symmetric:
+            raise UsageError(f"codebook {self.codebook} has no zeros: it needs symmetric: true")
+
+    @property
+    def table(self) -> Codebook | None:
+        """The table of a scheme with a codebook."""
+        return None if self.codebook is None else CODEBOOKS[self.codebook]
+
+    def _check_super_blocks(self) -> None:
+        if self.bits not in (*BITS, 6) or self.scale_bits not in (4, 6, 8):
+            raise UsageError(f"no super-blocks of {self.bits}-bit codes, {self.scale_bits}-bit scales")
+        if self.group is None or SUPER_BLOCK % self.group or self.symmetric is self.float_zeros:
+            raise UsageError("super-blocks need a group that divides 256, and no zeros or float ones")
+
+    @property
+    def super_blocks(self) -> bool:
+        """Whether the scales of 256 inputs are whole multiples of one number."""
+        return self.scale_bits < 16
+
+    @property
+    def top_scale(self) -> int:
+        """The largest multiple that a scale of a super-block is; on a symmetric grid it has a sign."""
+        return 2 ** (self.scale_bits - self.symmetric) - 1
 
     @property
     def top(self) -> int:
         """The largest code; codes are 0 .. top."""
-        return 2**self.bits - 1
+        return 2**self.bits - 1 if self.table is None else len(self.table.values) - 1
 
     @property
     def middle(self) -> int:
@@ -61,22 +97,36 @@ class Scheme:
         """Inputs per scale in a matrix with `columns` inputs; refuses a group that does not divide."""
         if self.group is None:
             return columns
-        if columns % self.group:
-            raise UnsupportedError(f"group {self.group} does not divide a row of {columns} weights")
+        if columns % (whole := SUPER_BLOCK if self.super_blocks else self.group):
+            what = f"super-blocks of {whole} do" if self.super_blocks else f"group {whole} does"
+            raise UnsupportedError(f"{what} not divide a row of {columns} weights")
         return self.group
 
     def bits_per_weight(self, columns: int) -> float:
-        """Stored bits per weight of a matrix with `columns` inputs: codes, 16-bit scales, zeros.
+        """Stored bits per weight of a matrix with `columns` inputs: codes, scales of groups, zeros.
 
-        A whole zero is packed as a code is, a float one takes 16 bits.
+        A whole zero is packed as a code is, a float one takes 16 bits; in a super-block as many as a scale.
         """
+        if self.table is not None:
+            return self.table.bits + SCALE_BITS[self.table.scales] / self.width(columns)
+        if self.super_blocks:
+            own, shared = self.scale_bits / self.width(columns), 16 / SUPER_BLOCK
+            return self.bits + (1 + self.float_zeros) * (own + shared)
         zero = (0, self.bits, 16)[self.grid]
         return self.bits + (16 + zero) / self.width(columns)
 
     @property
     def name(self) -> str:
-        """The field's name for it: `W4A16`."""
-        return f"W{self.bits}A16"
+        """The field's name for it: `W4A16`, or that of a codebook."""
+        own = next((name for name, known in NAMED.items() if known == self), None)
+        return f"W{self.bits}A16" if self.codebook is None or own is None else own
+
+    def facts(self) -> dict[str, Any]:
+        """Its fields as plain data; those that most schemes do without only where they have them."""
+        return {key: value for key, value in asdict(self).items() if key not in _RARE or _RARE[key] != value}
+
+
+_RARE: Mapping[str, object] = MappingProxyType({"scale_bits": 16, "codebook": None})
 
 
 # Schemes that people know by a name which says everything about the grid.
@@ -87,6 +137,18 @@ NAMED: Mapping[str, Scheme] = MappingProxyType(
         "Q5_0": Scheme(5, 32, symmetric=True),
         "Q4_1": Scheme(4, 32, float_zeros=True),
         "Q4_0": Scheme(4, 32, symmetric=True),
+        "NF4": Scheme(4, 64, symmetric=True, codebook="nf4"),
+        "IQ4_NL": Scheme(4, 32, symmetric=True, codebook="iq4_nl"),
+        "NVFP4": Scheme(4, 16, symmetric=True, codebook="nvfp4"),
+        "MXFP4": Scheme(4, 32, symmetric=True, codebook="mxfp4"),
+        "TERNARY": Scheme(2, None, symmetric=True, codebook="ternary"),
+        "TQ2_0": Scheme(2, 256, symmetric=True, codebook="ternary"),
+        "TQ1_0": Scheme(2, 256, symmetric=True, codebook="trits"),
+        "Q6_K": Scheme(6, 16, symmetric=True, scale_bits=8),
+        "Q5_K": Scheme(5, 32, float_zeros=True, scale_bits=6),
+        "Q4_K": Scheme(4, 32, float_zeros=True, scale_bits=6),
+        "Q3_K": Scheme(3, 16, symmetric=True, scale_bits=6),
+        "Q2_K": Scheme(2, 16, float_zeros=True, scale_bits=4),
     }
 )
 

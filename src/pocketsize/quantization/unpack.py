@@ -13,7 +13,7 @@ from jaxtyping import Float, Int32, Int64, UInt8
 from torch import Tensor
 
 # Where a word of AutoAWQ's `gemm` layout has the eight columns it holds, least significant first.
-_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def unpack_rows(
@@ -62,7 +62,7 @@ def awq_matrix(
 ) -> Float[Tensor, "out in"]:
     """The matrix of a 4-bit AWQ layer in the `gemm` layout: codes packed along the outputs, out of order."""
     out = scales.shape[1]
-    place = torch.tensor(_AWQ_ORDER).argsort()
+    place = torch.tensor(AWQ_ORDER).argsort()
 
     def unpack(packed: Int32[Tensor, "rows words"]) -> UInt8[Tensor, "rows out"]:
         return unpack_rows(packed, 4, out).reshape(len(packed), -1, 8)[:, :, place].reshape(len(packed), out)
@@ -82,3 +82,18 @@ def grouped_matrix(
     W -= zero.to(torch.float32)[:, group_of]
     W *= scale.to(torch.float32)[:, group_of]
     return W
+
+
+def unpack_halves(
+    packed: UInt8[Tensor, "rows bytes"], *, high_first: bool = False
+) -> UInt8[Tensor, "rows codes"]:
+    """The codes of rows of bytes that hold two each; the first is in the low half, or in the high one."""
+    halves = (packed >> 4, packed & 15) if high_first else (packed & 15, packed >> 4)
+    return torch.stack(halves, dim=-1).flatten(1)
+
+
+def table_matrix(
+    codes: UInt8[Tensor, "out in"], scale: Float[Tensor, "out groups"], values: Float[Tensor, "16"]
+) -> Float[Tensor, "out in"]:
+    """scale * values[code], float32; groups lie one after the other."""
+    return (values[codes.int()].view(*scale.shape, -1) * scale[..., None]).view(codes.shape)

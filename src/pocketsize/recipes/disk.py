@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from pocketsize.exporting.table import EXPORTERS, gguf_name_of
+from pocketsize.exporting.table import EXPORTERS, gguf_name_of, place
 from pocketsize.io.checkpoint import TensorSpec, file_bytes
 from pocketsize.models.model import Model
 from pocketsize.quantization.scheme import Scheme
@@ -52,7 +52,7 @@ def written_bytes(model: Model, recipe: Recipe, *, written_tokens: int = 0) -> W
     step = recipe.steps[0]
     assert isinstance(step, Quantizer)
     of = scheme_of(step, model)
-    exports = tuple(_export(model, name, of) for name in recipe.export)
+    exports = tuple(_export(model, name, recipe.export, of) for name in recipe.export)
     others = [EXPORTERS[name].predict_others(model, of) for name in recipe.export]
     told = _told(model, recipe, len(exports)) + len(recipe.to_yaml().encode())
     output = sum(e.bytes for e in exports) + sum(sum(files.values()) for files in others) + told
@@ -62,8 +62,8 @@ def written_bytes(model: Model, recipe: Recipe, *, written_tokens: int = 0) -> W
     return Written(exports, output, work)
 
 
-def _export(model: Model, name: str, of: Callable[[str], Scheme | None]) -> Export:
-    path = gguf_name_of(model, of) if name == "gguf" else "."
+def _export(model: Model, name: str, exports: Sequence[str], of: Callable[[str], Scheme | None]) -> Export:
+    path = gguf_name_of(model, of) if name == "gguf" else place(name, exports)
     return Export(name, path, EXPORTERS[name].predict_bytes(model, of))
 
 
@@ -82,7 +82,7 @@ def _objects(model: Model, step: Quantizer, of: Callable[[str], Scheme | None]) 
         units.append(model.ends)
     for names in units:
         schemes = {name: found for name in names if (found := of(name)) is not None}
-        metadata = {"schemes": json.dumps({n: asdict(s) for n, s in schemes.items()}, sort_keys=True)}
+        metadata = {"schemes": json.dumps({n: s.facts() for n, s in schemes.items()}, sort_keys=True)}
         changed = _changed(model, names) if isinstance(step, Awq) else []
         yield file_bytes([*_specs(model, schemes), *changed], metadata)
 

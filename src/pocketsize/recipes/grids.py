@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, Self
 
 from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
-from pocketsize.exporting.compressed_tensors import one_scheme_alone
+from pocketsize.exporting.gguf.blocks import block_type
 from pocketsize.exporting.table import EXPORTERS
 from pocketsize.models.model import Model
 from pocketsize.quantization.scheme import BITS, GROUPS, Scheme, bits_of, default_group, named
+from pocketsize.recipes.mixes import INSTEAD, MIXES, base_of, by_name
+from pocketsize.recipes.overrides import decides, matched, matches, module_of
 from pocketsize.recipes.step import Context, Step
 
 Auto = Literal["auto"]
@@ -25,18 +26,19 @@ GRID = ("scheme", "group", "symmetric", "float_zeros", "scale_digits")
 class Quantizer(ABC):
     """A step that quantizes the linears of the blocks, and perhaps embedding and head: what all such have.
 
-    `scheme` is the width of codes (`W4A16`), or a name that says all of the grid (`Q4_0`), `group` the
-    inputs per scale (None: one scale per row), `symmetric` whether grids have no zeros, `float_zeros`
-    whether zeros may be other than codes; `embeddings` is the width of embedding and head (`same`: stored
-    as the linears are; None leaves them), `scale_digits` how many binary digits a stored scale has,
-    `overrides` what some linears have instead, by pattern (None leaves them).
+    `scheme` is the width of codes (`W4A16`), a name that says all of the grid (`Q4_0`) or that of a mix
+    (`Q4_K_M`), `group` the inputs per scale (None: one scale per row), `symmetric` whether grids have no
+    zeros, `float_zeros` whether zeros may be other than codes; `embeddings` is the width of embedding and
+    head, or a name as well (`same`: stored as the linears are; None leaves them), `scale_digits` how many
+    binary digits a stored scale has, `overrides` what some linears have instead, by pattern, or embedding
+    or head by its whole name (None leaves them).
     """
 
     scheme: str = "W4A16"
     group: int | Auto | None = "auto"
     symmetric: bool | Auto = "auto"
     float_zeros: bool | Auto = "auto"
-    embeddings: int | Auto | Literal["same"] | None = "auto"
+    embeddings: int | str | None = "auto"
     embeddings_symmetric: bool = True
     scale_digits: int | Auto = "auto"
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -58,12 +60,12 @@ class Quantizer(ABC):
 
 def block_scheme(step: Quantizer) -> Scheme:
     """How a resolved step stores the linears of the blocks that no override names."""
-    return _scheme({key: getattr(step, key) for key in GRID})
+    return _scheme(_own(step))
 
 
 def layer_scheme(step: Quantizer, name: str) -> Scheme | None:
     """How a resolved step stores one linear of the blocks; None where it leaves it."""
-    pattern = _decides(step, name)
+    pattern = decides(step.overrides, name)
     if pattern is None:
         return block_scheme(step)
     found = step.overrides[pattern]
@@ -76,6 +78,11 @@ def layer_schemes(step: Quantizer) -> list[Scheme]:
     return list(dict.fromkeys([block_scheme(step), *others]))
 
 
+def _own(step: Quantizer) -> dict[str, Any]:
+    """The grid that a step has for what no override names."""
+    return {key: getattr(step, key) for key in GRID} | {"scheme": base_of(str(step.scheme))}
+
+
 def _scheme(grid: Mapping[str, Any]) -> Scheme:
     if (own := named(grid["scheme"])) is not None:
         return own
@@ -83,19 +90,6 @@ def _scheme(grid: Mapping[str, Any]) -> Scheme:
         raise UsageError("its `auto` options are still to be resolved")
     known = {key: grid[key] for key in GRID if key != "scheme"}
     return Scheme(bits_of(grid["scheme"]), **known)
-
-
-def _decides(step: Quantizer, name: str) -> str | None:
-    """The pattern that says what a linear has: the last that matches its name, with or without `.weight`."""
-    module = name.removesuffix(".weight")
-    return next((p for p in reversed([*step.overrides]) if _matches(p, module)), None)
-
-
-def _matches(pattern: str, module: str) -> bool:
-    """Whether a pattern, a regular expression after `re:`, else a glob, stands for a module."""
-    if pattern.startswith("re:"):
-        return re.fullmatch(pattern.removeprefix("re:"), module) is not None
-    return fnmatchcase(module, pattern.removesuffix(".weight"))
 
 
 def embedding_scheme(step: Quantizer) -> Scheme | None:
@@ -107,38 +101,49 @@ def embedding_scheme(step: Quantizer) -> Scheme | None:
         return None
     if step.embeddings == "same":
         return block_scheme(step)
+    if isinstance(step.embeddings, str):
+        return named(step.embeddings)
     free = not step.embeddings_symmetric
     return Scheme(step.embeddings, 32, step.embeddings_symmetric, float_zeros=free)
 
 
+def end_scheme(step: Quantizer, name: str) -> Scheme | None:
+    """How a resolved step stores the embedding or the head of this name; None where it leaves it."""
+    other = step.overrides.get(module_of(name))
+    return embedding_scheme(step) if other is None or step.embeddings is None else _scheme(other)
+
+
 def scheme_of(step: Quantizer, model: Model) -> Callable[[str], Scheme | None]:
     """How a resolved step stores each parameter by its name; None where it leaves it."""
-    ends = embedding_scheme(step)
     blocks = {name: layer_scheme(step, name) for name in model.linears}
 
     def of(name: str) -> Scheme | None:
         if name in blocks:
             return blocks[name]
-        return ends if name in model.ends else None
+        return end_scheme(step, name) if name in model.ends else None
 
     return of
 
 
 def check(step: Quantizer) -> None:
     """Refuse options that no model could make sense of."""
-    _check_grid(step.kind, {key: getattr(step, key) for key in GRID})
-    if step.embeddings not in (*BITS, "auto", "same", None):
+    _check_grid(step.kind, _own(step))
+    known = isinstance(step.embeddings, str) and named(step.embeddings) is not None
+    if not known and step.embeddings not in (*BITS, "auto", "same", None):
         raise UsageError(
-            f"{step.kind}: embeddings must be one of {BITS}, same, auto or null, got {step.embeddings!r}"
+            f"{step.kind}: embeddings must be one of {BITS}, a scheme with a name such as Q6_K, same, auto "
+            f"or null, got {step.embeddings!r}"
         )
     for pattern, other in step.overrides.items():
         where = f"{step.kind}: overrides: {pattern}"
         if other is not None and not isinstance(other, Mapping):
             raise UsageError(f"{where}: options such as {{scheme: W8A16}}, or null, got {other!r}")
         for key in other or ():
-            if key not in GRID:
+            if key not in (*GRID, INSTEAD):
                 raise UsageError(f"{where}: unknown option {key!r}{did_you_mean(str(key), GRID)}")
-        _check_grid(where, _overridden({key: getattr(step, key) for key in GRID}, other or {}))
+        if (mix := str((other or {}).get("scheme", "")).upper()) in MIXES and mix != MIXES[mix]:
+            raise UsageError(f"{where}: {mix} is a mix for a whole model; use {MIXES[mix]}")
+        _check_grid(where, _overridden(_own(step), other or {}))
         if pattern.startswith("re:"):
             _compiles(where, pattern.removeprefix("re:"))
 
@@ -162,7 +167,8 @@ def _check_grid(where: str, grid: Mapping[str, Any]) -> None:
 
 def _overridden(own: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """A grid with what an override says; under a name that says everything nothing else is left."""
-    alone = named(str(other.get("scheme", ""))) is not None
+    named_own, named_other = (named(str(grid.get("scheme", ""))) is not None for grid in (own, other))
+    alone = named_other or (named_own and "scheme" in other)
     return (dict.fromkeys(GRID, "auto") if alone else dict(own)) | dict(other)
 
 
@@ -173,6 +179,7 @@ def _options(scheme: Scheme) -> dict[str, Any]:
 
 def unstorable(word: str, export: str) -> str | None:
     """What an export cannot hold of a scheme, by its name; None where it holds all of it."""
+    word = base_of(word)
     if (scheme := named(word)) is not None:
         return EXPORTERS[export].lacks(scheme)
     bits = bits_of(word)
@@ -189,7 +196,8 @@ def _compiles(where: str, expression: str) -> None:
 def refuse_unstored(steps: Sequence[Step], exports: Sequence[str]) -> None:
     """Refuse a width for embedding and head that nothing which is asked for would store."""
     for step in steps:
-        if isinstance(step, Quantizer) and isinstance(step.embeddings, int) and "gguf" not in exports:
+        own = isinstance(step, Quantizer) and step.embeddings not in ("auto", "same", None)
+        if own and "gguf" not in exports:
             raise UnsupportedError(
                 f"{step.kind}: embeddings: {exports[0]} has no width of its own for embedding and head; use "
                 "same, or leave embeddings out, or export gguf"
@@ -200,48 +208,87 @@ def chosen(step: Quantizer, model: Model, exports: tuple[str, ...]) -> dict[str,
     """The options of a step that may be `auto`, as they are for this model and these exports."""
     if model.arch.refuses is not None:
         raise UnsupportedError(f"{model.folder}: nothing in it can be quantized: {model.arch.refuses}")
-    own = {key: getattr(step, key) for key in GRID}
-    names: dict[str | None, list[str]] = {None: [], **{pattern: [] for pattern in step.overrides}}
-    for name in model.linears:
-        names[_decides(step, name)].append(name)
-    overrides: dict[str, Any] = {}
-    for pattern, other in step.overrides.items():
+    for name in exports:
+        if (missing := unstorable(step.scheme, name)) is not None:
+            raise UnsupportedError(f"{step.kind}: {_cannot(step.scheme, name, missing)}")
+    asked, told = by_name(step.scheme, step.embeddings, step.overrides, model)
+    own, names = _own(step), matched(told, model)
+    overrides = dict(_overrides(step, told, names, model, exports))
+    others = names[None] or ([] if named(own["scheme"]) else model.linears)
+    rest = _resolved(step.kind, own, model, exports, others, mixed=bool(overrides))
+    ends = {module_of(name) for name in model.ends}
+    kinds = [grid for pattern, grid in overrides.items() if grid is not None and pattern not in ends]
+    kinds = [rest] * bool(names[None]) + kinds
+    if not kinds:
+        raise UsageError(f"{step.kind}: overrides leave every linear as it is; nothing would be quantized")
+    left: list[Scheme | None] = [None] if None in overrides.values() else []
+    for name in exports:
+        if reason := EXPORTERS[name].mixes([*(_scheme(grid) for grid in kinds), *left], model.arch):
+            raise UnsupportedError(f"{step.kind}: {name}: {reason}")
+    if step.embeddings == "same":
+        _require_same(step.kind, [_scheme(grid) for grid in kinds], _scheme(rest), model, exports)
+    embeddings = (8 if "gguf" in exports else None) if asked == "auto" else asked
+    if isinstance(embeddings, str) and embeddings != "same":
+        embeddings = embeddings.upper()
+        if "gguf" in exports and (missing := unstorable(embeddings, "gguf")) is not None:
+            raise UnsupportedError(f"{step.kind}: embeddings: {_cannot(embeddings, 'gguf', missing)}")
+    return rest | {"embeddings": embeddings, "overrides": overrides}
+
+
+def _overrides(
+    step: Quantizer,
+    told: Mapping[str, Any],
+    names: Mapping[str | None, list[str]],
+    model: Model,
+    exports: tuple[str, ...],
+) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """The overrides with nothing left to choose; `names` are the matrices that each decides."""
+    for pattern, other in told.items():
         if not names[pattern]:
             _refuse_pattern(step, pattern, model)
         where = f"{step.kind}: overrides: {pattern}"
-        if other is not None:
-            other = _resolved(where, _overridden(own, other), model, exports, names[pattern], mixed=True)
-        overrides[pattern] = other
-    others = names[None] or model.linears
-    rest = _resolved(step.kind, own, model, exports, others, mixed=bool(overrides))
-    kinds = [rest] * bool(names[None]) + [grid for grid in overrides.values() if grid is not None]
-    if not kinds:
-        raise UsageError(f"{step.kind}: overrides leave every linear as it is; nothing would be quantized")
-    if "folder" in exports and (reason := one_scheme_alone([_scheme(grid) for grid in kinds], model.arch)):
-        raise UnsupportedError(f"{step.kind}: {reason}")
-    if step.embeddings == "same":
-        _require_same(step.kind, [_scheme(grid) for grid in kinds], _scheme(rest), model, exports)
-    embeddings = (8 if "gguf" in exports else None) if step.embeddings == "auto" else step.embeddings
-    return rest | {"embeddings": embeddings, "overrides": overrides}
+        if names[pattern][0] in model.ends and exports != ("gguf",):
+            raise UnsupportedError(f"{where}: embedding and head have a scheme of their own in gguf alone")
+        if other is None:
+            yield pattern, None
+            continue
+        grid = _overridden(_own(step), other)
+        found = _resolved(where, grid, model, exports, names[pattern], mixed=True)
+        yield pattern, found | ({INSTEAD: grid[INSTEAD]} if INSTEAD in grid else {})
+
+
+def _cannot(word: str, export: str, missing: str) -> str:
+    """What an export cannot hold of a scheme, by its name, and the way out."""
+    known = ", ".join(map(str, EXPORTERS[export].bits))
+    way = f"it has {known} bits" if known else "use scheme: NF4"
+    if (scheme := named(word)) is not None and scheme.codebook is not None:
+        way = f"export {' or '.join(e for e, other in EXPORTERS.items() if other.lacks(scheme) is None)}"
+    return f"{export} cannot store {missing}; {way}"
 
 
 def _require_same(
     kind: str, kinds: Sequence[Scheme], own: Scheme, model: Model, exports: tuple[str, ...]
 ) -> None:
     """Refuse `embeddings: same` where embedding and head cannot be stored as the linears are."""
-    if "folder" in exports and ({*kinds} != {own} or model.arch.dense_on_load):
-        why = "more than one scheme" if {*kinds} != {own} else f"the family {model.config.model_type}"
+    if bare := [name for name in exports if not EXPORTERS[name].packs_ends]:
+        why = f"{bare[0]} has embedding and head unquantized"
+        raise UnsupportedError(f"{kind}: embeddings: same: {why}; use embeddings: null")
+    if "folder" in exports and ({*kinds} != {own} or model.arch.dense_on_load or own.codebook):
+        why = own.name if own.codebook else f"the family {model.config.model_type}"
+        why = "more than one scheme" if {*kinds} != {own} else why
         raise UnsupportedError(
             f"{kind}: embeddings: same: transformers unpacks no embedding with {why}; use embeddings: null"
         )
     for name in model.ends:
+        if own.super_blocks:  # others stand in where they do not divide
+            continue
         if (width := model.matrix_shape(name)[1]) % own.width(width):
             raise UnsupportedError(f"{kind}: embeddings: same: group {own.group} does not divide {name}")
 
 
 def _refuse_pattern(step: Quantizer, pattern: str, model: Model) -> None:
     """An override that decides nothing: it matches nothing, or a later one matches all that it does."""
-    if any(_matches(pattern, name.removesuffix(".weight")) for name in model.linears):
+    if any(matches(pattern, module_of(name)) for name in model.linears):
         raise UsageError(f"{step.kind}: overrides: {pattern}: later patterns match all that it does")
     such = model.linears[0].removesuffix(".weight")
     raise UsageError(
@@ -263,22 +310,27 @@ def _resolved(
     widths = {model.matrix_shape(name)[1] for name in names}
     for name in exports:
         if (missing := unstorable(grid["scheme"], name)) is not None:
-            known = ", ".join(map(str, EXPORTERS[name].bits))
-            raise UnsupportedError(f"{where}: {name} cannot store {missing}; it has {known} bits")
+            raise UnsupportedError(f"{where}: {_cannot(grid['scheme'], name, missing)}")
     if (own := named(grid["scheme"])) is not None:
         _require_blocks(where, own, model, names)
+        for name in names if gguf else ():
+            block_type(own, model.matrix_shape(name)[1], name)
         return {"scheme": str(grid["scheme"]).upper(), **_options(own)}
     group = _group(where, grid["group"], widths, exports)
     packed_only = model.arch.experts is not None and "folder" in exports
-    plain = gguf or packed_only or bits == 8 or (mixed and "folder" in exports)
+    middle = [e for e in exports if EXPORTERS[e].lacks(Scheme(bits, None, symmetric=False)) is not None]
+    plain = gguf or bool(middle) or packed_only or bits == 8 or (mixed and "folder" in exports)
     plain = plain and grid["float_zeros"] is not True
     symmetric = plain if grid["symmetric"] == "auto" else grid["symmetric"]
     if packed_only and not symmetric:
         raise UnsupportedError(
             f"{where}: transformers loads packed experts without zeros alone; use symmetric: true"
         )
-    if gguf and bits == 8 and not symmetric:
-        raise UnsupportedError(f"{where}: gguf has no 8-bit type with zeros; use symmetric: true")
+    if middle and not symmetric:
+        way = " or export gptq_v2" if middle == ["gptq"] else ""
+        raise UnsupportedError(
+            f"{where}: {middle[0]} has no {bits}-bit type with zeros; use symmetric: true{way}"
+        )
     float_zeros = _float_zeros(where, grid["float_zeros"], symmetric, exports)
     # Scale times code difference has to fit the 11 digits of float16: GGUF stores that product as a
     # minimum, and stock loaders of a folder multiply in the dtype of the scale.

@@ -81,7 +81,7 @@ class Journal:
     ) -> None:
         """Make the finished unit `key` durable: its object first, then its journal line."""
         unnamed = self.folder / "objects" / "unnamed"
-        schemes = {name: asdict(q.scheme) for name, q in weights.items()}
+        schemes = {name: q.scheme.facts() for name, q in weights.items()}
         specs = [*_specs(weights), *(_spec(name, T) for name, T in sorted(changed.items()))]
         sha = write_safetensors(unnamed, specs, {"schemes": json.dumps(schemes, sort_keys=True)})
         move(unnamed, _object(self.folder, sha))

@@ -12,6 +12,7 @@ from pocketsize.quantization.gptq import GptqResult
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.rtn import rtn
 from pocketsize.recipes.grids import Quantizer
+from pocketsize.recipes.mixes import stand_ins
 from pocketsize.recipes.record import Finding, LayerReport, StepReport
 from pocketsize.recipes.step import Context
 
@@ -46,7 +47,7 @@ def finish(step: Quantizer, model: Model, ctx: Context, reports: list[LayerRepor
     """Hand over the reports and whatever the user should know about them."""
     options = {name: getattr(step, name) for name in step.__dataclass_fields__}
     ctx.reports.append(StepReport(step.kind, options, tuple(reports), tokens))
-    ctx.findings += _told_together(reports)
+    ctx.findings += [*stand_ins(step.overrides, model), *_told_together(reports)]
     if step.calibrated and model.arch.experts is not None:
         ctx.findings += _starved([r for r in reports if f".{model.arch.experts}." in r.name])
     if tokens and (widest := max(reports, key=lambda r: r.columns)).columns > tokens:

@@ -17,6 +17,7 @@ from pocketsize.models.model import Model
 from pocketsize.recipes.disk import Export
 from pocketsize.recipes.duration import Took, Whole, durations
 from pocketsize.recipes.grids import Quantizer, layer_scheme
+from pocketsize.recipes.mixes import stand_ins
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.record import Finding
 from pocketsize.recipes.rehearse import rehearse
@@ -134,7 +135,7 @@ def plan(
         recipe=recipe.to_dict(),
         exports=room.disk.exports,
         unquantized=tuple(_unquantized(original, recipe)),
-        findings=texts.findings,
+        findings=(*texts.findings, *_stand_ins(original, recipe)),
         trials=trials,
         **_room(room, trials, loaded),
     )
@@ -197,7 +198,7 @@ def _impossible(model: Model, recipe: Recipe) -> tuple[Impossible, ...]:
     found: list[Impossible] = []
     for name in sorted(EXPORTERS, key=lambda name: name not in recipe.export):
         asked = name in recipe.export
-        dtype = recipe.dtype if name == "folder" else "bf16"
+        dtype = recipe.dtype if EXPORTERS[name].is_folder else "bf16"
         try:
             replace(recipe, export=(name,), dtype=dtype).resolved(model)
         except UnsupportedError as error:
@@ -210,15 +211,22 @@ def _impossible(model: Model, recipe: Recipe) -> tuple[Impossible, ...]:
     return tuple(found)
 
 
+def _stand_ins(model: Model, recipe: Recipe) -> Iterator[Finding]:
+    for step in recipe.steps:
+        if isinstance(step, Quantizer):
+            yield from stand_ins(step.overrides, model)
+
+
 def _unquantized(model: Model, recipe: Recipe) -> Iterator[Kept]:
     """What no step of a resolved recipe touches, by role."""
     ends = any(isinstance(step, Quantizer) and step.embeddings is not None for step in recipe.steps)
     same = any(isinstance(step, Quantizer) and step.embeddings == "same" for step in recipe.steps)
     for total in ledger(model).totals:
         if total.role == "compressible" or (total.role in ("embedding", "head") and ends):
-            if total.role == "compressible" or "folder" not in recipe.export or same:
+            folders = [name for name in recipe.export if EXPORTERS[name].is_folder]
+            if total.role == "compressible" or not folders or same:
                 continue
-            why = "in the folder only: transformers loads quantized linears of blocks alone"
+            why = f"in {' and '.join(folders)} only: its loaders take quantized linears of blocks alone"
         else:
             why = _WHY[total.role]
         yield Kept(total.role, total.tensors, total.parameters, why)

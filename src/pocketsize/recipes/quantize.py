@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pocketsize.errors import NumericalError, UsageError
+from pocketsize.errors import NumericalError, UnsupportedError, UsageError
 from pocketsize.linalg import Gram
 from pocketsize.models.device import CPU
 from pocketsize.models.model import Model
@@ -21,8 +21,8 @@ from pocketsize.quantization.gptq import gptq
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.hqq import ITERATIONS, P, hqq
 from pocketsize.quantization.rtn import rtn
-from pocketsize.quantization.scheme import Scheme
-from pocketsize.recipes.grids import Auto, Quantizer, chosen, embedding_scheme, layer_scheme
+from pocketsize.quantization.scheme import Scheme, named
+from pocketsize.recipes.grids import Auto, Quantizer, chosen, end_scheme, layer_scheme, layer_schemes
 from pocketsize.recipes.layers import finish, layer_report
 from pocketsize.recipes.learn import judging_windows, learn_block, too_little_to_learn
 from pocketsize.recipes.record import LayerReport
@@ -68,6 +68,9 @@ class Hqq(Quantizer):
     calibrated: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        own = named(self.scheme)
+        if own is not None and own.symmetric:
+            raise UsageError(f"hqq: it chooses zeros, {self.scheme} has none; use step rtn or gptq")
         Quantizer.__post_init__(self)
         if self.symmetric is True:
             raise UsageError("hqq: it chooses zeros, a symmetric grid has none; use step rtn or gptq")
@@ -79,7 +82,13 @@ class Hqq(Quantizer):
     def resolve(self, model: Model, exports: tuple[str, ...]) -> Hqq:
         """The step with group, zeros and embedding width decided."""
         asymmetric = replace(self, symmetric=False)
-        return replace(asymmetric, **chosen(asymmetric, model, exports))
+        made = replace(asymmetric, **chosen(asymmetric, model, exports))
+        if any(scheme.super_blocks for scheme in layer_schemes(made)):
+            raise UnsupportedError(
+                "hqq: it chooses the zeros of each group by themselves, those of a super-block share a unit; "
+                "use step rtn or gptq"
+            )
+        return made
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The model with all linears (and the embedding) quantized; needs no data."""
@@ -276,14 +285,13 @@ def _embeddings(step: Quantizer, model: Model, ctx: Context, gram: Gram | None) 
     an error there meets every token of the vocabulary. An embedding alone is searched unweighted,
     but for `rtn`.
     """
-    scheme = embedding_scheme(step)
-    assert scheme is not None
     if (kept := ctx.store.finished("embeddings")) is not None:
         return kept
     weights: dict[str, QWeight] = {}
     reports: list[LayerReport] = []
     for name in model.ends:
-        W = model.original(name)
+        W, scheme = model.original(name), end_scheme(step, name)
+        assert scheme is not None
         is_head = gram is not None and (model.tied or name == model.arch.head)
         if is_head and isinstance(step, Gptq):
             assert gram is not None

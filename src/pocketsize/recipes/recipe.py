@@ -79,7 +79,7 @@ class Data:
 class Recipe:
     """What is to be done. Two recipes with one `sha256` do the same.
 
-    `dtype` (bf16, fp16 or fp32) is what the export `folder` stores unquantized tensors in.
+    `dtype` (bf16, fp16 or fp32) is what exports that are folders store unquantized tensors in.
     """
 
     model: str
@@ -102,7 +102,7 @@ class Recipe:
             raise UsageError(f"export: name at least one of {', '.join(EXPORTERS)}, each once")
         if not isinstance(self.dtype, str) or self.dtype not in NAMES:
             raise UsageError(f"dtype: unknown type {self.dtype!r}{did_you_mean(str(self.dtype), NAMES)}")
-        if self.dtype != "bf16" and "folder" not in self.export:
+        if self.dtype != "bf16" and not any(EXPORTERS[name].is_folder for name in self.export):
             raise UsageError(
                 f"dtype {self.dtype}: is that of the export folder; {self.export[0]} has its own"
             )

@@ -38,8 +38,8 @@ from pocketsize.models.skeleton import materialise, skeleton
 from pocketsize.models.walk import HELD_OUT, walk
 from pocketsize.quantization.gptq import gptq
 from pocketsize.quantization.rtn import rtn
-from pocketsize.recipes.awq import Awq
-from pocketsize.recipes.grids import embedding_scheme, layer_schemes
+from pocketsize.quantization.scheme import SUPER_BLOCK
+from pocketsize.recipes.grids import Quantizer, embedding_scheme, layer_schemes
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.quantize import Gptq, steps_learned
 from pocketsize.recipes.recipe import Recipe
@@ -172,14 +172,15 @@ def _compiled(recipe: Recipe) -> None:
     """Compile what is compiled on the first call ever, so that it is not taken for the block's time."""
     generator = torch.Generator().manual_seed(0)
     for step in recipe.steps:
-        if not isinstance(step, Gptq | Awq):
+        if not isinstance(step, Quantizer):
             continue
         for scheme in filter(None, (*layer_schemes(step), embedding_scheme(step))):
-            columns = 2 * (scheme.group or 32)
+            columns = SUPER_BLOCK if scheme.super_blocks else 2 * (scheme.group or 32)
             W = torch.randn(8, columns, generator=generator)
             if isinstance(step, Gptq):
                 gptq(W, torch.eye(columns), scheme, search=step.search, order=step.order)
-            rtn(W, scheme, weight=torch.ones(columns))
+            if step.calibrated or scheme.table is not None:
+                rtn(W, scheme, weight=torch.ones(columns))
 
 
 def _short(model: Model, index: int, folder: Path) -> Model:

@@ -20,9 +20,10 @@ from torch import Tensor
 import pocketsize
 from pocketsize.data.written import write_windows
 from pocketsize.exporting.artifact import Artifact
-from pocketsize.exporting.compressed_tensors import packed_schemes, require_storable
+from pocketsize.exporting.compressed_tensors import packed_schemes
 from pocketsize.exporting.manifest import write_manifest
-from pocketsize.exporting.table import EXPORTERS, behaviours
+from pocketsize.exporting.plain import require_storable
+from pocketsize.exporting.table import EXPORTERS, behaviours, write_all
 from pocketsize.exporting.verify import require_sound, verify_folder
 from pocketsize.io.publish import publish_bytes, staging
 from pocketsize.measurement.machine import cpu_seconds, machine, peak_rss_bytes, versions
@@ -165,7 +166,7 @@ def settle(original: Model, recipe: Recipe) -> tuple[Model, Recipe, Texts]:
     """What `prepare` gives, for a model that is open already."""
     refuse_unstored(recipe.steps, recipe.export)
     recipe = recipe.resolved(original)
-    if "folder" in recipe.export:
+    if any(EXPORTERS[name].is_folder for name in recipe.export):
         require_storable(original)
     return original, recipe, read_texts(recipe.data, recipe.base, original)
 
@@ -222,7 +223,7 @@ def publish(
         )
     with staging(out, replace=overwrite) as folder:
         with clock.phase("export"):
-            artifacts = tuple(EXPORTERS[name].write(done.model, folder) for name in done.recipe.export)
+            artifacts = write_all(done.model, done.recipe.export, folder)
             behaviour = behaviours(done.model, artifacts)
         with clock.phase("latency"):
             timed = latency(done.original, [folder / a.path for a in artifacts if a.format == "gguf"])
@@ -308,19 +309,20 @@ def _untimed(model: Model) -> Finding:
 
 
 def _apart(done: Done) -> Iterator[Finding]:
-    """A finding where a folder is written that keeps what the measured model has quantized."""
+    """A finding for each folder that keeps what the measured model has quantized."""
     model, quantized = done.model, done.model.quantized
     schemes = {name: quantized[name].scheme for name in quantized}
-    packed = packed_schemes(model, schemes.get)
-    ends = [name for name in model.ends if name in quantized and name not in packed]
-    if "folder" in done.recipe.export and ends:
-        bits = schemes[ends[0]].bits
-        yield Finding(
-            "folder-differs",
-            f"the figures are of the model with embedding and head at {bits} bits; the folder keeps them in "
-            f"{done.recipe.dtype}",
-            ends[0],
-        )
+    for export in (EXPORTERS[name] for name in done.recipe.export if EXPORTERS[name].is_folder):
+        packed = packed_schemes(model, schemes.get) if export.packs_ends else {}
+        ends = [name for name in model.ends if name in quantized and name not in packed]
+        if ends:
+            said, bits = f"the {export.name} folder".replace("folder folder", "folder"), schemes[ends[0]].bits
+            yield Finding(
+                "folder-differs",
+                f"the figures are of the model with embedding and head at {bits} bits; {said} "
+                f"keeps them in {done.recipe.dtype}",
+                ends[0],
+            )
 
 
 def _no_smaller(model: Model, artifacts: tuple[Artifact, ...]) -> Iterator[Finding]:

@@ -31,6 +31,23 @@ with torch.no_grad():
 mask = inputs["attention_mask"].unsqueeze(-1)
 embeddings = (hidden * mask).sum(1) / mask.sum(1)   # mean pooling over the real tokens"""
 
+_GPTQ = """\
+from gptqmodel import GPTQModel
+
+model = GPTQModel.load("{path}")
+print(model.tokenizer.decode(model.generate("The capital of France is")[0]))"""
+_AWQ = """\
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("{path}", dtype="auto")"""
+# Who loads a format, what has to be installed, and the lines for it.
+_PEERS = {
+    "gptq": ("GPTQModel", "gptqmodel", _GPTQ),
+    "gptq_v2": ("GPTQModel", "gptqmodel", _GPTQ),
+    "awq": ("transformers", "transformers gptqmodel", _AWQ),
+    "bitsandbytes": ("transformers", "transformers bitsandbytes accelerate", _AWQ),
+}
+
 
 def model_card(record: RunRecord) -> str:
     """README.md for the record's output folder: what it is, how to run it, what was measured and how."""
@@ -54,7 +71,11 @@ def front_matter(record: RunRecord) -> str:
     kinds = list(dict.fromkeys(step.kind for step in record.steps))
     library = "gguf" if formats == {"gguf"} else "transformers"
     tags = ["pocketsize", *(["compressed-tensors"] if "folder" in formats else []), *kinds]
-    tags += ["gguf"] if "gguf" in formats else []
+    tags += [
+        form
+        for form in ("gguf", "gptq", "gptq_v2", "awq", "bitsandbytes")
+        if form in formats and form not in tags
+    ]
     facts: dict[str, object] = {**_licence(record.origin.licence)}
     # A hub takes only its own kind of name here; a local path would make the card invalid.
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", record.origin.name, re.ASCII):
@@ -105,6 +126,13 @@ def _how_to_run(record: RunRecord) -> str:
             parts.append(
                 f"With transformers, {figure.size(artifact.bytes)}, in this folder "
                 f"(`pip install transformers compressed-tensors`):\n\n```python\n{snippet}\n```"
+            )
+        elif artifact.format in _PEERS:
+            where = "this folder" if artifact.path == "." else code(artifact.path)
+            peer, packages, lines = _PEERS[artifact.format]
+            parts.append(
+                f"With {peer}, {figure.size(artifact.bytes)}, in {where} (`pip install {packages}`):\n\n"
+                f"```python\n{lines.format(path=artifact.path)}\n```"
             )
         else:
             parts.append(f"{code(artifact.path)}: {plain(artifact.format)}, {figure.size(artifact.bytes)}.")

@@ -71,7 +71,14 @@ _WORDS: Mapping[str, Words] = MappingProxyType(
 )
 ORDER = tuple(_WORDS)
 FORMATS: Mapping[str, str] = MappingProxyType(
-    {"folder": "safetensors folder for transformers", "gguf": "GGUF file for llama.cpp"}
+    {
+        "folder": "safetensors folder for transformers",
+        "gguf": "GGUF file for llama.cpp",
+        "gptq": "GPTQ checkpoint for GPTQModel and vLLM",
+        "gptq_v2": "GPTQ checkpoint (second version) for GPTQModel",
+        "awq": "AWQ checkpoint for transformers and vLLM",
+        "bitsandbytes": "NF4 checkpoint for transformers with bitsandbytes",
+    }
 )
 
 

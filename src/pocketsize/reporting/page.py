@@ -59,6 +59,16 @@ class Part:
     bits: float | None
 
 
+_FORMS = {
+    "gguf": "as GGUF",
+    "folder": "as a folder of safetensors",
+    "gptq": "as a GPTQ checkpoint",
+    "gptq_v2": "as a GPTQ checkpoint of the second version",
+    "awq": "as an AWQ checkpoint",
+    "bitsandbytes": "as an NF4 checkpoint",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Breakdown:
     """Where the bytes of one artefact go; the bar is drawn to the scale of the largest."""
@@ -117,9 +127,7 @@ def lead(record: RunRecord) -> tuple[str, ...]:
     origin, ships = record.origin, compare.smallest(record)
     sentences = [f"{figure.number(origin.parameters)} parameters, {figure.size(origin.bf16_bytes)} in bf16"]
     if ships is not None:
-        form = {"gguf": "as GGUF", "folder": "as a folder of safetensors"}.get(
-            ships.format, f"as {ships.format}"
-        )
+        form = _FORMS.get(ships.format, f"as {ships.format}")
         sentences[0] += f", now {figure.size(ships.bytes)} {form}"
     kl, top1 = (compare.figure_named(record, name) for name in ("kl_mean", "top1"))
     if kl is not None:

@@ -12,6 +12,7 @@ from pocketsize.exporting.table import EXPORTERS
 from pocketsize.measurement.embedding import keep_of
 from pocketsize.measurement.suite import quality_of
 from pocketsize.models.model import Model
+from pocketsize.quantization.scheme import Scheme
 from pocketsize.recipes.fingerprint import fingerprint
 from pocketsize.recipes.grids import scheme_of
 from pocketsize.recipes.journal import open_journal
@@ -129,7 +130,7 @@ def shrink(
         with clock.phase("load"):
             model, first, texts = prepare(recipe)
         ways = _fitting(recipe, goal, model, first)
-        if mixed and mixes(model):
+        if mixed and mixes(model, recipe.export):
             with clock.phase("sensitivity"):
                 ways = _mixed(ways, goal, (model, first, texts), work_folder(out), clock)
         elif goal.keep is None:
@@ -149,9 +150,14 @@ def shrink(
         return carry_out(job, clock, pages, overwrite=overwrite)
 
 
-def mixes(model: Model) -> bool:
-    """Whether widths can be chosen matrix by matrix: KL is of generators; experts see too little text."""
-    return model.arch.task == "generate" and model.arch.experts is None
+def mixes(model: Model, exports: Sequence[str]) -> bool:
+    """Whether widths can be chosen matrix by matrix: KL is of generators; experts see too little text.
+
+    Not where an export has one scheme alone.
+    """
+    two = Scheme(8, None, symmetric=True), Scheme(4, None, symmetric=True)
+    alone = any(EXPORTERS[name].mixes(two, model.arch) is not None for name in exports)
+    return model.arch.task == "generate" and model.arch.experts is None and not alone
 
 
 def _mixed(

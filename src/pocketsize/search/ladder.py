@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pocketsize.exporting.table import EXPORTERS, Exporter
 from pocketsize.models.model import Model
+from pocketsize.quantization.scheme import Scheme
 from pocketsize.recipes.quantize import Gptq
 
 
@@ -65,5 +67,12 @@ def ladder(model: Model, exports: tuple[str, ...]) -> tuple[Rung, ...]:
     return tuple(
         rung
         for rung in rungs
-        if (rung.symmetric or model.arch.experts is None) and (rung.embeddings != "same" or alike)
+        if (rung.symmetric or model.arch.experts is None)
+        and (rung.embeddings != "same" or alike)
+        and all(_holds(EXPORTERS[name], rung) for name in exports)
     )
+
+
+def _holds(export: Exporter, rung: Rung) -> bool:
+    scheme = Scheme(rung.bits, None, rung.symmetric)
+    return export.lacks(scheme) is None and (rung.embeddings != "same" or export.packs_ends)

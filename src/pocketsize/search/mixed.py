@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def _step(chosen: Mapping[str, Scheme], ends: Scheme | None) -> Gptq:
 
 def _grid(scheme: Scheme) -> dict[str, Any]:
     """A scheme as the keys of a step or an override."""
-    keys = {key: value for key, value in asdict(scheme).items() if key != "bits"}
+    keys = {key: value for key, value in scheme.facts().items() if key != "bits"}
     return {"scheme": scheme.name, **keys}
 
 
@@ -189,7 +189,7 @@ def _end_cost(model: Model, name: str, seen: Ends, scheme: Scheme) -> float:
 
 def _encoded(losses: Mapping[str, Mapping[Scheme, float]]) -> bytes:
     plain = {
-        name: [[asdict(scheme), loss] for scheme, loss in found.items()] for name, found in losses.items()
+        name: [[scheme.facts(), loss] for scheme, loss in found.items()] for name, found in losses.items()
     }
     return json.dumps(plain).encode()
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
+from jaxtyping import UInt8
 
 from pocketsize.errors import UnsupportedError
+from pocketsize.exporting.gguf import codebooks, superblocks
+from pocketsize.exporting.gguf.codebooks import TableType, pack_table
+from pocketsize.exporting.gguf.halves import halves
+from pocketsize.exporting.gguf.superblocks import SuperBlockType, super_block_type
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.scheme import Scheme
 
@@ -48,21 +50,30 @@ TYPES = {
 
 def lacks(scheme: Scheme) -> str | None:
     """What no block type holds of a scheme; None where one holds all of it."""
+    if scheme.codebook is not None:
+        return None if scheme.codebook in codebooks.TYPES else f"the codebook {scheme.name}"
+    if scheme.super_blocks:
+        return None if scheme in superblocks.TYPES else f"super-blocks of {scheme.bits}-bit codes"
     if (scheme.bits, not scheme.symmetric) not in TYPES:
         return f"{scheme.bits}-bit {'symmetric' if scheme.symmetric else 'asymmetric'} codes"
     return None
 
 
-def block_type(scheme: Scheme, columns: int, name: str) -> BlockType:
+def block_type(scheme: Scheme, columns: int, name: str) -> BlockType | TableType | SuperBlockType:
     """The block type that holds a matrix of this scheme exactly; `name` is for the error."""
     if (missing := lacks(scheme)) is not None:
         raise UnsupportedError(
             f"{name}: GGUF has no block for {missing}; use 4 or 5 bits, or 8 bits with symmetric: true"
         )
-    if scheme.width(columns) % BLOCK:
+    if scheme.super_blocks:
+        return super_block_type(scheme, columns, name)
+    table = codebooks.TYPES.get(scheme.codebook or "")
+    if scheme.width(columns) % (block := table.block if table else BLOCK):
         raise UnsupportedError(
-            f"{name}: GGUF blocks hold {BLOCK} weights; a group of {scheme.width(columns)} cannot be stored"
+            f"{name}: GGUF blocks hold {block} weights; a group of {scheme.width(columns)} cannot be stored"
         )
+    if table:
+        return table
     return TYPES[scheme.bits, not scheme.symmetric]
 
 
@@ -74,11 +85,15 @@ def pack(weight: QWeight, name: str) -> UInt8[np.ndarray, "out bytes"]:
     """
     out, columns = weight.codes.shape
     kind = block_type(weight.scheme, columns, name)
+    if isinstance(kind, TableType):
+        return pack_table(weight, name)
+    if isinstance(kind, SuperBlockType):
+        return superblocks.pack(weight, name)
     repeat = columns // BLOCK // weight.scale.shape[1]
     codes = weight.codes.numpy().reshape(out, columns // BLOCK, BLOCK)
-    parts = [_halves(weight.scale, repeat, name, "scale")]
+    parts = [halves(weight.scale, repeat, name, "scale")]
     if kind.minimum:
-        parts.append(_halves(weight.minimum, repeat, name, "minimum (scale x zero)"))
+        parts.append(halves(weight.minimum, repeat, name, "minimum (scale x zero)"))
     elif not bool((weight.zero == weight.scheme.middle).all()):
         raise UnsupportedError(f"{name}: a symmetric grid must have its zero at {weight.scheme.middle}")
     if kind.bits == 8:
@@ -89,19 +104,3 @@ def pack(weight: QWeight, name: str) -> UInt8[np.ndarray, "out bytes"]:
         low, high = codes[..., : BLOCK // 2], codes[..., BLOCK // 2 :]
         parts.append((low & 0x0F) | (high << 4))
     return np.concatenate(parts, axis=-1).reshape(out, kind.row_bytes(columns))
-
-
-def _halves(
-    values: Float[Tensor, "out groups"], repeat: int, name: str, what: str
-) -> UInt8[np.ndarray, "out blocks 2"]:
-    """Values as little-endian float16 bytes, each repeated; refuses what float16 would change."""
-    halves = values.to(torch.float16)
-    wrong = halves.to(torch.float32) != values
-    if bool(wrong.any()):
-        row, group = (int(i) for i in wrong.nonzero()[0])
-        raise UnsupportedError(
-            f"{name}: the {what} {float(values[row, group])!r} of row {row}, group {group} is not exact in "
-            "float16; quantize with gguf among the exports, which keeps fewer digits in each scale"
-        )
-    stored = halves.repeat_interleave(repeat, dim=1).numpy().astype("<f2")
-    return stored.view(np.uint8).reshape(*stored.shape, 2)

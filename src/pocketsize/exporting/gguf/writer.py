@@ -27,6 +27,10 @@ from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.scheme import Scheme
 
 FLOATS = {"F32": np.float32, "F16": np.float16}
+# Types of files that have another name than that of their tensors.
+_FILES = {"MXFP4": "MXFP4_MOE"}
+# What blocks have besides in the medium mix of a type, and not in the small one.
+_MEDIUM = {"Q3_K": "Q4_K", "Q4_K": "Q6_K", "Q5_K": "Q6_K"}
 _ALIGNMENT = 32
 # What a file is read back on.
 SHORTEST_WINDOW = 512
@@ -90,16 +94,24 @@ def plan(model: Model, scheme_of: SchemeOf, floats: str) -> list[Stored]:
 
 def file_type(tensors: list[Stored]) -> str:
     """The type that holds most weights: the file's type, and the end of its name."""
-    return main_kind((stored.kind, stored.shape) for stored in tensors)
+    return main_kind((stored.name, stored.kind, stored.shape) for stored in tensors)
 
 
-def main_kind(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> str:
-    """The kind that most elements of the matrices among these kinds and shapes have."""
+def main_kind(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> str:
+    """The kind that most elements of the matrices among these names, kinds and shapes have.
+
+    Where that is one that llama.cpp mixes with others, the mix by what the blocks have besides (`Q4_K_M`).
+    """
     weights: dict[str, int] = {}
-    for kind, shape in tensors:
+    beside: set[str] = set()
+    for name, kind, shape in tensors:
         if len(shape) > 1:
             weights[kind] = weights.get(kind, 0) + math.prod(shape)
-    return max(weights, key=lambda kind: weights[kind])
+            beside |= {kind} if name.startswith("blk.") else set()
+    most = max(weights, key=lambda kind: weights[kind])
+    if most not in _MEDIUM:
+        return most
+    return f"{most}_{'M' if _MEDIUM[most] in beside else 'S'}"
 
 
 def stored_value(model: Model, name: str, floats: str = "F32") -> Tensor:
@@ -125,7 +137,7 @@ def _add_metadata(writer: GGUFWriter, model: Model, kind: str) -> None:
         writer.add_license(origin.licence)
     writer.add_size_label(size_label(origin.parameters, 0, 0, 0))
     writer.add_quantized_by("pocketsize")
-    writer.add_file_type(LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
+    writer.add_file_type(LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{_FILES.get(kind, kind)}"])
     writer.add_quantization_version(2)
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(context_length(model))
