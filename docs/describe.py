@@ -48,7 +48,20 @@ RECORDS = (
     record.SizePart,
     record.Timing,
 )
-CLASSES = (api.Gptq, api.Awq, api.Rtn, api.Hqq, Data, Source, Recipe, api.Result, api.Plan, api.Model, Check)
+CLASSES = (
+    api.Gptq,
+    api.Awq,
+    api.SmoothQuant,
+    api.Rtn,
+    api.Hqq,
+    Data,
+    Source,
+    Recipe,
+    api.Result,
+    api.Plan,
+    api.Model,
+    Check,
+)
 FUNCTIONS = (api.shrink, api.quantize, api.run, api.plan, api.load, api.verify, api.result)
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+# Programs that load what we write, and are not in the environment of the tests.
+PEERS = {"gptqmodel"}
 FENCE = re.compile(r"^([ \t]*)```(\w*)[^\n]*\n(.*?)^\1```[ \t]*$", re.DOTALL | re.MULTILINE)
 INDENTED = re.compile(r"(?:^\n|\A)((?: {4}\S[^\n]*\n)+)", re.MULTILINE)
 INLINE = re.compile(r"`(pocketsize [^`\n]+)`")
@@ -125,6 +127,8 @@ class Names:
             case ast.Import():
                 for alias in node.names:
                     self.known[alias.asname or alias.name] = _Is(importlib.import_module(alias.name))
+            case ast.ImportFrom() if node.module in PEERS:
+                self.known |= dict.fromkeys(alias.asname or alias.name for alias in node.names)
             case ast.ImportFrom():
                 module = importlib.import_module(node.module or "")
                 for alias in node.names:

@@ -12,7 +12,10 @@ FILE, FUNCTION, ARGUMENTS, NESTING = 400, 50, 6, 3
 FILES = sorted(SRC.rglob("*.py"))
 BRANCHES = (ast.For, ast.While, ast.If, ast.With, ast.Try, ast.Match)
 # Compiled loops are written as loops: their nesting is the algorithm, their arguments plain arrays.
-COMPILED = {SRC / "quantization" / name for name in ("compiled.py", "codebook_loops.py", "gpu.py")}
+COMPILED = {
+    SRC / "quantization" / name
+    for name in ("compiled.py", "codebook_loops.py", "gpu.py", "superblock_loops.py")
+}
 TENSORS = ("Tensor", "Float[", "Int64[", "Bool[", "UInt8[")
 
 

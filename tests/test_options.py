@@ -22,6 +22,7 @@ KEYS = {
     "source": ["files", "share", "column", "rows"],
     "rtn": QUANTIZE,
     "awq": [*QUANTIZE, "exponents"],
+    "smoothquant": [*QUANTIZE, "exponents"],
     "hqq": [*QUANTIZE, "p", "iterations"],
     "gptq": [*QUANTIZE, "damp", "order", "search", "sink", "learn"],
 }
@@ -50,10 +51,10 @@ OPTIONS = {
     "quantize": {*SCHEME, "--target", *WRITES, "--dtype", "--threads", "--fetch", "--json", *TEXTS},
     "plan": {*SCHEME, *GOAL, "--target", "--output", "--dtype", "--threads", "--fetch", "--json", *TEXTS},
     "inspect": {"--fetch", "--json"},
-    "measure": {"--against", "--data", "--tokens", "--threads", "--fetch", "--json"},
+    "measure": {"--against", "--data", "--tokens", "--cache", "--context", "--threads", "--fetch", "--json"},
     "verify": {"--json", "--llamacpp", "--no-llamacpp"},
     "report": {"--output", "--json"},
-    "chat": {"--prompt", "--tokens", "--threads"},
+    "chat": {"--prompt", "--tokens", "--cache", "--threads"},
     "doctor": {"--output", "--json"},
     "fetch": {"--revision", "--file", "--json"},
 }

@@ -8,7 +8,8 @@ import sys
 import pocketsize
 
 PUBLIC = [
-    *("Awq", "Data", "Gptq", "Hqq", "Plan", "Recipe", "Result", "Rtn", "Source", "__version__"),
+    *("Awq", "Data", "Gptq", "Hqq", "Plan", "Recipe", "Result", "Rtn", "SmoothQuant"),
+    *("Source", "__version__"),
     *("load", "plan", "quantize", "result", "run", "shrink", "verify"),
 ]
 

@@ -179,7 +179,7 @@ def row(model: str, kind: str, ours: Tally, theirs: Tally) -> dict[str, object]:
     if ours.bytes != theirs.bytes:
         raise SystemExit(f"{model} {kind}: {ours.bytes} bytes against {theirs.bytes}")
     return {
-        "model": model,
+        "weights": model.removeprefix("sample:"),
         "matrices": len(ours.held_out),
         "type": kind,
         "bits_per_weight": NAMED[kind].bits_per_weight(256),
@@ -201,7 +201,7 @@ def mean(values: Sequence[float]) -> float:
 def record(rows: list[dict[str, object]]) -> None:
     """All rows, and a bar for each."""
     named = {
-        f"{row['type']} of {str(row['model']).removeprefix('sample:')} ({row['matrices']} matrices): error "
+        f"{row['type']} of {row['weights']} ({row['matrices']} matrices): error "
         "at the outputs, against llama.cpp's own with an importance matrix": row
         for row in rows
     }

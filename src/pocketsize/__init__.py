@@ -20,6 +20,7 @@ __all__ = [
     "Recipe",
     "Result",
     "Rtn",
+    "SmoothQuant",
     "Source",
     "__version__",
     "load",

@@ -30,6 +30,7 @@ from pocketsize.recipes.quantize import EFFORTS, Gptq, Hqq, Rtn
 from pocketsize.recipes.recipe import Data, Recipe, parse_recipe, parse_step, read_recipe
 from pocketsize.recipes.record import RunRecord, read_record
 from pocketsize.recipes.run import Console
+from pocketsize.recipes.smooth import SmoothQuant
 from pocketsize.recipes.step import Step
 from pocketsize.reporting.card import model_card
 from pocketsize.reporting.page import report_html
@@ -47,6 +48,7 @@ __all__ = [
     "Recipe",
     "Result",
     "Rtn",
+    "SmoothQuant",
     "Source",
     "load",
     "plan",
@@ -123,9 +125,9 @@ def quantize(
     overwrite: bool = False,
     **options: Any,
 ) -> Result:
-    """Quantize with one step: `method` is `gptq`, `awq`, `hqq` or `rtn`, `options` are its recipe keys.
+    """Quantize with one step: `method` is its name (`gptq`, `awq`, `smoothquant`, `hqq` or `rtn`).
 
-    The rest is as in `run`.
+    `options` are its recipe keys; the rest is as in `run`.
     """
     source = _source(model)
     chosen = list(export or default_export(source, (parse_step({method: options}),)))

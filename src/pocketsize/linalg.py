@@ -107,3 +107,49 @@ def feedback_factor(H: Float[Tensor, "in in"], damp: float) -> Factor:
         f"Gram matrix of {n} inputs is not positive definite even with damping {used:g}; "
         "use more calibration tokens or a larger damp"
     )
+
+
+def hadamard(n: int) -> Float[Tensor, "n n"]:
+    """An orthonormal Hadamard matrix; of a power of two Sylvester's, which is its own inverse.
+
+    Other orders are a power of two times one of Paley's: q + 1 for a prime q = 3 mod 4, or 2 (q + 1) for a
+    prime q = 1 mod 4. An order without either is a ValueError.
+    """
+    twos = n & -n if n > 0 else 0
+    if n == twos and n:
+        H = torch.ones(1, 1)
+    else:
+        odd = n // twos if twos else 0
+        found = (_paley(odd * 2**k) for k in range(2, twos.bit_length()))
+        H = next((H for H in found if H is not None), torch.ones(0, 0))
+    if not len(H):
+        raise ValueError(f"no Hadamard matrix of order {n} is known here")
+    while len(H) < n:
+        H = torch.cat((torch.cat((H, H), 1), torch.cat((H, -H), 1)))
+    return H / n**0.5
+
+
+def _paley(order: int) -> Float[Tensor, "n n"] | None:
+    """Paley's matrix of this order, of 1 and -1; None where neither construction has a prime."""
+    if _is_prime(q := order - 1) and q % 4 == 3:
+        return torch.eye(order) + _conference(q, -1)
+    if _is_prime(q := order // 2 - 1) and q % 4 == 1:
+        S, one = _conference(q, 1), torch.eye(q + 1)
+        return torch.kron(S, torch.tensor([[1.0, 1], [1, -1]])) + torch.kron(
+            one, torch.tensor([[1.0, -1], [-1, -1]])
+        )
+    return None
+
+
+def _conference(q: int, sign: int) -> Float[Tensor, "n n"]:
+    """Jacobsthal's matrix of a prime, bordered; symmetric for sign 1, skew for -1."""
+    squares = {i * i % q for i in range(1, q)}
+    rows = [[0 if i == j else 1 if (i - j) % q in squares else -1 for j in range(q)] for i in range(q)]
+    S = torch.zeros(q + 1, q + 1)
+    S[1:, 1:] = torch.tensor(rows, dtype=torch.float32)
+    S[0, 1:], S[1:, 0] = 1, sign
+    return S
+
+
+def _is_prime(n: int) -> bool:
+    return n > 1 and all(n % i for i in range(2, int(n**0.5) + 1))

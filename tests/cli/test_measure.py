@@ -58,6 +58,20 @@ def test_a_small_model_is_measured_against_its_original(place, capsys):
     assert subjects(facts(capsys, "small"), "perplexity") == ["model"]
 
 
+def test_caches_are_measured_against_the_models_own(place, capsys):
+    found = facts(capsys, "tiny", "--cache", "f16,kivi-2-g16-r32", "--context", "1000")
+    rows = {(r["name"], r["subject"]): r["value"] for r in found["measurements"]}
+    assert rows["kl_mean", "cache kivi-2-g16-r32"] > 10 * abs(rows["kl_mean", "cache f16"])
+    assert rows["cache_bytes", "cache f16"] == 2 * 2 * 2 * 16 * 2 * 1000
+    assert rows["cache_saving", "cache kivi-2-g16-r32"] > 0.6
+    assert "llama-server -ctk f16 -ctv f16" in " ".join(found["protocol"])
+    write_tiny(place / "bert", "bert")
+    assert main(["measure", "bert", "--cache", "f16", "--data", "*.txt"]) == 4
+    assert "no cache of keys and values" in capsys.readouterr().err
+    assert main(["measure", "tiny", "--context", "10"]) == 2
+    assert "name one with --cache" in capsys.readouterr().err
+
+
 def test_an_encoder_has_sentences(place, capsys, tmp_path):
     write_tiny(place / "bert", "bert")
     assert subjects(facts(capsys, "bert"), "sentence_rate") == ["original"]

@@ -21,10 +21,10 @@ from pocketsize.exporting.companions import copy_companions
 from pocketsize.exporting.compressed_tensors import (
     pack_rows,
     predict_bytes,
-    require_storable,
     stored_value,
     write,
 )
+from pocketsize.exporting.plain import require_storable
 from pocketsize.exporting.read_back import read_folder
 from pocketsize.exporting.reload import reload_check
 from pocketsize.io.checkpoint import open_checkpoint

@@ -19,7 +19,7 @@ from pocketsize.exporting.compressed_tensors import write
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.quantization.rtn import rtn
-from pocketsize.quantization.scheme import Scheme
+from pocketsize.quantization.scheme import NAMED, Scheme
 from tiny import TEXT, write_tiny
 
 GROUP = 32
@@ -101,6 +101,22 @@ def compressed(folder: Path, *, symmetric: bool = True, bits: int = 4, group: in
     return meant
 
 
+def plain_codes(folder: Path) -> Meant:
+    """Codes of 8 bits as they are: int8 under the weight's own name, a scale for each row."""
+    meant: Meant = {}
+    held = load_file(folder / "model.safetensors")
+    for name in [name for name in held if name.endswith("_proj.weight")]:
+        scale = held[name].abs().amax(1, keepdim=True) / 127
+        held[name] = (held[name] / scale).round().to(torch.int8)
+        held[f"{name}_scale"] = scale
+        meant[name] = held[name].float() * scale
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    weights = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
+    said = {"quant_method": "compressed-tensors", "format": "int-quantized"}
+    _config(folder, said | {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}})
+    return meant
+
+
 def _rounded(W: torch.Tensor, group_of: torch.Tensor, bits: int) -> tuple[torch.Tensor, ...]:
     """Codes [in, out], zeros and scales [groups, out] of a matrix, rounded to nearest."""
     top, groups = (1 << bits) - 1, int(group_of.max()) + 1
@@ -123,6 +139,7 @@ KINDS: dict[str, tuple[Callable[[Path], Meant], str]] = {
         lambda f: compressed(f, symmetric=False, bits=3),
         "compressed-tensors 3 bits group 32",
     ),
+    "compressed-tensors as they are": (plain_codes, "compressed-tensors 8 bits one scale a row"),
     "compressed-tensors by rows": (
         lambda f: compressed(f, bits=8, group=None),
         "compressed-tensors 8 bits one scale a row",
@@ -167,6 +184,18 @@ def own(model: Model, out: Path, scheme: Scheme) -> Model:
     out.mkdir()
     write(small, out)
     return small
+
+
+@pytest.mark.parametrize("word", ["W8A8", "FP8"])
+def test_our_own_codes_of_eight_bits_are_read_and_their_inputs_are_not_rounded(
+    word: str, tmp_path: Path
+) -> None:
+    small = own(load(write_tiny(tmp_path / "model", "llama")), tmp_path / "small", NAMED[word])
+    back = load(tmp_path / "small")
+    assert all(torch.equal(back.original(name), small.weight(name)) for name in small.linears)
+    said = "compressed-tensors 8 bits one scale a row, its inputs not rounded here"
+    assert back.origin.dequantized_from == said and not back.rounds
+    assert back.origin.parameters == small.origin.parameters
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -272,9 +301,40 @@ FAULTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "group 0": (change("group_size", 0), 3, "group_size is 0"),
     "gemv": (said(quant_method="awq", bits=4, group_size=32, version="gemv"), 4, "(awq, gemv)"),
     "other format": (
+        said(**PACKED | {"format": "mixed-precision"}, config_groups={"g": {"weights": WEIGHTS}}),
+        4,
+        "(compressed-tensors, mixed-precision)",
+    ),
+    "float8 with fewer bits": (
         said(**PACKED | {"format": "float-quantized"}, config_groups={"g": {"weights": WEIGHTS}}),
         4,
-        "(compressed-tensors, float-quantized)",
+        "4 bits; known here: 8",
+    ),
+    "float8 in blocks": (
+        said(
+            **PACKED | {"format": "float-quantized"},
+            config_groups={"g": {"weights": {"num_bits": 8, "strategy": "block", "symmetric": True}}},
+        ),
+        4,
+        "(compressed-tensors, float-quantized by block)",
+    ),
+    "int8 with zeros": (
+        said(
+            **PACKED | {"format": "int-quantized"},
+            config_groups={"g": {"weights": {"num_bits": 8, "strategy": "channel", "symmetric": False}}},
+        ),
+        4,
+        "(compressed-tensors, with zeros)",
+    ),
+    "int8 that is float32": (
+        part("weight", lambda t: t.float(), plain_codes),
+        3,
+        f"{LAYER}weight is stored as F32; needed: I8, F8_E4M3",
+    ),
+    "too few scales": (
+        part("weight_scale", lambda t: t[:5], plain_codes),
+        3,
+        f"{LAYER}weight_scale has shape [5, 1]; one for each row is needed",
     ),
     "activations": (
         said(**PACKED, config_groups={"g": {"weights": WEIGHTS, "input_activations": {"num_bits": 8}}}),

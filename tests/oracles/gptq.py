@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pocketsize.quantization.floats import fit_floats
 from pocketsize.quantization.gptq import group_order
 from pocketsize.quantization.grid import fit_grid
 from pocketsize.quantization.scheme import Scheme
@@ -40,6 +41,30 @@ def gptq_slow(
             values = torch.tensor(scheme.table.values)
             codes[:, i] = ((W[:, i] / scale)[:, None] - values).abs().argmin(dim=1)
             Q[:, i] = scale * values[codes[:, i].long()]
+        W[:, i + 1 :] -= torch.outer((W[:, i] - Q[:, i]) / U[i, i], U[i, i + 1 :])
+    back = torch.argsort(perm)
+    return codes[:, back], Q[:, back]
+
+
+def floats_slow(W: Tensor, H: Tensor, scheme: Scheme, *, search: bool = True) -> tuple[Tensor, Tensor]:
+    """The same with float8 codes, whose scales are known before the first column."""
+    n = W.shape[1]
+    width = scheme.width(n)
+    H = H.double().clone()
+    dead = H.diagonal() == 0
+    H.diagonal()[dead] = 1
+    perm = group_order(H.diagonal() * ~dead, width)
+    U = torch.linalg.cholesky(
+        torch.linalg.inv(H[perm][:, perm] + 0.01 * H.diagonal().mean() * torch.eye(n)), upper=True
+    ).float()
+    W = W[:, perm].clone()
+    W[:, dead[perm]] = 0
+    scale = fit_floats(W, scheme, 1 / U.diagonal() ** 2 if search else None)
+    codes, Q = torch.empty_like(W, dtype=torch.uint8), torch.empty_like(W)
+    for i in range(n):
+        s = scale[:, i // width]
+        code = (W[:, i] / s).clamp(-448, 448).to(torch.float8_e4m3fn)
+        codes[:, i], Q[:, i] = code.view(torch.uint8), s * code.float()
         W[:, i + 1 :] -= torch.outer((W[:, i] - Q[:, i]) / U[i, i], U[i, i + 1 :])
     back = torch.argsort(perm)
     return codes[:, back], Q[:, back]

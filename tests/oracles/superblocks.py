@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from oracles.grid import error_of, least_squares, starts, stored
-from pocketsize.quantization.compiled import DIGITS, HOPELESS, ROUNDS, SHRINK, STEPS, UNIT_STEP, UNITS
+from oracles.grid import error_of
+from pocketsize.quantization.compiled import HOPELESS, ROUNDS, SMALLEST_SCALE, STEPS
 from pocketsize.quantization.gptq import group_order
 from pocketsize.quantization.scheme import SUPER_BLOCK, Scheme
+from pocketsize.quantization.superblock_loops import CODES, MOVES, UNIT_STEP, UNITS
 
 
 @dataclass(frozen=True)
@@ -26,32 +27,13 @@ def half(x: float) -> float:
     return float(torch.tensor(x, dtype=torch.float64).to(torch.float16))
 
 
-def free_grid(w: Tensor, d: Tensor, scheme: Scheme) -> tuple[float, float]:
-    """Scale and zero of a group that shares nothing."""
-    alone = replace(scheme, group=None, scale_bits=16, bits=min(scheme.bits, 8) if scheme.bits != 6 else 8)
-    object.__setattr__(alone, "bits", scheme.bits)  # six bits have no scheme without super-blocks
-    best, found = float("inf"), (0.0, 0.0)
-    for s, z in starts(w, alone):
-        for _ in range(ROUNDS + 1):
-            error, q = error_of(w, d, s, z, scheme.top)
-            hopeless = not scheme.symmetric and error > HOPELESS * best
-            if error < best:
-                best, found = error, (s, z)
-            if hopeless:
-                break
-            s, z = least_squares(w.double(), d.double(), q, s, z, alone)
-    s, z = found
-    if not scheme.symmetric and z < 0:
-        return stored(float(w.max()) / scheme.top, DIGITS), 0.0
-    return s, z
-
-
 def units_of(W: Tensor, d: Tensor, scheme: Scheme) -> Units:
     """What the groups of a super-block share; W is one row of it."""
     scales, lows, counts, totals = [], [], [], []
     for a in range(0, SUPER_BLOCK, scheme.group):
         w, own = W[a : a + scheme.group], d[a : a + scheme.group].double()
-        s, z = free_grid(w, own, scheme)
+        free = max(float(w.abs().max()), SMALLEST_SCALE) * 2.0**-20
+        s, z = grid_within(w, own, scheme, Units(free, free), 2**20)
         _, q = error_of(w, own, s, z, scheme.top)
         middle = scheme.middle if scheme.symmetric else float((own * q).sum() / own.sum())
         scales.append(abs(s))
@@ -59,7 +41,8 @@ def units_of(W: Tensor, d: Tensor, scheme: Scheme) -> Units:
         lows.append(0.0 if scheme.symmetric else max(s * z, 0.0))
         totals.append(float(own.sum()))
     most = scheme.top_scale
-    return Units(best_unit(scales, counts, most), 0.0 if scheme.symmetric else best_unit(lows, totals, most))
+    low = 0.0 if scheme.symmetric else best_unit(lows, totals, most)
+    return Units(max(best_unit(scales, counts, most), 2.0**-24), low)
 
 
 def best_unit(values: list[float], weights: list[float], most: int) -> float:
@@ -83,9 +66,11 @@ def best_unit(values: list[float], weights: list[float], most: int) -> float:
     return min(tried, key=error)
 
 
-def grid_within(w: Tensor, d: Tensor, scheme: Scheme, units: Units) -> tuple[float, float]:
+def grid_within(
+    w: Tensor, d: Tensor, scheme: Scheme, units: Units, most: int | None = None
+) -> tuple[float, float]:
     """Scale and zero of a group of a super-block."""
-    most = scheme.top_scale
+    most = most or scheme.top_scale
 
     def scale(s: float) -> float:
         n = min(max(round(abs(s) / units.scale), 1), most)
@@ -105,7 +90,29 @@ def grid_within(w: Tensor, d: Tensor, scheme: Scheme, units: Units) -> tuple[flo
             if hopeless:
                 break
             s, z = solved(w.double(), d.double(), q, s, z, scheme, scale, zero)
-    return found
+    return walked(w, d, scheme, units, (best, *found), scale, zero)
+
+
+def walked(w: Tensor, d: Tensor, scheme: Scheme, units: Units, best, scale, zero) -> tuple[float, float]:
+    """From the best grid on to better neighbours, a unit away, as long as there are any."""
+    for _ in range(MOVES):
+        before = best[0]
+        for step in (1, -1):
+            s = scale(best[1] + step * units.scale)
+            z = float(scheme.middle)
+            if scheme.symmetric and s * best[1] < 0:
+                continue
+            if not scheme.symmetric:
+                _, q = error_of(w, d, s, zero(best[1] * best[2], s), scheme.top)
+                z = zero(float((d * (s * q - w)).sum() / d.sum()), s)
+            best = min(best, (error_of(w, d, s, z, scheme.top)[0], s, z), key=lambda grid: grid[0])
+        for step in () if scheme.symmetric else (1, -1):
+            z = zero(best[1] * best[2] + step * units.low, best[1])
+            error = error_of(w, d, best[1], z, scheme.top)[0]
+            best = min(best, (error, best[1], z), key=lambda grid: grid[0])
+        if best[0] == before:
+            break
+    return best[1], best[2]
 
 
 def starts_within(w: Tensor, scheme: Scheme, scale, zero) -> list[tuple[float, float]]:
@@ -113,7 +120,7 @@ def starts_within(w: Tensor, scheme: Scheme, scale, zero) -> list[tuple[float, f
     lo, hi = min(float(w.min()), 0.0), float(w.max())
     found = []
     for k in range(STEPS + 1):
-        f = 1.0 - SHRINK * k
+        f = scheme.top / (scheme.top + CODES * k - 1)
         if scheme.symmetric:
             edge = lo if -lo >= max(hi, 0.0) else hi
             ends = (-edge / scheme.middle, abs(edge) / (scheme.middle - 1))

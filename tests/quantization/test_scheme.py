@@ -50,3 +50,5 @@ def test_a_name_says_everything_about_a_grid() -> None:
     assert named("W4A16") is None
     with pytest.raises(UsageError, match="did you mean 'Q4_1'"):
         bits_of("Q4_11")
+    with pytest.raises(UnsupportedError, match="Q4_2: this type was removed from GGUF; use Q4_0"):
+        bits_of("Q4_2")

@@ -133,7 +133,9 @@ def test_what_was_not_asked_for_is_told_too_and_is_no_fault(
     monkeypatch.setattr(table, "reload_check", lambda *_: ())
     found = planned(write_tiny(tmp_path / "m", "bert"), Rtn())
     assert found.exit_code == 0
-    assert [(one.format, one.asked) for one in found.impossible] == [("gguf", False)]
+    assert [(one.format, one.asked) for one in found.impossible] == [
+        (name, False) for name in ("gguf", "gptq", "gptq_v2")
+    ]
     roles = {kept.role: kept for kept in found.unquantized}
     assert set(roles) == {"embedding", "norm", "bias", "other"}
     assert all(kept.why and kept.parameters for kept in found.unquantized)
@@ -148,10 +150,15 @@ def test_an_embedding_packed_as_the_linears_are_is_not_told(
     assert {kept.role for kept in found.unquantized} == {"norm", "bias", "other"}
 
 
-@pytest.mark.parametrize("kind", ["gptq", "awq", "hqq"])
-def test_a_block_that_is_left_as_it_is_is_told_and_run_through(kind: str, tmp_path: Path) -> None:
-    left = parse_step({kind: {"overrides": {"model.layers.1.*": None}}})
-    found = planned(write_tiny(tmp_path / "m", "llama"), left, export=("gguf",))  # type: ignore[arg-type]
+@pytest.mark.parametrize("kind", ["gptq", "awq", "hqq", "smoothquant"])
+def test_a_block_that_is_left_as_it_is_is_told_and_run_through(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, export = parse_step({kind: {"overrides": {"model.layers.1.*": None}}}), "gguf"
+    if kind == "smoothquant":
+        export = "folder"
+        monkeypatch.setattr(table, "reload_check", lambda *_: ())
+    found = planned(write_tiny(tmp_path / "m", "llama"), left, export=(export,))  # type: ignore[arg-type]
     (kept,) = (kept for kept in found.unquantized if kept.role == "compressible")
     assert kept.tensors == 7 and kept.why == "an override leaves it"
     assert found.exit_code == 0

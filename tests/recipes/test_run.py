@@ -105,6 +105,26 @@ def test_killed_at_five_points_a_run_ends_with_the_same_bytes(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["killed", "model", "recipe.yaml", "whole"]
 
 
+def test_checkpoints_of_other_tools_lie_in_one_output(tmp_path: Path) -> None:
+    path = recipe(tmp_path, export=["gptq", "awq", "gguf"], steps=[{"rtn": {"scheme": "W4A16"}}])
+    out = tmp_path / "out"
+    assert main(["run", str(path), "-o", str(out)]) == 0
+    record = read_record(out / "record.json")
+    assert [(a.format, a.path) for a in record.artifacts[:2]] == [("gptq", "."), ("awq", "awq")]
+    assert record.artifacts[2].path.endswith("Q4_0.gguf")
+    differs = [f.message for f in record.findings if f.code == "folder-differs"]
+    assert [said.split("; ")[1] for said in differs] == [
+        f"the {form} folder keeps them in bf16" for form in ("gptq", "awq")
+    ]
+    assert {part.artifact for part in record.sizes} == {a.path for a in record.artifacts}
+    card = (out / "README.md").read_text()
+    assert 'GPTQModel.load(".")' in card and 'from_pretrained("awq", dtype="auto")' in card
+    assert "- gptq" in card and "- awq" in card
+    assert main(["verify", str(out)]) == 0 and main(["inspect", str(out / "awq")]) == 0
+    again = ps.load(out / "awq")
+    assert again.origin.dequantized_from == "awq 4 bits group 32"
+
+
 @pytest.mark.parametrize("family", ["bert", "mpnet"])
 def test_encoders_run_whole(family: str, tmp_path: Path) -> None:
     assert main(["run", str(recipe(tmp_path, family)), "-o", str(tmp_path / "out")]) == 0
@@ -260,6 +280,24 @@ def test_awq_changes_norms_and_what_is_written_is_read_back(tmp_path: Path) -> N
     assert main(["run", str(few), "-o", str(tmp_path / "less")]) == 0
     codes = {f.code for f in read_record(tmp_path / "less" / "record.json").findings}
     assert "few-windows" in codes
+
+
+@pytest.mark.parametrize(("family", "step"), [("llama", "smoothquant"), ("bert", {"rtn": {"scheme": "FP8"}})])
+def test_rounded_inputs_are_measured_written_and_read_back(
+    family: str, step: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"length": 64, "tokens": 256, "sequences": 8}
+    path = recipe(tmp_path, family, steps=[step], data=data, export=["folder"])
+    assert main(["run", str(path), "-o", str(tmp_path / "out")]) == 0
+    record = read_record(tmp_path / "out" / "record.json")
+    assert "14 linears" in record.protocol[-1] or "12 linears" in record.protocol[-1]
+    assert "round each token that they read" in record.protocol[-1]
+    assert "within 0 of their range" in record.artifacts[0].checks[0]
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    against = ["--against", str(tmp_path / "model"), "--tokens", "256", "--json"]
+    assert main(["measure", str(tmp_path / "out"), *against]) == 0
+    assert "round each token that they read" in json.loads(capsys.readouterr().out)["protocol"][-1]
 
 
 @pytest.mark.parametrize("kind", ["gptq", "awq", "rtn", "hqq"])

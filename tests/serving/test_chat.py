@@ -21,7 +21,8 @@ class Words:
 
     context = 12
 
-    def __init__(self, path: Path, *, threads: int) -> None:
+    def __init__(self, path: Path, *, threads: int, cache: object = None) -> None:
+        self.cache = cache
         self.asked: list[list[str]] = []
         made.append(self)
 
@@ -102,6 +103,14 @@ def test_answers_longer_than_the_context_leave_room_for_a_question(file: Path) -
 
 def test_the_fake_runtime_has_what_the_real_one_has() -> None:
     assert all(hasattr(LlamaCpp, name) for name in dir(Words))
+
+
+def test_a_cache_is_the_runtimes(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, types in (("q8_0", ("q8_0", "q8_0")), ("q8_0/q4_0", ("q8_0", "q4_0"))):
+        assert main(["chat", str(file), "--prompt", "hello", "--cache", name]) == 0
+        assert made[-1].cache == types
+    assert main(["chat", str(file), "--prompt", "hello", "--cache", "kivi-2"]) == 4
+    assert "llama.cpp has no cache kivi-2" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(installed() is None, reason="llama.cpp is not installed")

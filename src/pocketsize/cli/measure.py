@@ -11,9 +11,12 @@ import click
 from pocketsize.cli import options
 
 if TYPE_CHECKING:
+    from pocketsize.data.calibration import Windows
+    from pocketsize.data.text import Corpus
     from pocketsize.measurement.measurement import Measurement
     from pocketsize.measurement.quality import Quality
     from pocketsize.models.model import Model
+    from pocketsize.quantization.kv import Cache
 
 LENGTH = 512
 
@@ -25,6 +28,16 @@ LENGTH = 512
 @click.option(
     "--tokens", type=click.IntRange(min=1), default=32768, show_default=True, help="Tokens to evaluate."
 )
+@click.option(
+    "--cache",
+    metavar="NAMES",
+    help="Caches of keys and values to try: q8_0,q4_0,q8_0/q4_0,kivi-2,kivi-k4v2-g32-r128-s4.",
+)
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    help="Tokens for which the bytes of a cache are told. Default: all that the model reads.",
+)
 @options.threads
 @options.fetch
 @options.as_json
@@ -33,6 +46,8 @@ def command(
     against: str | None,
     data: tuple[str, ...],
     tokens: int,
+    cache: str | None,
+    context: int | None,
     threads: int | None,
     fetch_: bool,
     json_: bool,
@@ -40,10 +55,16 @@ def command(
     """Measure MODEL: quality, size, speed. A folder, a hub id, a sample, or a folder Pocketsize made.
 
     With --against, quality is what MODEL keeps of TEACHER. Alone, a language model has a
-    perplexity and bits per byte; an encoder has a size and a speed.
+    perplexity and bits per byte; an encoder has a size and a speed. With --cache, what MODEL keeps of itself
+    when its attention reads keys and values in fewer bits, and the bytes they take.
     """
     from pocketsize.cli.network import fetch_first
+    from pocketsize.measurement.cache import parse_caches
+    from pocketsize.measurement.quality import Quality
 
+    if context is not None and cache is None:
+        raise click.UsageError("--context: tells the bytes of a cache; name one with --cache")
+    caches = parse_caches(cache) if cache is not None else []
     fetch_first(fetch_, *filter(None, (model, against)), json_=json_)
     if threads is not None:
         import torch
@@ -52,11 +73,13 @@ def command(
     small = _open(model)
     original = _open(against) if against else small
     found = _quality(original, small, data, tokens)
-    rows = [*found.measurements, *_size_and_speed(original, small, Path(model))]
+    cached = _cached(small, caches, data, tokens, context) if caches else Quality((), ())
+    rows = [*found.measurements, *cached.measurements, *_size_and_speed(original, small, Path(model))]
+    protocol = list(dict.fromkeys((*found.protocol, *cached.protocol)))
     if json_:
-        _print_json(rows, found.protocol)
+        _print_json(rows, protocol)
     else:
-        _print_table(rows, found.protocol, small.origin.name)
+        _print_table(rows, protocol, small.origin.name)
 
 
 def _open(source: str) -> Model:
@@ -88,30 +111,48 @@ def _stored(model: Model) -> int:
 def _quality(original: Model, small: Model, data: Sequence[str], tokens: int) -> Quality:
     from dataclasses import replace
 
-    from pocketsize.data.calibration import evaluation_windows
-    from pocketsize.data.chat import chat_renderer
-    from pocketsize.data.text import default_corpora, read_corpus
     from pocketsize.measurement.quality import Quality
     from pocketsize.measurement.suite import quality_of
-    from pocketsize.models.load import tokenizer_of
 
     alone = small is original
     if original.arch.task != small.arch.task:
         raise click.UsageError(f"{small.folder} and {original.folder} do different tasks; nothing to compare")
     if alone and small.arch.task != "generate":
         return Quality((), ())
-    tokenizer = tokenizer_of(original)
     if not alone:
         _same_tokens(original, small)
-    render = chat_renderer(tokenizer, original.folder)
-    corpus = read_corpus(data, Path.cwd(), render) if data else default_corpora()[1]
-    length = min(LENGTH, original.positions)
-    windows = evaluation_windows(corpus, tokenizer, tokens=tokens, length=length, special=True)
+    windows, corpus = _text(original, data, tokens)
     found = quality_of(original, small, windows, corpus, seed=0)
     if not alone:
         return found
     own = [replace(m, subject="model") for m in found.measurements if m.subject == "original"]
     return Quality(tuple(own), tuple(said for said in found.protocol if not said.startswith("KL ")))
+
+
+def _cached(
+    model: Model, caches: Sequence[Cache], data: Sequence[str], tokens: int, context: int | None
+) -> Quality:
+    from pocketsize.measurement.cache import cache_quality
+    from pocketsize.models.cached import cache_for
+
+    for cache in caches:
+        cache_for(model, cache)  # refuses before any text is read
+    windows, _ = _text(model, data, tokens)
+    return cache_quality(model, caches, windows, seed=0, context=context)
+
+
+def _text(model: Model, data: Sequence[str], tokens: int) -> tuple[Windows, Corpus]:
+    """The windows that a model is evaluated on, and the text they are of."""
+    from pocketsize.data.calibration import evaluation_windows
+    from pocketsize.data.chat import chat_renderer
+    from pocketsize.data.text import default_corpora, read_corpus
+    from pocketsize.models.load import tokenizer_of
+
+    tokenizer = tokenizer_of(model)
+    render = chat_renderer(tokenizer, model.folder)
+    corpus = read_corpus(data, Path.cwd(), render) if data else default_corpora()[1]
+    length = min(LENGTH, model.positions)
+    return evaluation_windows(corpus, tokenizer, tokens=tokens, length=length, special=True), corpus
 
 
 def _same_tokens(original: Model, small: Model) -> None:

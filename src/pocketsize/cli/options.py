@@ -152,20 +152,18 @@ def scheme(function: F) -> F:
     )(function)
     function = click.option(
         "--scheme",
-        default="W4A16",
-        show_default=True,
-        help="W8A16, W5A16, W4A16, W3A16 or W2A16; a name that says all of a grid, such as Q4_0 or NF4, or "
-        "that of a mix, such as Q4_K_M.",
+        help="W8A16, W5A16, W4A16, W3A16 or W2A16; a name that says all of a grid, such as Q4_0, NF4, W8A8 "
+        "or FP8; or that of a mix, such as Q4_K_M. Default: W4A16; W8A8 for smoothquant.",
     )(function)
-    return click.option("--method", default="gptq", show_default=True, help="gptq, awq, hqq or rtn.")(
-        function
-    )
+    return click.option(
+        "--method", default="gptq", show_default=True, help="gptq, awq, smoothquant, hqq or rtn."
+    )(function)
 
 
 def raw_step(
     *,
     method: str,
-    scheme: str,
+    scheme: str | None,
     group: str,
     symmetric: bool | None,
     float_zeros: bool | None,
@@ -180,8 +178,8 @@ def raw_step(
         raise click.UsageError(f"--damp: {method} has no damping; leave it out, or use --method gptq")
     if effort != "fast" and method != "gptq":
         raise click.UsageError(f"--effort: {method} learns no codes; leave it out, or use --method gptq")
-    step: dict[str, Any] = {
-        "scheme": scheme,
+    step: dict[str, Any] = {} if scheme is None else {"scheme": scheme}
+    step |= {
         "group": _number(group, {"auto": "auto", "row": None}, "--group"),
         "symmetric": "auto" if symmetric is None else symmetric,
         "float_zeros": "auto" if float_zeros is None else float_zeros,

@@ -19,12 +19,16 @@ from pocketsize.quantization.scheme import Scheme
 
 BITS = (4,)
 _COLUMNS = 8
+# Families in whose blocks AutoAWQ put scales behind the activation; without them transformers gives NaN.
+_SCALED = ("gpt_neox",)
 
 
 def lacks(scheme: Scheme) -> str | None:
     """What the format cannot hold of a scheme."""
     if scheme.codebook is not None:
         return f"the codebook {scheme.name}"
+    if scheme.activations:
+        return f"rounded inputs ({scheme.name})"
     if scheme.bits not in BITS:
         return f"{scheme.bits}-bit codes"
     if scheme.group not in (*GROUPS, None):
@@ -34,6 +38,8 @@ def lacks(scheme: Scheme) -> str | None:
 
 def refuses(model: Model) -> str | None:
     """Why no AWQ checkpoint can be made of a model; None where one can."""
+    if model.config.model_type in _SCALED:
+        return f"transformers looks for scales of the activations of {model.config.model_type}; use folder"
     if model.arch.transposed:
         return f"its readers pack nn.Linear alone, and {model.config.model_type} has Conv1D; use folder"
     return unpackable(model, rows=_COLUMNS, columns=1)

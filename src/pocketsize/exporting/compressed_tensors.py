@@ -1,4 +1,4 @@
-"""A model as a folder that stock transformers loads: compressed-tensors, `pack-quantized` (or `fp4`).
+"""A model as a folder that stock transformers loads: compressed-tensors, most of it `pack-quantized`.
 
 Codes are stored signed (code - 2^(bits-1)) and packed densely: weight i of a row takes bits
 i * bits to (i + 1) * bits - 1 of a stream of little-endian 32-bit words.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketsize.errors import UnsupportedError
-from pocketsize.exporting import fp4
+from pocketsize.exporting import fp4, plain_codes
 from pocketsize.exporting.artifact import Artifact
 from pocketsize.exporting.plain import (
     CONFIG,
@@ -112,16 +112,16 @@ def quantization_config(model: Model, schemes: Mapping[str, Scheme]) -> dict[str
         groups[f"group_{i}"] = {
             "targets": targets,
             "weights": fp4.weights(kind) if kind.codebook else _weights(kind, tallest if flip else None),
-            "input_activations": None,
+            "input_activations": plain_codes.input_activations(kind),
             "output_activations": None,
-            "format": fp4.FORMATS.get(kind.codebook, "pack-quantized"),
+            "format": fp4.FORMATS.get(kind.codebook) or plain_codes.format_of(kind),
         }
     if (reason := mixes(kinds, model.arch)) is not None:
         raise UnsupportedError(reason)
     parts = [f"re:.*{part.removesuffix('.')}\\..*" for part in model.arch.optional if part.endswith(".")]
     return {
         "quant_method": "compressed-tensors",
-        "format": fp4.FORMATS.get(kinds[0].codebook, "pack-quantized"),
+        "format": fp4.FORMATS.get(kinds[0].codebook) or plain_codes.format_of_all(kinds),
         "quantization_status": "compressed",
         "config_groups": groups,
         "ignore": [name for name in linears if name not in modules] + parts,
@@ -133,10 +133,21 @@ def quantization_config(model: Model, schemes: Mapping[str, Scheme]) -> dict[str
     }
 
 
+def lacks(scheme: Scheme) -> str | None:
+    """What a folder cannot hold of a scheme; None where it holds all of it."""
+    if scheme.codebook is not None and scheme.codebook not in fp4.FORMATS:
+        return f"the codebook {scheme.name}"
+    if scheme.super_blocks:
+        return "super-blocks"
+    if scheme.floats and not scheme.activations:
+        return "float8 weights whose inputs are not rounded"
+    return "float zeros" if scheme.float_zeros else None
+
+
 def mixes(schemes: Sequence[Scheme | None], arch: Arch) -> str | None:
     """Why a folder cannot hold all of these schemes (None: unquantized); None where it can."""
     kinds = [scheme for scheme in schemes if scheme is not None]
-    if (reason := fp4.mixes(kinds, arch)) is not None:
+    if (reason := fp4.mixes(kinds, arch) or plain_codes.unrounded(kinds, arch)) is not None:
         return reason
     if len({*kinds}) < 2 or (not arch.dense_on_load and all(kind.symmetric for kind in kinds)):
         return None
@@ -152,7 +163,7 @@ def _packs(kind: Scheme) -> bool:
 
 def _weights(kind: Scheme, tallest: int | None) -> dict[str, object]:
     """How weights are stored; `tallest`: the most inputs where matrices are stored inputs first."""
-    grid = {"num_bits": kind.bits, "type": "int", "symmetric": kind.symmetric}
+    grid = {"num_bits": kind.bits, "type": plain_codes.type_of(kind), "symmetric": kind.symmetric}
     blocks = {"strategy": "block", "block_structure": [kind.group or tallest, 1]}
     return {**grid, **(_along(kind) if tallest is None else blocks), "dynamic": False, "actorder": None}
 
@@ -173,6 +184,8 @@ def _specs(model: Model, name: str, schemes: Mapping[str, Scheme]) -> list[Tenso
         return [kept_spec(model, name, entry.name)]
     if scheme.codebook is not None:
         return fp4.specs(model, name, scheme)
+    if scheme.activations:
+        return plain_codes.specs(model, name, scheme, lambda kind: _scale(model, name, kind))
     rows, columns = model.matrix_shape(name)
     groups = columns // scheme.width(columns)
     dense = model.arch.dense_on_load or not schemes.keys().isdisjoint(model.ends)

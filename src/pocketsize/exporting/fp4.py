@@ -27,15 +27,6 @@ FORMATS: Mapping[str | None, str] = MappingProxyType(
 _BIAS = 127
 
 
-def lacks(scheme: Scheme) -> str | None:
-    """What a compressed-tensors folder cannot hold of a scheme; None where it holds all of it."""
-    if scheme.codebook is not None and scheme.codebook not in FORMATS:
-        return f"the codebook {scheme.name}"
-    if scheme.super_blocks:
-        return "super-blocks"
-    return "float zeros" if scheme.float_zeros else None
-
-
 def mixes(kinds: Sequence[Scheme], arch: Arch) -> str | None:
     """Why a folder cannot hold these schemes beside each other; None where it can, or has no float4."""
     floats = [kind for kind in kinds if kind.codebook in FORMATS]

@@ -1,8 +1,8 @@
 """A model as a GPTQ checkpoint, in either version of the format.
 
 Codes are packed along the inputs, zeros along the outputs, both as dense streams of 32-bit words. The
-first version stores zeros less one: of a zero of 0 some readers make 0, some 2^bits, and those that add one
-to whole words a wrong neighbour; and GPTQModel loads no folder of it with zeros that it did not write itself.
+first version stores zeros less one: of a zero of 0 some readers make 0, vLLM 2^bits, and GPTQModel, which
+adds one to whole words, a wrong neighbour; and it loads no folder with zeros that it did not write itself.
 So the first version holds symmetric grids here, which all readers agree on, and the second everything.
 """
 
@@ -29,6 +29,8 @@ def lacks(scheme: Scheme, *, zeros: bool) -> str | None:
     """What the format cannot hold of a scheme; `zeros`: whether it holds any but the middle."""
     if scheme.codebook is not None:
         return f"the codebook {scheme.name}"
+    if scheme.activations:
+        return f"rounded inputs ({scheme.name})"
     if scheme.bits not in BITS:
         return f"{scheme.bits}-bit codes"
     if scheme.group not in (*GROUPS, None):
@@ -49,6 +51,8 @@ def mixes(kinds: Sequence[Scheme | None]) -> str | None:
 
 def refuses(model: Model) -> str | None:
     """Why no GPTQ checkpoint can be made of a model; None where one can."""
+    if model.arch.task != "generate":
+        return f"its readers know no encoders such as {model.config.model_type}; use awq or folder"
     return unpackable(model, rows=_WORD, columns=_WORD)
 
 

@@ -33,6 +33,8 @@ from pocketsize.quantization.scheme import Scheme
 
 # The groups that every reader of these formats takes; others differ from reader to reader.
 GROUPS = (128, 64, 32)
+# GPTQModel loads it as two linears, whatever the checkpoint has.
+_SPLIT = "gate_up_proj"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +108,12 @@ def unpackable(model: Model, *, rows: int, columns: int) -> str | None:
 
     `rows` and `columns` must divide outputs and inputs of each linear.
     """
-    if model.arch.task != "generate":
-        return f"its readers know no encoders such as {model.config.model_type}; use folder"
     if model.arch.experts is not None:
         return f"its readers have no packed form for the experts of {model.config.model_type}; use folder"
+    if any(name.endswith(_SPLIT) for name in model.arch.linears):
+        return (
+            f"GPTQModel splits {_SPLIT} of {model.config.model_type} and does not find it whole; use folder"
+        )
     for name in model.linears:
         out, width = model.matrix_shape(name)
         if out % rows or width % columns:

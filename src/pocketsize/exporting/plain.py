@@ -107,7 +107,7 @@ def exact(name: str, scale: Tensor, kind: torch.dtype) -> Tensor:
 
 def own_schemes(model: Model) -> SchemeOf:
     """The scheme of each parameter that the model has quantized."""
-    return lambda name: model.quantized[name].scheme if name in model.quantized else None
+    return model.schemes.get
 
 
 def size_of(spec: TensorSpec) -> int:

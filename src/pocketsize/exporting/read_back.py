@@ -17,6 +17,7 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 from pocketsize.errors import DataError, UnsupportedError
 from pocketsize.exporting.gguf.names import gguf_name, row_order
 from pocketsize.exporting.gguf.writer import main_kind
+from pocketsize.exporting.plain_codes import FORMATS, from_stored, scheme_in
 from pocketsize.io.checkpoint import Checkpoint, Entry, open_checkpoint
 from pocketsize.io.gguf.header import read_header
 from pocketsize.io.strictjson import read_json_object
@@ -52,7 +53,8 @@ def read_folder(folder: Path) -> Model:
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: quantization_config: {error}") from error
     stored = as_module_names(open_checkpoint(folder), arch)
-    packed = [name.removesuffix(_PACKED) for name in stored.entries if name.endswith(".weight" + _PACKED)]
+    scales = [name for name in stored.entries if name.endswith(".weight_scale")]
+    packed = [name.removesuffix("_scale") for name in scales]
     weights = _Packed(stored, {name: _scheme_of(path, schemes, name) for name in packed}, arch)
     entries = {n: e for n, e in stored.entries.items() if not _is_part(n)} | {
         n: weights.entry(n) for n in packed
@@ -88,8 +90,16 @@ class _Packed(Mapping[str, QWeight]):
     def __len__(self) -> int:
         return len(self._schemes)
 
+    @property
+    def schemes(self) -> Mapping[str, Scheme]:
+        """The scheme of each weight; nothing is read for it."""
+        return self._schemes
+
     def __getitem__(self, name: str) -> QWeight:
         scheme, (rows, columns) = self._schemes[name], self.entry(name).shape
+        if scheme.activations:
+            scale = self._part(name, "_scale", (rows, 1)).to(torch.float32)
+            return from_stored(self._plain(name, scheme), scale, scheme)
         if self._arch.is_transposed(name):
             return self._flipped(name, scheme, rows, columns)
         groups = columns // scheme.width(columns)
@@ -117,8 +127,18 @@ class _Packed(Mapping[str, QWeight]):
 
     def entry(self, name: str) -> Entry:
         """Where the packed codes are, with the shape of the matrix they stand for."""
+        if self._schemes[name].activations:
+            return self._stored.entries[name]
         shape = self._part(name, "_shape", (2,)).tolist()
         return replace(self._stored.entries[name + _PACKED], name=name, shape=tuple(int(n) for n in shape))
+
+    def _plain(self, name: str, scheme: Scheme) -> Tensor:
+        """Codes that lie under the weight's own name, of the type that the scheme says."""
+        entry, wanted = self._stored.entries[name], "F8_E4M3" if scheme.floats else "I8"
+        if entry.dtype != wanted:
+            file = self._stored.folder / entry.file
+            raise DataError(f"{file}: tensor {name} is stored as {entry.dtype}; needed: {wanted}")
+        return self._stored.read(name)
 
     def _part(self, name: str, part: str, shape: tuple[int, ...]) -> Tensor:
         tensor = self._stored.read(name + part)
@@ -189,10 +209,14 @@ def _is_part(name: str) -> bool:
 
 def _schemes(quantization: Mapping[str, Any]) -> list[tuple[list[str], Scheme]]:
     """Targets and scheme of each group of a `quantization_config`."""
-    if quantization and quantization.get("format") != "pack-quantized":
-        raise UnsupportedError(f"format {quantization.get('format')!r}; only pack-quantized is read back")
+    known = ("pack-quantized", *FORMATS.values(), "mixed-precision")
+    if quantization and quantization.get("format") not in known:
+        raise UnsupportedError(f"format {quantization.get('format')!r}; read back are {', '.join(known)}")
     found: list[tuple[list[str], Scheme]] = []
     for group in quantization.get("config_groups", {}).values():
+        if (own := scheme_in(group)) is not None:
+            found.append((group["targets"], own))
+            continue
         w = group["weights"]
         height = w["block_structure"][0] if w["strategy"] == "block" else w["group_size"]
         found.append((group["targets"], Scheme(w["num_bits"], height, symmetric=w["symmetric"])))
@@ -204,4 +228,4 @@ def _scheme_of(path: Path, schemes: list[tuple[list[str], Scheme]], name: str) -
     for targets, scheme in schemes:
         if module in targets or targets in (["Linear"], ["Linear", "Embedding"], ["Conv1D"]):
             return scheme
-    raise DataError(f"{path}: tensor {name}{_PACKED} is in no group of quantization_config")
+    raise DataError(f"{path}: tensor {name} is in no group of quantization_config")

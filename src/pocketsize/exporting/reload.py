@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pocketsize.errors import IntegrityError
 from pocketsize.exporting.behaviour import TEXTS, loaded
 from pocketsize.exporting.compressed_tensors import stored_value
+from pocketsize.models.inputs import round_inputs
 from pocketsize.models.load import tokenizer_of
 from pocketsize.models.model import Model
 
@@ -75,6 +76,7 @@ def _ids(model: Model) -> Tensor:
 @torch.no_grad()
 def _here(model: Model, ids: Tensor) -> Tensor:
     module: nn.Module = loaded(model, lambda name: stored_value(model, name))
+    round_inputs(module, model.rounds)
     return module(input_ids=ids)[0].to(torch.float32)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pocketsize.exporting import awq, bitsandbytes, compressed_tensors, fp4, gptq, packed
+from pocketsize.exporting import awq, bitsandbytes, compressed_tensors, gptq, packed
 from pocketsize.exporting.artifact import Artifact
 from pocketsize.exporting.behaviour import behaviour_of, field_prints
 from pocketsize.exporting.companions import companion_prints
@@ -187,7 +187,7 @@ EXPORTERS: Mapping[str, Exporter] = MappingProxyType(
             bits=BITS,
             float_zeros=False,
             takes_group=lambda _: True,
-            lacks=fp4.lacks,
+            lacks=compressed_tensors.lacks,
             mixes=compressed_tensors.mixes,
             refuses=lambda _: None,
             is_folder=True,

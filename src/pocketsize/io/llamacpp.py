@@ -21,10 +21,13 @@ from time import perf_counter
 from typing import Any, Protocol
 
 import numpy as np
+from gguf import GGMLQuantizationType
 
 from pocketsize.errors import DataError, UnsupportedError, UsageError
 
 _FORCED = 1e6
+# Keys and values as they are; attention is then computed plainly.
+PLAIN = ("f32", "f32")
 PACKAGES = {"xllamacpp": "xllamacpp", "llama-cpp-python": "llama_cpp"}
 
 
@@ -58,7 +61,7 @@ class LlamaCpp:
 
     `exact` keeps keys and values in float32 and computes attention plainly, so that what a file
     holds can be compared with a float32 forward; the default is llama.cpp's own (float16 keys
-    and values). `package` forces one of `PACKAGES`.
+    and values); `cache` names other types for keys and for values. `package` forces one of `PACKAGES`.
     """
 
     def __init__(
@@ -68,8 +71,11 @@ class LlamaCpp:
         threads: int,
         context: int = 2048,
         exact: bool = False,
+        cache: tuple[str, str] | None = None,
         package: str | None = None,
     ) -> None:
+        if exact:
+            cache = PLAIN
         name = package or installed()
         if name is None or name not in PACKAGES or not importlib.util.find_spec(PACKAGES[name]):
             raise UnsupportedError(
@@ -81,7 +87,7 @@ class LlamaCpp:
             raise DataError(f"{path}: no such GGUF file")
         self.package = name
         make = _Xllamacpp if name == "xllamacpp" else _LlamaCppPython
-        self._engine: _Engine = make(str(path), threads, context, exact)
+        self._engine: _Engine = make(str(path), threads, context, cache)
 
     @property
     def context(self) -> int:
@@ -129,7 +135,7 @@ class LlamaCpp:
 class _Xllamacpp:
     """llama.cpp's server, asked through its handlers; what has no handler goes over the socket."""
 
-    def __init__(self, path: str, threads: int, context: int, exact: bool) -> None:
+    def __init__(self, path: str, threads: int, context: int, cache: tuple[str, str] | None) -> None:
         xllamacpp: Any = importlib.import_module("xllamacpp")
         params = xllamacpp.CommonParams()
         params.model.path = path
@@ -141,9 +147,11 @@ class _Xllamacpp:
         params.hostnames, params.port = ["127.0.0.1"], 0
         self._key = secrets.token_hex(32)
         params.api_keys = [self._key]
-        if exact:
-            params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-            params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        if cache is not None:
+            types = (f"GGML_TYPE_{kind.upper()}" for kind in cache)
+            params.cache_type_k, params.cache_type_v = (getattr(xllamacpp.ggml_type, t) for t in types)
+            word = "DISABLED" if cache == PLAIN else "ENABLED"
+            params.flash_attn_type = getattr(xllamacpp.llama_flash_attn_type, f"LLAMA_FLASH_ATTN_TYPE_{word}")
         try:
             self._server: Any = xllamacpp.Server(params)
         except RuntimeError as error:
@@ -215,9 +223,10 @@ class _Xllamacpp:
 class _LlamaCppPython:
     """The `llama_cpp` bindings; prompts that continue the last one reuse its keys and values."""
 
-    def __init__(self, path: str, threads: int, context: int, exact: bool) -> None:
+    def __init__(self, path: str, threads: int, context: int, cache: tuple[str, str] | None) -> None:
         llama_cpp: Any = importlib.import_module("llama_cpp")
-        kind = 0 if exact else 1  # ggml's F32 and F16
+        types = cache or ("f16", "f16")
+        kinds = [GGMLQuantizationType[kind.upper()].value for kind in types]
         try:
             self._llama: Any = llama_cpp.Llama(
                 path,
@@ -225,9 +234,9 @@ class _LlamaCppPython:
                 n_threads=threads,
                 n_threads_batch=threads,
                 n_gpu_layers=0,
-                type_k=kind,
-                type_v=kind,
-                flash_attn=not exact,
+                type_k=kinds[0],
+                type_v=kinds[1],
+                flash_attn=types != PLAIN,
                 verbose=False,
             )
         except ValueError as error:

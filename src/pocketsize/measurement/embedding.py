@@ -20,9 +20,10 @@ from transformers import PreTrainedTokenizerBase
 from pocketsize.data.text import Corpus, require_evaluable
 from pocketsize.errors import DataError, NumericalError, UnsupportedError, UsageError
 from pocketsize.measurement.measurement import Measurement
-from pocketsize.measurement.quality import Quality
+from pocketsize.measurement.quality import Quality, rounding_said
 from pocketsize.measurement.stats import RESAMPLES, Interval, bootstrap, bootstrap_mean, dense, spearman
 from pocketsize.models.device import working_device
+from pocketsize.models.inputs import round_inputs
 from pocketsize.models.load import tokenizer_of
 from pocketsize.models.model import Model
 from pocketsize.models.stream import stream, without_blocks
@@ -48,7 +49,8 @@ def embedding_quality(original: Model, compressed: Model, corpus: Corpus, *, see
     chosen = sentences(corpus, seed)
     tokenizer = tokenizer_of(original)
     x, y = (_embed(model, tokenizer, chosen) for model in (original, compressed))
-    return Quality(tuple(_measurements(x, y, seed)), _protocol(corpus, len(chosen), seed))
+    said = (*_protocol(corpus, len(chosen), seed), *rounding_said(compressed))
+    return Quality(tuple(_measurements(x, y, seed)), said)
 
 
 def sentences(corpus: Corpus, seed: int, count: int = SENTENCES) -> list[str]:
@@ -107,6 +109,7 @@ def _pooled(
 ) -> list[Float64[Tensor, "b hidden"]]:
     """The embeddings of each batch of tokens, one block in memory at a time."""
     module, device = without_blocks(model, model.weight), working_device()
+    round_inputs(module, model.rounds)
 
     def pooled(ids: Int64[Tensor, "b s"], mask: Bool[Tensor, "b s"]) -> Float64[Tensor, "b hidden"]:
         ids, mask = ids.to(device), mask.to(device)

@@ -50,7 +50,17 @@ def quality(
         raise UsageError(f"{windows.name}: holds text that a model wrote; it may calibrate, never evaluate")
     dtype = dtype or forward_dtype()
     scores = compare(original, compressed, windows, dtype)
-    return Quality(tuple(measurements(scores, windows, seed)), protocol(windows, dtype, seed))
+    said = (*protocol(windows, dtype, seed), *rounding_said(compressed))
+    return Quality(tuple(measurements(scores, windows, seed)), said)
+
+
+def rounding_said(model: Model) -> tuple[str, ...]:
+    """That linears round what they read, where they do."""
+    kinds = sorted({"float8" if scheme.floats else "int8" for scheme in model.rounds.values()})
+    if not kinds:
+        return ()
+    said = f"{len(model.rounds)} linears of the compressed model round each token that they read"
+    return (f"{said} to {' or '.join(kinds)}.",)
 
 
 def protocol(windows: Windows, dtype: torch.dtype, seed: int) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from pocketsize.data.calibration import Windows
 from pocketsize.errors import NumericalError, UnsupportedError
+from pocketsize.models.cached import cache_for, reading
 from pocketsize.models.device import working_device
+from pocketsize.models.inputs import round_inputs
 from pocketsize.models.model import Model
 from pocketsize.models.stream import Read, stream, without_blocks
+from pocketsize.quantization.kv import Cache
 
 # Tokens per forward pass, logits held at once per model, and bytes of hidden states that wait between two
 # blocks: all bound memory, none the result.
@@ -82,18 +85,10 @@ def compare(original: Model, compressed: Model, windows: Windows, dtype: torch.d
     if compressed is not original:
         reads.append(_reading(compressed, dtype, _shared(original, modules[0], compressed)))
         modules.append(without_blocks(compressed, reads[1]))
-    counted = windows.mask[:, 1:] & windows.mask[:, :-1]
-    total = int(counted.sum())
-    # Filled in place: small arrays kept between large temporary ones would pin those in the heap.
-    scores = TokenScores(
-        window=counted.nonzero()[:, 0].numpy(),
-        kl=np.empty(total),
-        nll=np.empty((2, total)),
-        agrees=np.empty(total, dtype=bool),
-    )
-    vocabulary, device = int(original.config.vocab_size), working_device()
-    room = torch.empty(3, max(1, LOGITS // vocabulary), vocabulary, device=device)
-    at = 0
+    for module, model in zip(modules, (original, compressed), strict=False):
+        round_inputs(module, model.rounds)
+    counted, device = windows.mask[:, 1:] & windows.mask[:, :-1], working_device()
+    scores, room, at = _empty(counted), _room(original), 0
     for ids, mask, here in _rounds(windows, counted, int(original.config.hidden_size)):
         states = [
             _hidden(module, model, read, ids.to(device), mask.to(device), dtype)[:, :-1][here.to(device)]
@@ -103,6 +98,52 @@ def compare(original: Model, compressed: Model, windows: Windows, dtype: torch.d
         at += len(states[0])
     _require_finite(scores)
     return scores
+
+
+@torch.no_grad()
+def compare_caches(
+    model: Model, caches: Sequence[Cache], windows: Windows, dtype: torch.dtype
+) -> list[TokenScores]:
+    """A model with each cache of keys and values against itself with all of them as they are."""
+    _comparable(model, model, windows)
+    fitting = [cache_for(model, cache) for cache in caches]
+    read = _reading(model, dtype, lambda name: None)
+    module = without_blocks(model, read)
+    round_inputs(module, model.rounds)
+    counted, device = windows.mask[:, 1:] & windows.mask[:, :-1], working_device()
+    scores, room, at = [_empty(counted) for _ in caches], _room(model), 0
+    for ids, mask, here in _rounds(windows, counted, int(model.config.hidden_size)):
+        targets = ids[:, 1:][here].to(device)
+
+        def states(part: tuple[Tensor, ...] = (ids, mask, here)) -> Float[Tensor, "t hidden"]:
+            tokens, real, kept = (x.to(device) for x in part)
+            return _hidden(module, model, read, tokens, real, dtype)[:, :-1][kept]
+
+        own = states()
+        for cache, into in zip(fitting, scores, strict=True):
+            with reading(module, cache):
+                small = states()
+            _score([module, module], [own, small], targets, room, (into, at))
+        at += len(own)
+    for found in scores:
+        _require_finite(found)
+    return scores
+
+
+def _empty(counted: Bool[Tensor, "n t"]) -> TokenScores:
+    """Scores to be filled in place: small arrays kept between large ones would pin those in the heap."""
+    total = int(counted.sum())
+    return TokenScores(
+        window=counted.nonzero()[:, 0].numpy(),
+        kl=np.empty(total),
+        nll=np.empty((2, total)),
+        agrees=np.empty(total, dtype=bool),
+    )
+
+
+def _room(model: Model) -> Float[Tensor, "3 rows vocab"]:
+    vocabulary = int(model.config.vocab_size)
+    return torch.empty(3, max(1, LOGITS // vocabulary), vocabulary, device=working_device())
 
 
 def _rounds(

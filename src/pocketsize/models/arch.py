@@ -41,6 +41,7 @@ class Arch:
 
     `transposed` says that the linears of the blocks are stored inputs first, as Conv1D has them.
     `experts` is where a block has its experts; in `groups`, `*` stands for the number of one.
+    `joins`: some linears read the tokens of all texts as one matrix.
     `refuses` says why nothing in it can be compressed.
     `offset` counts the rows at the start of the position table that no token ever takes.
 
@@ -61,6 +62,7 @@ class Arch:
     transposed: bool = False
     refuses: str | None = None
     experts: str | None = None
+    joins: bool = False
 
     @property
     def linears(self) -> tuple[str, ...]:

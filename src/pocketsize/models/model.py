@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,7 @@ from transformers import PretrainedConfig
 from pocketsize.io.checkpoint import Checkpoint
 from pocketsize.models.arch import Arch, Linears
 from pocketsize.quantization.grid import QWeight
+from pocketsize.quantization.scheme import Scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,16 @@ class Origin:
     licence: str = "unknown"
     revision: str = ""
     dequantized_from: str | None = None
+
+
+@runtime_checkable
+class Schemed(Protocol):
+    """Quantized weights that stay on disk: their schemes are known without reading them."""
+
+    @property
+    def schemes(self) -> Mapping[str, Scheme]:
+        """The scheme of each weight."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +107,18 @@ class Model:
     def tied(self) -> bool:
         """Whether the head is the embedding matrix."""
         return self.arch.head is not None and self.arch.head not in self.checkpoint.entries
+
+    @property
+    def schemes(self) -> Mapping[str, Scheme]:
+        """How each quantized parameter is stored, by name; those on disk are not read for it."""
+        if isinstance(self.quantized, Schemed):
+            return self.quantized.schemes
+        return {name: weight.scheme for name, weight in self.quantized.items()}
+
+    @property
+    def rounds(self) -> dict[str, Scheme]:
+        """The linears that round what they read, by parameter name, each with its scheme."""
+        return {name: scheme for name, scheme in self.schemes.items() if scheme.activations}
 
     def original(self, name: str) -> Tensor:
         """The tensor as the checkpoint has it, float32."""

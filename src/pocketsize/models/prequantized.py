@@ -33,24 +33,35 @@ _SCALES = ("F16", "BF16", "F32")
 _STATE = "weight.quant_state.bitsandbytes__nf4"
 # Floats of 4 bits in compressed-tensors: the format, and the inputs of a group.
 _FP4 = {"nvfp4-pack-quantized": ("nvfp4", 16), "mxfp4-pack-quantized": ("mxfp4", 32)}
+# Forms of compressed-tensors in which codes of 8 bits lie as they are.
+_PLAIN = ("int-quantized", "float-quantized")
 
 
 @dataclass(frozen=True, slots=True)
 class Prequantized:
     """How the weights of a folder are packed: the bits and groups that occur; group None is a row.
 
-    `shifted`: GPTQ's zeros are stored less one.
+    `shifted`: GPTQ's zeros are stored less one. `plain`: codes of 8 bits lie under the weight's own name.
+    `rounds`: the model was made to round what its linears read, which is not done to what is read here.
     """
 
     method: str
     bits: tuple[int, ...]
     groups: tuple[int | None, ...]
     shifted: bool = False
+    plain: bool = False
+    rounds: bool = False
+
+    @property
+    def layout(self) -> str:
+        """Which of the layouts the tensors are in."""
+        return f"{self.method} plain" if self.plain else self.method
 
     def __str__(self) -> str:
         """As people say it: `gptq 4 bits group 128`."""
         along = " or ".join("one scale a row" if g is None else f"group {g}" for g in self.groups)
-        return f"{self.method} {'/'.join(map(str, self.bits))} bits {along}"
+        said = f"{self.method} {'/'.join(map(str, self.bits))} bits {along}"
+        return f"{said}, its inputs not rounded here" if self.rounds else said
 
 
 def recognise(raw: Mapping[str, Any], path: Path) -> Prequantized | None:
@@ -70,10 +81,11 @@ def recognise(raw: Mapping[str, Any], path: Path) -> Prequantized | None:
 
 def unpacked(checkpoint: Checkpoint, how: Prequantized, arch: Arch) -> Checkpoint:
     """The checkpoint with each packed matrix as one tensor, unpacked whenever it is read."""
-    codes, parts, make = _LAYOUTS[how.method]
-    owners = [name.removesuffix(codes) for name in checkpoint.entries if name.endswith(f".{codes}")]
+    codes, parts, make = _LAYOUTS[how.layout]
+    tell = "weight_scale" if how.plain else codes  # plain codes have the name of any weight
+    owners = [name.removesuffix(tell) for name in checkpoint.entries if name.endswith(f".{tell}")]
     if not owners:
-        raise DataError(f"{checkpoint.folder}: said to be {how}, yet no tensor ends in {codes}")
+        raise DataError(f"{checkpoint.folder}: said to be {how}, yet no tensor ends in {tell}")
     entries, packed = dict(checkpoint.entries), {}
     for owner in owners:
         held = {part: entries.pop(owner + part) for part in (codes, *parts) if owner + part in entries}
@@ -86,7 +98,7 @@ def unpacked(checkpoint: Checkpoint, how: Prequantized, arch: Arch) -> Checkpoin
             0,
             sum(e.end - e.begin for e in held.values()),
         )
-        entries[entry.name] = replace(entry, packed_as=str(how))
+        entries[entry.name] = replace(entry, packed_as=str(replace(how, rounds=False)))
         packed[entry.name] = Packed(partial(make, layer), tuple(sorted({e.file for e in held.values()})))
     return Checkpoint(checkpoint.folder, MappingProxyType(entries), MappingProxyType(packed))
 
@@ -111,6 +123,8 @@ class _Layer:
         if self.how.method in ("nvfp4", "mxfp4"):
             rows, halves = self.table("weight_packed")
             return rows, 2 * halves
+        if self.how.plain:
+            return self.table("weight")
         if self.how.method == "compressed-tensors":
             sizes = self.part("weight_shape", None, "I32", "I64").tolist()
             if len(sizes) != 2 or not all(0 < n < 1 << 31 for n in sizes):
@@ -274,6 +288,16 @@ def _bitsandbytes(layer: _Layer) -> Tensor:
     )
 
 
+def _plain(layer: _Layer) -> Tensor:
+    """Codes as whole numbers around 0, or as floats, with one scale for each row or for all."""
+    rows, columns = layer.shape()
+    codes = layer.part("weight", (rows, columns), "I8", "F8_E4M3").to(torch.float32)
+    scale = layer.part("weight_scale", None, *_SCALES).float()
+    if scale.numel() not in (1, rows) or scale.ndim > 2 or (scale.ndim == 2 and scale.shape[1] != 1):
+        raise layer.fault("weight_scale", f"has shape {list(scale.shape)}; one for each row is needed")
+    return codes * scale.reshape(-1, 1)
+
+
 # The end of the codes' name, those of what belongs to them, and what makes the matrix of them.
 _LAYOUTS: Mapping[str, tuple[str, tuple[str, ...], Callable[[_Layer], Tensor]]] = MappingProxyType(
     {
@@ -288,6 +312,7 @@ _LAYOUTS: Mapping[str, tuple[str, tuple[str, ...], Callable[[_Layer], Tensor]]] 
         "mxfp4": ("weight_packed", ("weight_scale",), _fp4),
         # There scales tell a packed matrix: its codes are called as any weight.
         "bitsandbytes": ("weight.absmax", ("weight", "weight.quant_map", _STATE), _bitsandbytes),
+        "compressed-tensors plain": ("weight", ("weight_scale",), _plain),
     }
 )
 
@@ -321,10 +346,12 @@ def _read_compressed_tensors(said: Mapping[str, Any], path: Path) -> Prequantize
     schemes = [g["weights"] for g in listed if isinstance(g, dict) and isinstance(g.get("weights"), dict)]
     if not schemes or len(schemes) != len(listed):
         raise DataError(f"{path}: quantization_config has no config_groups that say how weights are stored")
+    plain = said.get("format") in _PLAIN
     odd = {
-        str(said.get("format"))[:80]: said.get("format") not in ("pack-quantized", *_FP4),
+        str(said.get("format"))[:80]: not plain and said.get("format") not in ("pack-quantized", *_FP4),
+        "with zeros": plain and not all(scheme.get("symmetric") is True for scheme in schemes),
         "sparse": (said.get("sparsity_config") or {}).get("format", "dense") != "dense",
-        "with activations": any(g.get("input_activations") for g in listed),
+        "with activations": not plain and any(g.get("input_activations") for g in listed),
         "with its cache": bool(said.get("kv_cache_scheme")),
     }
     if any(odd.values()):
@@ -335,7 +362,17 @@ def _read_compressed_tensors(said: Mapping[str, Any], path: Path) -> Prequantize
     if said.get("format") in _FP4:
         method, group = _FP4[said["format"]]
         return Prequantized(method, (4,), (group,))
-    bits = sorted({_bits(scheme.get("num_bits"), tuple(range(2, 9)), path) for scheme in schemes})
+    known = (8,) if plain else tuple(range(2, 9))
+    bits = sorted({_bits(scheme.get("num_bits"), known, path) for scheme in schemes})
+    if plain:
+        along = {scheme.get("strategy") for scheme in schemes}
+        if not along <= {"channel", "tensor"}:
+            word = f"{said['format']} by {min(map(str, along - {'channel', 'tensor'}))[:80]}"
+            raise UnsupportedError(
+                f"{path}: already quantized (compressed-tensors, {word}), which is not read; {_WAY_OUT}"
+            )
+        rounds = any(g.get("input_activations") for g in listed)
+        return Prequantized("compressed-tensors", tuple(bits), (None,), plain=True, rounds=rounds)
     groups = dict.fromkeys(_group(_height(scheme), path) for scheme in schemes)
     return Prequantized("compressed-tensors", tuple(bits), tuple(groups))
 

@@ -65,8 +65,8 @@ def stream(module: nn.Module, model: Model, read: Read, calls: Sequence[Callable
 
 @contextmanager
 def hooked(modules: Sequence[nn.Module], hook: Callable[..., None]) -> Iterator[None]:
-    """A hook before the forward pass of each module, gone when the block ends."""
-    handles = [m.register_forward_pre_hook(hook) for m in modules]
+    """A hook before the forward pass of each module and before other hooks, gone when the block ends."""
+    handles = [m.register_forward_pre_hook(hook, prepend=True) for m in modules]
     try:
         yield
     finally:

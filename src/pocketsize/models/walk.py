@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,13 +17,17 @@ from pocketsize.linalg import Gram
 from pocketsize.models.calls import Call, Captured, capture, replayed, run_block
 from pocketsize.models.device import working_device
 from pocketsize.models.dtype import forward_dtype
+from pocketsize.models.inputs import round_inputs
 from pocketsize.models.model import Model
+from pocketsize.models.sample import Sample, Sampler
 from pocketsize.models.shelf import Noted, Shelf
 from pocketsize.models.skeleton import assign, fill, skeleton
 from pocketsize.models.stream import hooked
+from pocketsize.quantization.scheme import Scheme
 
 # One window in so many judges what the others suggest.
 HELD_OUT = 4
+_NONE: Mapping[str, Scheme] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,8 @@ class Site:
     feeds them (see `Linears`). What is put into `replaced` is what the rest of the walk sees. `last` says
     that the block is done after this site; `block` is the block's path, or `head`. `whole` is the block
     itself, at its last site and only where the walk runs the original beside it: what is then put into
-    `replaced` may be any of its linears.
+    `replaced` may be any of its linears. Where linears round their inputs, `gram` and `sample` are of those
+    before they do, and `divisor` may be set to what inputs are divided by while they are rounded.
     """
 
     block: str
@@ -71,7 +77,18 @@ class Site:
     held: Gram | None = None
     fed_by: str | None = None
     whole: Whole | None = None
+    sample: Sample | None = None
+    divisor: Float[Tensor, "in"] | None = None
     replaced: dict[str, Float[Tensor, "out in"]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a walk gathers beside Gram matrices, and what inputs are divided by while they are rounded."""
+
+    hold_out: bool
+    sampled: int
+    divisors: dict[str, Tensor] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -84,6 +101,8 @@ def walk(
     head: bool = False,
     hold_out: bool = False,
     beside: bool = False,
+    sampled: int = 0,
+    rounds: Mapping[str, Scheme] = _NONE,
 ) -> Iterator[Site]:
     """Visit the linears in running order, each calibrated on the model as changed so far.
 
@@ -93,8 +112,9 @@ def walk(
     linear is calibrated on what it will really read. A block for which `finished` returns weights
     is run with those, unvisited. With `head`, a last site gives the input of the head (the
     embedding's name stands for a tied one). With `hold_out`, sites have a Gram matrix of every fourth
-    window alone too. With `beside`, the original runs beside the changed model, and the last site of each
-    block has both.
+    window alone too, with `sampled` about so many tokens of either kind. With `beside`, the original runs
+    beside the changed model, and the last site of each block has both. Linears in `rounds` round what they
+    read, as the model will that they are settled for; never beside an original.
 
     The forward pass runs in bfloat16 where the CPU has it; Gram matrices are summed in float32;
     padding counts nowhere.
@@ -104,19 +124,19 @@ def walk(
     calls = capture(module, model, input_ids.to(device), mask.to(device))
     shelf = _shelf(model, calls)
     originals = _copied(calls) if beside else []
+    wanted = _Wanted(hold_out, sampled)
+    round_inputs(module, rounds, wanted.divisors)
     for path in model.blocks:
         block = module.get_submodule(path)
         done = finished(path)
         if done is None or originals:
             fill(module, path, lambda name: model.weight(name).to(forward_dtype()), device)
-        for call in originals:
-            _keep(_Batch(block, call, shelf).go_on(), call, path)
+        _through(block, originals, shelf, path)
         if done is None:
-            yield from _visit(block, path, model, (calls, originals), shelf, hold_out=hold_out)
+            yield from _visit(block, path, model, (calls, originals), shelf, wanted=wanted)
         elif head or path != model.blocks[-1]:
             fill(module, path, lambda name, new=done: _either(new, model, name).to(forward_dtype()), device)
-            for call in calls:
-                _keep(_Batch(block, call, shelf).go_on(), call, path)
+            _through(block, calls, shelf, path)
         for number, call in enumerate(calls):
             _finite(call.hidden, path, number)
         block.to("meta")
@@ -141,7 +161,7 @@ def _visit(
     batches: tuple[list[Call], list[Call]],
     shelf: Shelf,
     *,
-    hold_out: bool,
+    wanted: _Wanted,
 ) -> Iterator[Site]:
     """The sites of a block in running order; afterwards the calls hold the block's outputs.
 
@@ -162,12 +182,14 @@ def _visit(
             gram = Gram.zeros(model.matrix_shape(names[0])[1], device)
             site = Site(path, names, (), gram, last=number == len(groups) - 1)
             site.fed_by = group.fed_by and f"{path}.{group.fed_by}"
-            _gather(site, stops, calls, attends=group.attends, hold_out=hold_out)
+            _gather(site, stops, calls, attends=group.attends, wanted=wanted)
             site.weights = tuple(model.as_stored(n, model.weight(n)).to(device) for n in names)
             if originals and site.last:
                 runs.clear()  # they begin anew
                 site.whole = Whole(block, calls, originals)
             yield site
+            if site.divisor is not None:
+                wanted.divisors.update(dict.fromkeys(names, site.divisor))
             for name, new in site.replaced.items():
                 _replace(block, name.removeprefix(f"{path}."), model.as_stored(name, new))
             del site, gram
@@ -175,17 +197,17 @@ def _visit(
             for run, call in zip(runs, calls, strict=True):
                 _keep(run.go_on(), call, path)
     if originals:
-        for call in calls:
-            _keep(_Batch(block, call, shelf).go_on(), call, path)
+        _through(block, calls, shelf, path)
 
 
 def _gather(
-    site: Site, stops: Iterable[tuple[Tensor, ...]], calls: Sequence[Call], *, attends: bool, hold_out: bool
+    site: Site, stops: Iterable[tuple[Tensor, ...]], calls: Sequence[Call], *, attends: bool, wanted: _Wanted
 ) -> None:
     """Sum into the Gram matrices of a site what all batches bring to it."""
     like, window = site.gram.total, 0
     site.first = Gram.zeros(len(like), like.device) if attends else None
-    site.held = Gram.zeros(len(like), like.device) if hold_out else None
+    site.held = Gram.zeros(len(like), like.device) if wanted.hold_out else None
+    sampler = Sampler(-(-wanted.sampled // len(calls))) if wanted.sampled else None
     with torch.inference_mode():  # as the batches run
         for (X, *rows), call in zip(stops, calls, strict=True):
             mask = call.mask.flatten()[rows[0]] if rows else call.mask  # an expert reads some tokens
@@ -201,8 +223,11 @@ def _gather(
             held = held.flatten()[rows[0]] if rows else held
             for gram, part in ((site.gram, mask & ~held), (site.held, mask & held)):
                 gram.update(X, part)
+            if sampler is not None:
+                sampler.take(X, mask & ~held, mask & held)
         if site.held is not None:
             site.gram.add(site.held)
+        site.sample = sampler.sample() if sampler is not None else None
 
 
 def _shelf(model: Model, calls: Sequence[Call]) -> Shelf:
@@ -242,6 +267,12 @@ def _tensors(arguments: object) -> Iterator[Tensor]:
     elif isinstance(arguments, tuple | dict):
         for one in arguments.values() if isinstance(arguments, dict) else arguments:
             yield from _tensors(one)
+
+
+def _through(block: nn.Module, calls: Sequence[Call], shelf: Shelf, path: str) -> None:
+    """Run a block on all batches, one after the other."""
+    for call in calls:
+        _keep(_Batch(block, call, shelf).go_on(), call, path)
 
 
 def _keep(out: Tensor, call: Call, path: str) -> None:

@@ -15,10 +15,12 @@ from pocketsize.linalg import Factor, feedback_factor
 from pocketsize.quantization import codebook_loops
 from pocketsize.quantization.codebook import unit_of
 from pocketsize.quantization.codebook_grid import told
-from pocketsize.quantization.compiled import LANES, STEPS, sweep_block, sweep_super_block
+from pocketsize.quantization.compiled import LANES, STEPS, sweep_block
+from pocketsize.quantization.floats import sweep_floats
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.rows import over_rows
 from pocketsize.quantization.scheme import SUPER_BLOCK, Scheme
+from pocketsize.quantization.superblock_loops import sweep_super_block
 
 BLOCK = 64
 
@@ -68,7 +70,9 @@ def gptq(
         raise UnsupportedError(
             f"GPTQ on a GPU has no codebook {scheme.name}: set POCKETSIZE_DEVICE=cpu, or use step awq or rtn"
         )
-    if W.device.type == "cpu":
+    if scheme.floats:
+        codes, scale, zero = sweep_floats(transposed, factor, scheme, search=search)
+    elif W.device.type == "cpu":
         codes, scale, zero = sweep(transposed, factor, scheme, search=search)
     else:
         codes, scale, zero = _gpu_sweep(scheme)(transposed, factor, scheme, search=search)

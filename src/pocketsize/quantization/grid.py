@@ -12,9 +12,10 @@ from torch import Tensor
 from pocketsize.errors import UnsupportedError
 from pocketsize.quantization.codebook import LEAST, unit_within
 from pocketsize.quantization.codebook_grid import fit_scales, nearest
-from pocketsize.quantization.compiled import SMALLEST_SCALE, STEPS, fit_rows, fit_super_rows
+from pocketsize.quantization.compiled import SMALLEST_SCALE, STEPS, fit_rows
 from pocketsize.quantization.rows import over_rows
 from pocketsize.quantization.scheme import SUPER_BLOCK, Scheme
+from pocketsize.quantization.superblock_loops import fit_super_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class QWeight:
     negative on a symmetric grid; `zero` (float32) holds whole numbers within 0 .. 2^bits - 1 or,
     with float zeros, whatever makes the value of code 0 a float16. In super-blocks scales, and values of
     code 0, are whole multiples of a float16 (`superblocks.multiples`), exact in float32. With a codebook
-    W ~ scale * table[codes], `scale` is what its scheme stores exactly, and `zero` is 0.
+    W ~ scale * table[codes], `scale` is what its scheme stores exactly, and `zero` is 0. Codes that are
+    floats are so by their bits, with 0 for a zero.
     """
 
     codes: UInt8[Tensor, "out in"]
@@ -75,7 +77,8 @@ class QWeight:
         if (table := self.scheme.table) is not None:
             values = table.tensor(self.codes.device)[self.codes.int()].view(out, self.scale.shape[1], -1)
             return (self.scale[..., None] * values).view(out, columns)
-        grouped = self.codes.view(out, self.scale.shape[1], -1).float()
+        codes = self.codes.view(torch.float8_e4m3fn) if self.scheme.floats else self.codes
+        grouped = codes.view(out, self.scale.shape[1], -1).float()
         if self.scheme.float_zeros:
             return (self.scale[..., None] * grouped + self.minimum[..., None]).view(out, columns)
         return (self.scale[..., None] * (grouped - self.zero[..., None])).view(out, columns)

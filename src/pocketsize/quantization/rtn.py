@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from pocketsize.quantization.floats import round_floats
 from pocketsize.quantization.grid import QWeight, encode, fit_grid
 from pocketsize.quantization.scheme import Scheme
 
@@ -16,5 +17,7 @@ def rtn(W: Float[Tensor, "out in"], scheme: Scheme, *, weight: Float[Tensor, "in
     scale and zero are searched to minimise the weighted error; without it they span the range.
     With a codebook the point is the nearest entry of its table. W is left untouched.
     """
+    if scheme.floats:
+        return round_floats(W, scheme, weight)
     scale, zero = fit_grid(W, scheme, weight)
     return QWeight(encode(W, scale, zero, scheme), scale, zero, scheme)

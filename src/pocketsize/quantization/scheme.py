@@ -30,7 +30,9 @@ class Scheme:
     With `float_zeros` the zero need not be a whole number: what is stored is the value of code 0, as
     float16. With fewer than 16 `scale_bits` scales (and the values of code 0) are stored in so many bits, as
     whole multiples of a float16 that the groups of a super-block of 256 inputs share. With a `codebook` codes
-    stand for the values of that table, which says how scales are stored too.
+    stand for the values of that table, which says how scales are stored too. With `floats` codes are float8
+    (e4m3) by their bits rather than whole numbers. With `activations` a linear rounds what it reads as well,
+    token by token, to 8 bits of the kind its codes are of.
     """
 
     bits: int = 4
@@ -40,6 +42,8 @@ class Scheme:
     float_zeros: bool = False
     scale_bits: int = 16
     codebook: str | None = None
+    activations: bool = False
+    floats: bool = False
 
     def __post_init__(self) -> None:
         if self.super_blocks:
@@ -56,6 +60,13 @@ class Scheme:
             raise UsageError(f"codebook must be one of {', '.join(CODEBOOKS)}, got {self.codebook}")
         if self.codebook is not None and not self.symmetric:
             raise UsageError(f"codebook {self.codebook} has no zeros: it needs symmetric: true")
+        self._check_rounding()
+
+    def _check_rounding(self) -> None:
+        if self.floats and (self.bits != 8 or not self.symmetric):
+            raise UsageError("codes that are floats have 8 bits and no zeros")
+        if self.activations and (self.bits != 8 or not self.symmetric or self.group is not None):
+            raise UsageError("rounded inputs go with 8 bits, one scale a row and no zeros")
 
     @property
     def table(self) -> Codebook | None:
@@ -117,17 +128,20 @@ class Scheme:
 
     @property
     def name(self) -> str:
-        """The field's name for it: `W4A16`, or that of a codebook."""
+        """The field's name for it: `W4A16`, `W8A8`, or that of a codebook."""
         own = next((name for name, known in NAMED.items() if known == self), None)
-        return f"W{self.bits}A16" if self.codebook is None or own is None else own
+        if own is not None and (self.codebook or self.floats):
+            return own
+        return f"W{self.bits}A{8 if self.activations else 16}"
 
     def facts(self) -> dict[str, Any]:
         """Its fields as plain data; those that most schemes do without only where they have them."""
         return {key: value for key, value in asdict(self).items() if key not in _RARE or _RARE[key] != value}
 
 
-_RARE: Mapping[str, object] = MappingProxyType({"scale_bits": 16, "codebook": None})
-
+_RARE: Mapping[str, object] = MappingProxyType(
+    {"scale_bits": 16, "codebook": None, "activations": False, "floats": False}
+)
 
 # Schemes that people know by a name which says everything about the grid.
 NAMED: Mapping[str, Scheme] = MappingProxyType(
@@ -149,6 +163,8 @@ NAMED: Mapping[str, Scheme] = MappingProxyType(
         "Q4_K": Scheme(4, 32, float_zeros=True, scale_bits=6),
         "Q3_K": Scheme(3, 16, symmetric=True, scale_bits=6),
         "Q2_K": Scheme(2, 16, float_zeros=True, scale_bits=4),
+        "W8A8": Scheme(8, None, symmetric=True, activations=True),
+        "FP8": Scheme(8, None, symmetric=True, activations=True, floats=True),
     }
 )
 
@@ -162,6 +178,8 @@ def bits_of(word: str) -> int:
     """The width of codes in a scheme's name: `W4A16`, or one that says everything, such as `Q4_0`."""
     if (scheme := named(word)) is not None:
         return scheme.bits
+    if re.fullmatch(r"Q4_[23]|(Q4_0|IQ4_NL)_[48]_[48]", word.upper()):
+        raise UnsupportedError(f"{word}: this type was removed from GGUF; use Q4_0, Q4_1 or Q4_K")
     found = re.fullmatch(r"[wW](\d)[aA]16", word)
     if not found or int(found[1]) not in BITS:
         known = [*(f"W{b}A16" for b in BITS), *NAMED]

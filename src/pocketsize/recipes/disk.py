@@ -12,7 +12,6 @@ from pocketsize.exporting.table import EXPORTERS, gguf_name_of, place
 from pocketsize.io.checkpoint import TensorSpec, file_bytes
 from pocketsize.models.model import Model
 from pocketsize.quantization.scheme import Scheme
-from pocketsize.recipes.awq import Awq
 from pocketsize.recipes.grids import Quantizer, scheme_of
 from pocketsize.recipes.quantize import steps_learned
 from pocketsize.recipes.recipe import Recipe
@@ -83,7 +82,7 @@ def _objects(model: Model, step: Quantizer, of: Callable[[str], Scheme | None]) 
     for names in units:
         schemes = {name: found for name in names if (found := of(name)) is not None}
         metadata = {"schemes": json.dumps({n: s.facts() for n, s in schemes.items()}, sort_keys=True)}
-        changed = _changed(model, names) if isinstance(step, Awq) else []
+        changed = _changed(model, names) if step.moves else []
         yield file_bytes([*_specs(model, schemes), *changed], metadata)
 
 

@@ -51,7 +51,7 @@ class Whole:
 def durations(whole: Whole, one: Rehearsal) -> list[Took]:
     """The stages that follow the loading, in running order."""
     ways = {"write": _writing, "gptq": _gptq, "awq": _gptq, "rtn": _unseen, "hqq": _unseen}
-    ways |= {"measure": _measuring, "export": _exporting}
+    ways |= {"smoothquant": _gptq, "measure": _measuring, "export": _exporting}
     found: list[Took] = []
     for name, spent in one.stages.items():
         cpu = ways.get(name, _latency)(whole, one, spent)

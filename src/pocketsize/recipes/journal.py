@@ -133,6 +133,11 @@ class StoredWeights(Mapping[str, QWeight]):
         codes, scale, zero = (stored.read(f"{name}.{part}") for part in PARTS)
         return QWeight(codes, scale, zero, scheme)
 
+    @property
+    def schemes(self) -> Mapping[str, Scheme]:
+        """The scheme of each weight; nothing is read for it."""
+        return {name: scheme for name, (_, scheme) in self.where.items()}
+
     def stored(self, path: Path) -> Checkpoint:
         """What is in one of the files."""
         if path not in self.opened:

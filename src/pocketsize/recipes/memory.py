@@ -21,7 +21,6 @@ from pocketsize.measurement.tokens import LOGITS, STATES
 from pocketsize.models.calls import BATCH_TOKENS
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
-from pocketsize.recipes.awq import Awq
 from pocketsize.recipes.grids import Quantizer
 from pocketsize.recipes.quantize import steps_learned
 from pocketsize.recipes.recipe import Recipe
@@ -160,8 +159,14 @@ def _walked(model: Model, step: Quantizer, size: Size, waiting: float) -> Iterat
         shapes = [model.matrix_shape(name) for name in names]
         rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
         square, matrix = 4.0 * columns**2, 4.0 * rows * columns
-        held = 2 if isinstance(step, Awq) else 0  # what judges scales, and the rest without it
-        yield [*waits, *[square] * (held + (8 if group.attends else 6)), *[matrix] * (2 + (len(names) > 1))]
+        held = 2 if step.moves else 0  # what judges scales, and the rest without it
+        tried = [4.0 * step.sampled * columns] * 6  # tokens, as scales are tried on them
+        yield [
+            *waits,
+            *tried,
+            *[square] * (held + (8 if group.attends else 6)),
+            *[matrix] * (2 + (len(names) > 1)),
+        ]
         yield [*waits, *[square] * (held + (5 if group.attends else 3)), *[matrix] * (5 + (len(names) > 1))]
     if step.embeddings is not None:
         ends = 4.0 * _numbers(model, model.arch.embedding)

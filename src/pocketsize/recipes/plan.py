@@ -185,7 +185,7 @@ def _with_times(found: Plan, prepared: tuple[Model, Recipe, Texts], room: Room, 
 def _timed(stage: PlannedStage, took: Took | None, trials: int) -> PlannedStage:
     if took is None:
         return stage
-    times = trials if stage.name in ("awq", "gptq", "hqq", "rtn", "measure") else 1
+    times = trials if stage.name in ("awq", "gptq", "hqq", "rtn", "smoothquant", "measure") else 1
     return replace(stage, cpu_s=times * took.cpu_s, time_s=times * took.time_s)
 
 

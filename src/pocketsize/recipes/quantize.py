@@ -22,7 +22,16 @@ from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.hqq import ITERATIONS, P, hqq
 from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import Scheme, named
-from pocketsize.recipes.grids import Auto, Quantizer, chosen, end_scheme, layer_scheme, layer_schemes
+from pocketsize.recipes.grids import (
+    Auto,
+    Quantizer,
+    chosen,
+    end_scheme,
+    layer_scheme,
+    layer_schemes,
+    rounding,
+    rounding_word,
+)
 from pocketsize.recipes.layers import finish, layer_report
 from pocketsize.recipes.learn import judging_windows, learn_block, too_little_to_learn
 from pocketsize.recipes.record import LayerReport
@@ -46,6 +55,7 @@ class Rtn(Quantizer):
 
     kind: ClassVar[str] = "rtn"
     calibrated: ClassVar[bool] = False
+    rounds: ClassVar[bool] = True
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The model with all linears (and the embedding) rounded; needs no data."""
@@ -115,6 +125,7 @@ class Gptq(Quantizer):
 
     kind: ClassVar[str] = "gptq"
     calibrated: ClassVar[bool] = True
+    rounds: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         Quantizer.__post_init__(self)
@@ -124,6 +135,8 @@ class Gptq(Quantizer):
             raise UsageError(f"gptq: sink must be a number from 0 upwards, got {self.sink}")
         if self.learn < 0:
             raise UsageError(f"gptq: learn must be a whole number from 0 upwards, got {self.learn}")
+        if self.learn and (word := rounding_word(self)) is not None:
+            raise UsageError(f"gptq: learn: no gradient passes the rounding of inputs ({word}); use learn: 0")
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The model with all linears (and the embedding) quantized on the calibration text.
@@ -182,7 +195,8 @@ def walked(
 
     head = step.embeddings is not None and model.arch.head is not None
     gram: Gram | None = None
-    unit, how = Unit(), {"head": head, "hold_out": hold_out, "beside": beside}
+    unit, how = Unit(), {"head": head, "hold_out": hold_out, "beside": beside, "sampled": step.sampled}
+    how |= {"rounds": rounding(step, model)}
     for site in walk(model, ctx.input_ids, ctx.mask, finished=replay, **how):
         if site.block == "head":
             gram = site.gram

@@ -45,6 +45,7 @@ from pocketsize.recipes.quantize import Gptq, steps_learned
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.record import RunRecord
 from pocketsize.recipes.run import Clock, Job, apply_steps, publish
+from pocketsize.recipes.smooth import SmoothQuant
 from pocketsize.recipes.texts import Texts
 
 # Batches that calibrate (more where blocks are learned), and tokens of each window that the model writes.
@@ -179,6 +180,8 @@ def _compiled(recipe: Recipe) -> None:
             W = torch.randn(8, columns, generator=generator)
             if isinstance(step, Gptq):
                 gptq(W, torch.eye(columns), scheme, search=step.search, order=step.order)
+            if isinstance(step, SmoothQuant):
+                gptq(W, torch.eye(columns), scheme)
             if step.calibrated or scheme.table is not None:
                 rtn(W, scheme, weight=torch.ones(columns))
 

@@ -311,7 +311,7 @@ def _untimed(model: Model) -> Finding:
 def _apart(done: Done) -> Iterator[Finding]:
     """A finding for each folder that keeps what the measured model has quantized."""
     model, quantized = done.model, done.model.quantized
-    schemes = {name: quantized[name].scheme for name in quantized}
+    schemes = model.schemes
     for export in (EXPORTERS[name] for name in done.recipe.export if EXPORTERS[name].is_folder):
         packed = packed_schemes(model, schemes.get) if export.packs_ends else {}
         ends = [name for name in model.ends if name in quantized and name not in packed]

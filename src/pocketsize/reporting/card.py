@@ -37,9 +37,9 @@ from gptqmodel import GPTQModel
 model = GPTQModel.load("{path}")
 print(model.tokenizer.decode(model.generate("The capital of France is")[0]))"""
 _AWQ = """\
-from transformers import AutoModelForCausalLM
+from transformers import {auto}
 
-model = AutoModelForCausalLM.from_pretrained("{path}", dtype="auto")"""
+model = {auto}.from_pretrained("{path}", dtype="auto")"""
 # Who loads a format, what has to be installed, and the lines for it.
 _PEERS = {
     "gptq": ("GPTQModel", "gptqmodel", _GPTQ),
@@ -130,9 +130,10 @@ def _how_to_run(record: RunRecord) -> str:
         elif artifact.format in _PEERS:
             where = "this folder" if artifact.path == "." else code(artifact.path)
             peer, packages, lines = _PEERS[artifact.format]
+            auto = "AutoModelForCausalLM" if record.task == "generate" else "AutoModel"
             parts.append(
                 f"With {peer}, {figure.size(artifact.bytes)}, in {where} (`pip install {packages}`):\n\n"
-                f"```python\n{lines.format(path=artifact.path)}\n```"
+                f"```python\n{lines.format(path=artifact.path, auto=auto)}\n```"
             )
         else:
             parts.append(f"{code(artifact.path)}: {plain(artifact.format)}, {figure.size(artifact.bytes)}.")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from pocketsize.errors import UsageError
+from pocketsize.errors import UnsupportedError, UsageError
 from pocketsize.io.llamacpp import LlamaCpp
 
 Message = dict[str, str]
@@ -24,14 +24,20 @@ def gguf_in(folder: Path) -> Path:
     return found[0]
 
 
-def answer(folder: Path, prompt: str, *, tokens: int, threads: int | None) -> str:
-    """One answer to one question."""
-    with LlamaCpp(gguf_in(folder), threads=threads or os.cpu_count() or 1) as runtime:
+def answer(folder: Path, prompt: str, *, tokens: int, threads: int | None, cache: str | None = None) -> str:
+    """One answer to one question; `cache` names the types of keys and values, such as `q8_0`."""
+    with _runtime(folder, threads, cache) as runtime:
         return runtime.chat([{"role": "user", "content": prompt}], tokens)
 
 
 def converse(
-    folder: Path, *, tokens: int, threads: int | None, ask: Callable[[], str], tell: Callable[[str], object]
+    folder: Path,
+    *,
+    tokens: int,
+    threads: int | None,
+    cache: str | None = None,
+    ask: Callable[[], str],
+    tell: Callable[[str], object],
 ) -> None:
     """Question and answer in turn until the input ends, Ctrl-C, or an empty line or `exit`.
 
@@ -39,7 +45,7 @@ def converse(
     """
     messages: list[Message] = []
     with (
-        LlamaCpp(gguf_in(folder), threads=threads or os.cpu_count() or 1) as runtime,
+        _runtime(folder, threads, cache) as runtime,
         suppress(EOFError, KeyboardInterrupt),
     ):
         while (text := ask().strip()) not in ("", "exit", "quit"):
@@ -50,6 +56,22 @@ def converse(
             reply = runtime.chat(fitting, tokens)
             messages = [*fitting, {"role": "assistant", "content": reply}]
             tell(reply)
+
+
+def _runtime(folder: Path, threads: int | None, cache: str | None) -> LlamaCpp:
+    types = None if cache is None else _types(cache)
+    return LlamaCpp(gguf_in(folder), threads=threads or os.cpu_count() or 1, cache=types)
+
+
+def _types(cache: str) -> tuple[str, str]:
+    """llama.cpp's types of keys and values by the name of a cache."""
+    from pocketsize.quantization.kv import Kivi, parse_cache
+    from pocketsize.quantization.kv_blocks import BITS
+
+    found = parse_cache(cache)
+    if isinstance(found, Kivi):
+        raise UnsupportedError(f"llama.cpp has no cache {found.name}; its types are {', '.join(BITS)}")
+    return found.keys, found.values
 
 
 def _fitting(runtime: LlamaCpp, messages: list[Message], tokens: int) -> list[Message]:

@@ -50,6 +50,8 @@ TYPES = {
 
 def lacks(scheme: Scheme) -> str | None:
     """What no block type holds of a scheme; None where one holds all of it."""
+    if scheme.activations:
+        return f"rounded inputs ({scheme.name})"
     if scheme.codebook is not None:
         return None if scheme.codebook in codebooks.TYPES else f"the codebook {scheme.name}"
     if scheme.super_blocks:

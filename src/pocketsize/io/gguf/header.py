@@ -24,6 +24,12 @@ from pocketsize.io.checkpoint import open_plain
 from pocketsize.io.strictjson import refuse_pickle
 
 _T = TypeVar("_T")
+# Types that files had once, by the numbers that are no longer given.
+_REMOVED = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8"} | {
+    36: "IQ4_NL_4_4",
+    37: "IQ4_NL_4_8",
+    38: "IQ4_NL_8_8",
+}
 _FORMS = {
     GGUFValueType.UINT8: "B",
     GGUFValueType.INT8: "b",
@@ -249,6 +255,11 @@ def _tensor(walk: _Walk, alignment: int) -> GgufTensor:
         raise DataError(f"{walk.path}: tensor {_shown(name)!r} of rank {rank} is no sound tensor")
     shape = [walk.number("Q", name) for _ in range(rank)]
     kind, offset = walk.number("I", name), walk.number("Q", name)
+    if kind in _REMOVED:
+        raise UnsupportedError(
+            f"{walk.path}: tensor {name}: type {_REMOVED[kind]} was removed from GGUF; give a newer file, "
+            "or the model it was made from"
+        )
     if kind not in set(GGMLQuantizationType):
         raise UnsupportedError(f"{walk.path}: tensor {name}: type {kind} is not known")
     block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]

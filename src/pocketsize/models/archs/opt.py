@@ -14,4 +14,5 @@ ARCH = Arch(
     embedding="model.decoder.embed_tokens.weight",
     head="lm_head.weight",
     renames=((r"^decoder\.", "model.decoder."),),
+    joins=True,
 )
