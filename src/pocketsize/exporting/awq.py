@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from pocketsize.exporting.packed import GROUPS, Packing, scales, unpackable
+from pocketsize.exporting.packed import GROUPS, Packing, scales, split, unpackable
 from pocketsize.io.checkpoint import TensorSpec
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import skeleton
@@ -42,7 +42,7 @@ def refuses(model: Model) -> str | None:
         return f"transformers looks for scales of the activations of {model.config.model_type}; use folder"
     if model.arch.transposed:
         return f"its readers pack nn.Linear alone, and {model.config.model_type} has Conv1D; use folder"
-    return unpackable(model, rows=_COLUMNS, columns=1)
+    return split(model) or unpackable(model, rows=_COLUMNS, columns=1, encoders=True)
 
 
 def _config(model: Model, schemes: Mapping[str, Scheme]) -> dict[str, object]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import pocketsize
-from pocketsize.exporting.packed import GROUPS, Packing, one_for_all, scales, unpackable
+from pocketsize.exporting.packed import GROUPS, Packing, one_for_all, scales, split, unpackable
 from pocketsize.io.checkpoint import TensorSpec
 from pocketsize.models.model import Model
 from pocketsize.quantization.pack import gptq_codes, gptq_zeros
@@ -51,9 +51,7 @@ def mixes(kinds: Sequence[Scheme | None]) -> str | None:
 
 def refuses(model: Model) -> str | None:
     """Why no GPTQ checkpoint can be made of a model; None where one can."""
-    if model.arch.task != "generate":
-        return f"its readers know no encoders such as {model.config.model_type}; use awq or folder"
-    return unpackable(model, rows=_WORD, columns=_WORD)
+    return split(model) or unpackable(model, rows=_WORD, columns=_WORD)
 
 
 def _config(model: Model, schemes: Mapping[str, Scheme], *, version: str) -> dict[str, object]:

@@ -103,23 +103,28 @@ def one_for_all(kinds: Sequence[Scheme | None]) -> str | None:
     return "its config has one scheme for all linears; use one, or export folder" if len(found) > 1 else None
 
 
-def unpackable(model: Model, *, rows: int, columns: int) -> str | None:
+def unpackable(model: Model, *, rows: int, columns: int, encoders: bool = False) -> str | None:
     """Why readers have no place for this model's packed linears; None where they have.
 
-    `rows` and `columns` must divide outputs and inputs of each linear.
+    `rows` and `columns` must divide outputs and inputs of each linear; `encoders`: readers know these too.
     """
+    if model.arch.task != "generate" and not encoders:
+        return f"its readers know no encoders such as {model.config.model_type}; use folder"
     if model.arch.experts is not None:
         return f"its readers have no packed form for the experts of {model.config.model_type}; use folder"
-    if any(name.endswith(_SPLIT) for name in model.arch.linears):
-        return (
-            f"GPTQModel splits {_SPLIT} of {model.config.model_type} and does not find it whole; use folder"
-        )
     for name in model.linears:
         out, width = model.matrix_shape(name)
         if out % rows or width % columns:
             need = f"{rows} outputs" + (f" and {columns} inputs" if columns > 1 else "")
             return f"it packs multiples of {need}, and {name} has {out} outputs, {width} inputs; use folder"
     return None
+
+
+def split(model: Model) -> str | None:
+    """Why GPTQModel does not find a linear of this model; None where it finds all."""
+    if not any(name.endswith(_SPLIT) for name in model.arch.linears):
+        return None
+    return f"GPTQModel splits {_SPLIT} of {model.config.model_type} and does not find it whole; use folder"
 
 
 def _packed(model: Model, scheme_of: SchemeOf) -> dict[str, Scheme]:

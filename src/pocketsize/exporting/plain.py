@@ -16,7 +16,7 @@ from pocketsize.io.checkpoint import DTYPES, INDEX, SINGLE, TensorSpec, file_byt
 from pocketsize.io.publish import publish_bytes
 from pocketsize.io.strictjson import read_json_object
 from pocketsize.models.model import Model
-from pocketsize.models.prequantized import KEYS
+from pocketsize.models.packing import KEYS
 from pocketsize.quantization.scheme import Scheme
 
 SHARD_BYTES = 4_000_000_000

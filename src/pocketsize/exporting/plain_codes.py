@@ -18,6 +18,7 @@ from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.scheme import NAMED, Scheme
 
 FORMATS = {False: "int-quantized", True: "float-quantized"}
+MIXED = "mixed-precision"
 _MIDDLE = 128
 
 
@@ -29,7 +30,7 @@ def format_of(scheme: Scheme) -> str:
 def format_of_all(schemes: Sequence[Scheme]) -> str:
     """The form of a folder that holds all of these."""
     found = {format_of(scheme) for scheme in schemes}
-    return found.pop() if len(found) == 1 else "mixed-precision"
+    return found.pop() if len(found) == 1 else MIXED
 
 
 def type_of(scheme: Scheme) -> str:

@@ -17,14 +17,15 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 from pocketsize.errors import DataError, UnsupportedError
 from pocketsize.exporting.gguf.names import gguf_name, row_order
 from pocketsize.exporting.gguf.writer import main_kind
-from pocketsize.exporting.plain_codes import FORMATS, from_stored, scheme_in
+from pocketsize.exporting.plain_codes import FORMATS, MIXED, from_stored, scheme_in
 from pocketsize.io.checkpoint import Checkpoint, Entry, open_checkpoint
 from pocketsize.io.gguf.header import read_header
 from pocketsize.io.strictjson import read_json_object
 from pocketsize.models.arch import Arch, arch_of
 from pocketsize.models.load import as_module_names
 from pocketsize.models.model import Model, Origin
-from pocketsize.models.prequantized import recognise, unpacked
+from pocketsize.models.packing import recognise
+from pocketsize.models.prequantized import unpacked
 from pocketsize.models.quiet import quiet
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.scheme import Scheme
@@ -40,8 +41,10 @@ def read_folder(folder: Path) -> Model:
     """
     path = folder / "config.json"
     raw: dict[str, Any] = read_json_object(path)
-    how = recognise(raw, path)
-    quantization = raw.pop("quantization_config", {})
+    quantization = raw.get("quantization_config", {})
+    mixed = quantization.get("format") == MIXED  # of another's writing it is no input
+    how = None if mixed else recognise(raw, path)
+    raw.pop("quantization_config", None)
     config, arch = _config(raw, path), arch_of(str(raw["model_type"]))
     if (
         how is not None and how.method != "compressed-tensors"
@@ -209,7 +212,7 @@ def _is_part(name: str) -> bool:
 
 def _schemes(quantization: Mapping[str, Any]) -> list[tuple[list[str], Scheme]]:
     """Targets and scheme of each group of a `quantization_config`."""
-    known = ("pack-quantized", *FORMATS.values(), "mixed-precision")
+    known = ("pack-quantized", *FORMATS.values(), MIXED)
     if quantization and quantization.get("format") not in known:
         raise UnsupportedError(f"format {quantization.get('format')!r}; read back are {', '.join(known)}")
     found: list[tuple[list[str], Scheme]] = []

@@ -13,7 +13,7 @@ from pocketsize.errors import DataError, RefusedError, UnsupportedError
 from pocketsize.io.checkpoint import INDEX, SINGLE, nothing_to_open
 from pocketsize.io.strictjson import read_json_object
 from pocketsize.models.arch import arch_of
-from pocketsize.models.prequantized import KEYS, recognise
+from pocketsize.models.packing import KEYS, recognise
 from pocketsize.models.quiet import quiet
 
 NAME, GENERATION = "config.json", "generation_config.json"

@@ -27,7 +27,8 @@ from pocketsize.io.strictjson import read_json_object
 from pocketsize.models.arch import Arch, arch_of
 from pocketsize.models.config import NAME, read_config, refuse_code
 from pocketsize.models.model import Model, Origin
-from pocketsize.models.prequantized import Prequantized, recognise, unpacked
+from pocketsize.models.packing import Prequantized, recognise
+from pocketsize.models.prequantized import unpacked
 from pocketsize.models.probe import probe_tokenizer
 from pocketsize.models.quiet import quiet
 from pocketsize.models.skeleton import skeleton, stored, tied_names

@@ -66,25 +66,30 @@ def gptq(
     factor = feedback_factor(_ordered(H, perm, dead), damp)
     transposed = W.to(torch.float32).T.contiguous()[perm]
     transposed[dead] = 0
-    if W.device.type != "cpu" and scheme.table is not None:
-        raise UnsupportedError(
-            f"GPTQ on a GPU has no codebook {scheme.name}: set POCKETSIZE_DEVICE=cpu, or use step awq or rtn"
-        )
+    if W.device.type != "cpu":
+        _require_gpu_grid(scheme)
     if scheme.floats:
         codes, scale, zero = sweep_floats(transposed, factor, scheme, search=search)
     elif W.device.type == "cpu":
         codes, scale, zero = sweep(transposed, factor, scheme, search=search)
     else:
-        codes, scale, zero = _gpu_sweep(scheme)(transposed, factor, scheme, search=search)
+        codes, scale, zero = _gpu_sweep()(transposed, factor, scheme, search=search)
     back, groups = torch.argsort(perm), torch.argsort(perm[::width] // width)
     codes, scale, zero = (T[of].T.contiguous() for T, of in ((codes, back), (scale, groups), (zero, groups)))
     return GptqResult(QWeight(codes, scale, zero, scheme), factor.damp, factor.escalations, len(dead))
 
 
-def _gpu_sweep(scheme: Scheme) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+def _require_gpu_grid(scheme: Scheme) -> None:
+    """Refuse what the sweep of a GPU does not know."""
+    if scheme.super_blocks or scheme.table is not None:
+        what = "super-blocks" if scheme.super_blocks else f"codebook {scheme.name}"
+        raise UnsupportedError(
+            f"GPTQ on a GPU has no {what}: set POCKETSIZE_DEVICE=cpu, or use step awq or rtn"
+        )
+
+
+def _gpu_sweep() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """The sweep of a GPU, which needs Triton; torch for CUDA brings it."""
-    if scheme.super_blocks:
-        raise UnsupportedError("super-blocks are swept on a CPU alone: set POCKETSIZE_DEVICE=cpu")
     try:
         from pocketsize.quantization import gpu
     except ImportError as error:

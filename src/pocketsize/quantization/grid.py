@@ -25,7 +25,7 @@ class QWeight:
     `scale` (float32) holds values that bfloat16 and float16 both store exactly and may be
     negative on a symmetric grid; `zero` (float32) holds whole numbers within 0 .. 2^bits - 1 or,
     with float zeros, whatever makes the value of code 0 a float16. In super-blocks scales, and values of
-    code 0, are whole multiples of a float16 (`superblocks.multiples`), exact in float32. With a codebook
+    code 0, are whole multiples of a float16 (`multiples`), exact in float32. With a codebook
     W ~ scale * table[codes], `scale` is what its scheme stores exactly, and `zero` is 0. Codes that are
     floats are so by their bits, with 0 for a zero.
     """

@@ -15,6 +15,7 @@ from pocketsize.models.model import Model
 from pocketsize.quantization.scheme import BITS, GROUPS, Scheme, bits_of, default_group, named
 from pocketsize.recipes.mixes import INSTEAD, MIXES, base_of, by_name
 from pocketsize.recipes.overrides import decides, matched, matches, module_of
+from pocketsize.recipes.rounds import check_rounds
 from pocketsize.recipes.step import Context, Step
 
 Auto = Literal["auto"]
@@ -47,9 +48,8 @@ class Quantizer(ABC):
     calibrated: ClassVar[bool]
     # Whether it moves factors of inputs into what feeds them, if text that is held out bears it out.
     moves: ClassVar[bool] = False
-    # About how many tokens of each site it asks for beside Gram matrices.
+    # How many tokens of each site it asks for, and whether it knows that linears may round what they read.
     sampled: ClassVar[int] = 0
-    # Whether it knows that linears may round what they read.
     rounds: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -87,12 +87,6 @@ def layer_schemes(step: Quantizer) -> list[Scheme]:
 def _own(step: Quantizer) -> dict[str, Any]:
     """The grid that a step has for what no override names."""
     return {key: getattr(step, key) for key in GRID} | {"scheme": base_of(str(step.scheme))}
-
-
-def rounding(step: Quantizer, model: Model) -> dict[str, Scheme]:
-    """The linears of the blocks that will round what they read, by parameter name."""
-    found = {name: layer_scheme(step, name) for name in model.linears}
-    return {name: scheme for name, scheme in found.items() if scheme is not None and scheme.activations}
 
 
 def _scheme(grid: Mapping[str, Any]) -> Scheme:
@@ -140,7 +134,7 @@ def scheme_of(step: Quantizer, model: Model) -> Callable[[str], Scheme | None]:
 def check(step: Quantizer) -> None:
     """Refuse options that no model could make sense of."""
     _check_grid(step.kind, _own(step))
-    _check_rounds(step)
+    check_rounds(step.kind, words_of(step), knows=step.rounds, embeddings=step.embeddings)
     known = isinstance(step.embeddings, str) and named(step.embeddings) is not None
     if not known and step.embeddings not in (*BITS, "auto", "same", None):
         raise UsageError(
@@ -161,23 +155,10 @@ def check(step: Quantizer) -> None:
             _compiles(where, pattern.removeprefix("re:"))
 
 
-def rounding_word(step: Quantizer) -> str | None:
-    """The first scheme of a step, as it is called there, with which linears round what they read."""
+def words_of(step: Quantizer) -> list[str]:
+    """Every scheme of a step, as it is called there."""
     others = (o.get("scheme", "") for o in step.overrides.values() if isinstance(o, Mapping))
-    words = (str(word) for word in (step.scheme, *others))
-    return next((word for word in words if (own := named(word)) is not None and own.activations), None)
-
-
-def _check_rounds(step: Quantizer) -> None:
-    """Refuse rounded inputs where a step, or what it leaves to embedding and head, cannot have them."""
-    if (found := rounding_word(step)) is None:
-        return
-    if not step.rounds:
-        raise UsageError(
-            f"{step.kind}: it does not know of rounded inputs ({found}); use smoothquant or gptq"
-        )
-    if step.embeddings == "same":
-        raise UsageError(f"{step.kind}: embeddings: same: no loader rounds the inputs of a head ({found})")
+    return [str(word) for word in (step.scheme, *others)]
 
 
 def _check_grid(where: str, grid: Mapping[str, Any]) -> None:

@@ -194,10 +194,15 @@ def _formats(found: Plan) -> str:
 
 
 def _impossible(model: Model, recipe: Recipe) -> tuple[Impossible, ...]:
-    """The exports that this model cannot have with these steps, those that were asked for first."""
+    """The exports that this model cannot have with these steps, those that were asked for first.
+
+    Those that hold nothing but schemes with a name of their own are told only where they were asked for.
+    """
     found: list[Impossible] = []
     for name in sorted(EXPORTERS, key=lambda name: name not in recipe.export):
         asked = name in recipe.export
+        if not asked and not EXPORTERS[name].bits:
+            continue
         dtype = recipe.dtype if EXPORTERS[name].is_folder else "bf16"
         try:
             replace(recipe, export=(name,), dtype=dtype).resolved(model)

@@ -29,12 +29,12 @@ from pocketsize.recipes.grids import (
     end_scheme,
     layer_scheme,
     layer_schemes,
-    rounding,
-    rounding_word,
+    words_of,
 )
 from pocketsize.recipes.layers import finish, layer_report
 from pocketsize.recipes.learn import judging_windows, learn_block, too_little_to_learn
 from pocketsize.recipes.record import LayerReport
+from pocketsize.recipes.rounds import rounding_word
 from pocketsize.recipes.stages import staged
 from pocketsize.recipes.step import Context, Step, Unit
 
@@ -135,7 +135,7 @@ class Gptq(Quantizer):
             raise UsageError(f"gptq: sink must be a number from 0 upwards, got {self.sink}")
         if self.learn < 0:
             raise UsageError(f"gptq: learn must be a whole number from 0 upwards, got {self.learn}")
-        if self.learn and (word := rounding_word(self)) is not None:
+        if self.learn and (word := rounding_word(words_of(self))) is not None:
             raise UsageError(f"gptq: learn: no gradient passes the rounding of inputs ({word}); use learn: 0")
 
     def apply(self, model: Model, ctx: Context) -> Model:
@@ -196,7 +196,8 @@ def walked(
     head = step.embeddings is not None and model.arch.head is not None
     gram: Gram | None = None
     unit, how = Unit(), {"head": head, "hold_out": hold_out, "beside": beside, "sampled": step.sampled}
-    how |= {"rounds": rounding(step, model)}
+    found = {name: layer_scheme(step, name) for name in model.linears}
+    how |= {"rounds": {name: scheme for name, scheme in found.items() if scheme and scheme.activations}}
     for site in walk(model, ctx.input_ids, ctx.mask, finished=replay, **how):
         if site.block == "head":
             gram = site.gram
