@@ -46,6 +46,12 @@ bench: $(VENV)/ready
 	$(BIN)/python benchmarks/ablation/run.py
 	$(BIN)/python benchmarks/peers-gptq/run.py
 	$(BIN)/python benchmarks/peers-encoder/run.py
+	$(BIN)/python benchmarks/peers-quant/run.py
+	$(BIN)/python benchmarks/readers/run.py
+	$(BIN)/python benchmarks/rotations/run.py
+	$(BIN)/python benchmarks/cache/run.py
+	$(BIN)/python benchmarks/w8a8/run.py
+	$(BIN)/python benchmarks/kquants/run.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) site build dist

@@ -40,18 +40,31 @@ LEFT_OUT = {"dtype", "threads", "length", "wall_s", "load_1min", "kl_p99", "doma
 
 
 def bars_table(name: str, link: str = LINK) -> str:
-    """The bars of one record, or of all of them, as a table; `link` leads to a record's own page."""
-    records = [read(name)] if name != "all" else [read(p.parent.name) for p in sorted(paths())]
+    """The bars of one record as a table; `link` leads to the record's own page."""
+    folder, record = read(name)
     lines = ["| measured | value | bar | met |", "| --- | ---: | ---: | --- |"]
-    for folder, record in records:
-        for bar in record["bars"]:
-            sign = "<=" if bar["better"] == "lower" else ">="
-            met = "yes" if bar["met"] else "**no**"
-            value, target = (f"{bar[key]:.3g} {bar['unit']}".strip() for key in ("value", "target"))
-            lines.append(
-                f"| [{bar['name']}]({link.format(folder=folder)}) | {value} | {sign} {target} | {met} |"
-            )
+    for bar in record["bars"]:
+        value, target = _value_and_target(bar)
+        met = "yes" if bar["met"] else "**no**"
+        lines.append(f"| [{bar['name']}]({link.format(folder=folder)}) | {value} | {target} | {met} |")
     return "\n".join(lines) + "\n"
+
+
+def summary_table() -> str:
+    """What each record asks, how many of its bars are met, and those that are not, with their figures."""
+    lines = ["| asked | bars met | not met |", "| --- | ---: | --- |"]
+    for path in sorted(paths()):
+        folder, record = read(path.parent.name)
+        missed = [bar for bar in record["bars"] if not bar["met"]]
+        told = "; ".join("{}: {} ({})".format(bar["name"], *_value_and_target(bar)) for bar in missed)
+        met = f"{len(record['bars']) - len(missed)} of {len(record['bars'])}"
+        lines.append(f"| [{record['question']}]({LINK.format(folder=folder)}) | {met} | {told} |")
+    return "\n".join(lines) + "\n"
+
+
+def _value_and_target(bar: Mapping[str, Any]) -> tuple[str, str]:
+    value, target = (f"{bar[key]:.3g} {bar['unit']}".strip() for key in ("value", "target"))
+    return value, f"{'<=' if bar['better'] == 'lower' else '>='} {target}"
 
 
 def rows_table(name: str) -> str:
@@ -128,7 +141,9 @@ def main() -> int:
     stale: list[str] = []
     for page in PAGES:
         text = page.read_text()
-        fresh = MARK.sub(lambda m: m[1] + bars_table(m[2]) + m[3], text)
+        fresh = MARK.sub(
+            lambda m: m[1] + (summary_table() if m[2] == "all" else bars_table(m[2])) + m[3], text
+        )
         if fresh != text:
             stale.append(page.name)
             if "--check" not in sys.argv:

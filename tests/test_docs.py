@@ -74,7 +74,7 @@ def test_a_mark_without_an_end_does_not_take_the_next_one() -> None:
 
 
 def test_arguments_may_be_paths() -> None:
-    page = "<!-- generated: bars all ../benchmarks.md -->\n<!-- end of generated -->\n"
+    page = "<!-- generated: bars peers-gptq ../benchmarks.md -->\n<!-- end of generated -->\n"
     assert "(../benchmarks.md#" in generate.filled(page, Path("words.md"))
 
 

@@ -46,3 +46,9 @@ def test_a_benchmark_without_protocol_is_a_section_all_the_same(record: str) -> 
     section = tables.benchmark(record)
     assert section.startswith("**Why?**") and "X, 2 cores; 1 thread used" in section
     assert "| KL | 0.5 nats | <= 0.4 nats | **no** |" in section and section.endswith("Versions: a 1.")
+
+
+def test_the_summary_counts_bars_and_names_those_not_met(record: str) -> None:
+    assert tables.summary_table().splitlines()[2:] == [
+        "| [Why?](benchmarks/new/README.md) | 0 of 1 | KL: 0.5 nats (<= 0.4 nats) |"
+    ]
