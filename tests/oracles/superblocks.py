@@ -127,7 +127,7 @@ def starts_within(w: Tensor, scheme: Scheme, scale, zero) -> list[tuple[float, f
             found += [(scale(f * s), float(scheme.middle)) for s in ends]
         else:
             s = scale(f * (hi - lo) / scheme.top)
-            found.append((s, zero(-(lo + (1 - f) * (hi - lo) / 2), s)))
+            found.append((s, zero(-(lo + max(1 - f, 0) * (hi - lo) / 2), s)))
     return found
 
 

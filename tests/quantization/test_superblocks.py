@@ -93,6 +93,16 @@ def test_error_feedback_and_search_lower_the_error(scheme: Scheme) -> None:
     assert loss(W, searched, H) < loss(W, plain, H)
 
 
+@pytest.mark.parametrize("name", ["Q4_K", "Q5_K"])
+def test_weights_that_lie_on_a_grid_of_sixteen_are_found_again(name: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 16, (8, 16, 32), generator=g).float()
+    codes[..., 0], codes[..., 1] = 0, 15
+    W = (0.01 * (codes - 7.5)).view(8, 512)
+    q = rtn(W, KINDS[name], weight=torch.ones(512))
+    assert float((q.dequantize() - W).abs().max()) < 0.001
+
+
 @each
 def test_outputs_can_be_divided_as_far_as_is_said(scheme: Scheme) -> None:
     W, H = layer()

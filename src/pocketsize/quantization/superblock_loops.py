@@ -137,7 +137,8 @@ def fit_within(w, d, top, grid, steps, most, unit, low_unit):  # pragma: no cove
         for sign in range(2 if symmetric else 1):
             if not symmetric:
                 s = _multiple(f * (hi - lo) / np.float32(top), unit, most)
-                low = lo + (np.float32(1) - f) * (hi - lo) / 2
+                # Wider, a range grows upwards: moved by half a code, what was exact would lie between codes.
+                low = lo + (np.float32(1) - f) * (hi - lo) / 2 if f < 1 else lo
                 z = _multiple_zero(-low, s, low_unit, most)
             else:
                 s = _multiple(
