@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from pocketsize.exporting.packed import GROUPS, Packing, scales, split, unpackable
+from pocketsize.exporting import packed
+from pocketsize.exporting.packed import Packing, scales, split, unpackable
 from pocketsize.io.checkpoint import TensorSpec
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import skeleton
@@ -25,15 +26,7 @@ _SCALED = ("gpt_neox",)
 
 def lacks(scheme: Scheme) -> str | None:
     """What the format cannot hold of a scheme."""
-    if scheme.codebook is not None:
-        return f"the codebook {scheme.name}"
-    if scheme.activations:
-        return f"rounded inputs ({scheme.name})"
-    if scheme.bits not in BITS:
-        return f"{scheme.bits}-bit codes"
-    if scheme.group not in (*GROUPS, None):
-        return f"groups of {scheme.group}"
-    return "float zeros" if scheme.float_zeros else None
+    return packed.lacks(scheme, BITS)
 
 
 def refuses(model: Model) -> str | None:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 import pocketsize
-from pocketsize.exporting.packed import GROUPS, Packing, one_for_all, scales, split, unpackable
+from pocketsize.exporting import packed
+from pocketsize.exporting.packed import Packing, one_for_all, scales, split, unpackable
 from pocketsize.io.checkpoint import TensorSpec
 from pocketsize.models.model import Model
 from pocketsize.quantization.pack import gptq_codes, gptq_zeros
@@ -27,16 +28,8 @@ _WORD = 32
 
 def lacks(scheme: Scheme, *, zeros: bool) -> str | None:
     """What the format cannot hold of a scheme; `zeros`: whether it holds any but the middle."""
-    if scheme.codebook is not None:
-        return f"the codebook {scheme.name}"
-    if scheme.activations:
-        return f"rounded inputs ({scheme.name})"
-    if scheme.bits not in BITS:
-        return f"{scheme.bits}-bit codes"
-    if scheme.group not in (*GROUPS, None):
-        return f"groups of {scheme.group}"
-    if scheme.float_zeros:
-        return "float zeros"
+    if missing := packed.lacks(scheme, BITS):
+        return missing
     return None if scheme.symmetric or zeros else "codes with zeros, as gptq_v2 does"
 
 

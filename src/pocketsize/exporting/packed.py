@@ -86,6 +86,19 @@ def stored_value(model: Model, name: str) -> Tensor:
     return kept(model, name).to(torch.float32)
 
 
+def lacks(scheme: Scheme, bits: tuple[int, ...]) -> str | None:
+    """What a layout with whole zeros and codes of these widths cannot hold of a scheme."""
+    if scheme.codebook is not None:
+        return f"the codebook {scheme.name}"
+    if scheme.activations:
+        return f"rounded inputs ({scheme.name})"
+    if scheme.bits not in bits:
+        return f"{scheme.bits}-bit codes"
+    if scheme.group not in (*GROUPS, None):
+        return f"groups of {scheme.group}"
+    return "float zeros" if scheme.float_zeros else None
+
+
 def scales(model: Model, name: str, scheme: Scheme, stored_as: str) -> TensorSpec:
     """The scales of a linear, a row for each group of inputs, float16."""
     rows, columns = model.matrix_shape(name)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from pocketsize.quantization.factors import best_factors, powers_of_two
 from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import Scheme
 
@@ -45,19 +46,12 @@ def input_scales(
     pick = torch.linspace(0, len(W) - 1, min(len(W), ROWS)).round().long().to(W.device)
     sample = W[pick].to(torch.float32)
     one = torch.ones_like(most)
-    best, least = one, scaled_loss(sample, H, one[feeds], scheme)
-    plain = scaled_loss(sample, held, one[feeds], scheme, H)
-    tried = [one]
-    for s in candidates(sample, H, scheme, feeds, most, exponents):
-        if any(torch.equal(s, other) for other in tried):
-            continue
-        tried.append(s)
-        loss = scaled_loss(sample, H, s[feeds], scheme)
-        if loss < least:
-            best, least = s, loss
-    if best is one or scaled_loss(sample, held, best[feeds], scheme, H) >= plain:
-        return None
-    return best
+    return best_factors(
+        candidates(sample, H, scheme, feeds, most, exponents),
+        one,
+        lambda s: scaled_loss(sample, H, s[feeds], scheme),
+        lambda s: scaled_loss(sample, held, s[feeds], scheme, H),
+    )
 
 
 def candidates(
@@ -76,8 +70,7 @@ def candidates(
     for k in range(1, exponents + 1):
         a = k / exponents
         for s in (x**a, x**a / w ** (1 - a)):
-            log = torch.log2(s / (s.max() * s.min()).sqrt()).round().clamp(-LIMIT, LIMIT)
-            yield torch.minimum(torch.exp2(log), most)
+            yield powers_of_two(s, most, LIMIT)
 
 
 def scaled(

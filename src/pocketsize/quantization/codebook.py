@@ -129,7 +129,7 @@ def whole_power(scale: Float[Tensor, "out groups"]) -> Float[Tensor, "out groups
 
 
 def digits_of(scale: Float[Tensor, "out groups"], digits: int) -> Float[Tensor, "out groups"]:
-    """The nearest scales with so many significant binary digits."""
+    """The nearest numbers with so many significant binary digits."""
     mantissa, exponent = torch.frexp(scale)
     return torch.ldexp((mantissa * 2.0**digits).round(), exponent - digits)
 

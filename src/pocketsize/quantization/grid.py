@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from pocketsize.errors import UnsupportedError
-from pocketsize.quantization.codebook import LEAST, unit_within
+from pocketsize.quantization.codebook import LEAST, digits_of, unit_within
 from pocketsize.quantization.codebook_grid import fit_scales, nearest
 from pocketsize.quantization.compiled import SMALLEST_SCALE, STEPS, fit_rows
 from pocketsize.quantization.rows import over_rows
@@ -46,7 +46,7 @@ class QWeight:
         if (
             self.scheme.super_blocks
         ):  # 11 digits of a float16, times 6: all the product has, less its rounding
-            return rounded(least, 17)
+            return digits_of(least, 17)
         return least.to(torch.float16).to(torch.float32) if self.scheme.float_zeros else least
 
     def divided(self, by: Float[Tensor, "out"]) -> QWeight:
@@ -209,13 +209,7 @@ def storable_zero(
 def storable_scale(scale: Float[Tensor, "out groups"], digits: int) -> Float[Tensor, "out groups"]:
     """The nearest scales with so many significant binary digits, none too small to store."""
     least = torch.full_like(scale, SMALLEST_SCALE).copysign(scale)
-    return torch.where(scale.abs() < SMALLEST_SCALE, least, rounded(scale, digits))
-
-
-def rounded(values: Float[Tensor, "out groups"], digits: int) -> Float[Tensor, "out groups"]:
-    """The nearest numbers with so many significant binary digits."""
-    mantissa, exponent = torch.frexp(values)
-    return torch.ldexp((mantissa * 2.0**digits).round(), exponent - digits)
+    return torch.where(scale.abs() < SMALLEST_SCALE, least, digits_of(scale, digits))
 
 
 def encode(

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from pocketsize.quantization.activations import rounded
+from pocketsize.quantization.factors import best_factors, powers_of_two
 from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import Scheme
 
@@ -45,18 +46,12 @@ def smooth_scales(
     pick = torch.linspace(0, len(W) - 1, min(len(W), ROWS)).round().long().to(W.device)
     sample = W[pick].to(torch.float32)
     one = torch.ones_like(most)
-    best, least, tried = one, smoothed_loss(sample, X, one[feeds], scheme), [one]
-    for s in candidates(W, peak, feeds, most, exponents):
-        if any(torch.equal(s, other) for other in tried):
-            continue
-        tried.append(s)
-        loss = smoothed_loss(sample, X, s[feeds], scheme)
-        if loss < least:
-            best, least = s, loss
-    if best is one:
-        return None
-    after, before = (smoothed_loss(sample, held, s[feeds], scheme, X) for s in (best, one))
-    return best if after < before else None
+    return best_factors(
+        candidates(W, peak, feeds, most, exponents),
+        one,
+        lambda s: smoothed_loss(sample, X, s[feeds], scheme),
+        lambda s: smoothed_loss(sample, held, s[feeds], scheme, X),
+    )
 
 
 def candidates(
@@ -72,8 +67,7 @@ def candidates(
     for k in range(exponents + 1):
         a = k / exponents
         s = x**a / w ** (1 - a)
-        log = torch.log2(s / (s.max() * s.min()).sqrt()).round().clamp(-LIMIT, LIMIT)
-        yield torch.minimum(torch.exp2(log), most)
+        yield powers_of_two(s, most, LIMIT)
 
 
 def smoothed_loss(
