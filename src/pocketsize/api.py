@@ -23,6 +23,8 @@ from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.recipes import run as running
 from pocketsize.recipes.awq import Awq
+from pocketsize.recipes.body import Layers
+from pocketsize.recipes.distill import Distill, Finetune
 from pocketsize.recipes.grids import Quantizer, unstorable
 from pocketsize.recipes.plan import Plan
 from pocketsize.recipes.plan import plan as plan_recipe
@@ -41,8 +43,11 @@ from pocketsize.search.goal import shrink as search_goal
 __all__ = [
     "Awq",
     "Data",
+    "Distill",
+    "Finetune",
     "Gptq",
     "Hqq",
+    "Layers",
     "Model",
     "Plan",
     "Recipe",
@@ -50,6 +55,7 @@ __all__ = [
     "Rtn",
     "SmoothQuant",
     "Source",
+    "distill",
     "load",
     "plan",
     "quantize",
@@ -139,6 +145,31 @@ def quantize(
         console=console,
         overwrite=overwrite,
     )
+
+
+def distill(
+    model: str | Path | Model,
+    *,
+    out: str | Path,
+    layers: int | Sequence[int] | None = None,
+    export: Sequence[str] | None = None,
+    data: Data | None = None,
+    console: Console | None = None,
+    dtype: str = "bf16",
+    overwrite: bool = False,
+    **options: Any,
+) -> Result:
+    """Cut a student of so many `layers` out of a model, and teach it to say what the model says.
+
+    Without `layers` the student has all of them. `options` are the recipe keys of `distill` (`tokens`,
+    `loss`, `teacher`, ...); the rest is as in `run`.
+    """
+    steps = (parse_step({"distill": options}),)
+    if layers is not None:
+        keep = layers if isinstance(layers, int) else list(layers)
+        steps = (parse_step({"layers": {"keep": keep}}), *steps)
+    recipe = _recipe(model, steps, export, data, dtype)
+    return run(recipe, out=out, console=console, overwrite=overwrite)
 
 
 def shrink(

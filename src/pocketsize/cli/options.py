@@ -222,3 +222,55 @@ def _number(text: str, words: dict[str, Any], option: str) -> Any:
     if not text.isdigit():
         raise click.UsageError(f"{option}: a number or one of {', '.join(words)}, got {text!r}")
     return int(text)
+
+
+def raw_distill(
+    *,
+    layers: int | None,
+    pick: str,
+    budget: str,
+    loss: str | None,
+    teacher: tuple[str, ...],
+    set_: tuple[str, ...],
+    **_: Any,
+) -> list[dict[str, Any]]:
+    """The steps that the options of `distill` stand for, as a recipe has them."""
+    chosen: dict[str, Any] = _budget(budget)
+    if loss is not None:
+        chosen["loss"] = loss
+    if teacher:
+        chosen["teacher"] = teacher[0] if len(teacher) == 1 else list(teacher)
+    for word in set_:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set is KEY=VALUE, such as hidden=1, got {word!r}")
+        chosen[key.strip()] = _plain(value.strip())
+    cut = [] if layers is None else [{"layers": {"keep": layers, "pick": pick}}]
+    return [*cut, {"distill": chosen}]
+
+
+def _budget(words: str) -> dict[str, Any]:
+    """`3epochs`, `30min` or a number of tokens as the key of a recipe."""
+    for ending, key in (
+        ("epochs", "epochs"),
+        ("epoch", "epochs"),
+        ("minutes", "minutes"),
+        ("min", "minutes"),
+    ):
+        if words.strip().endswith(ending):
+            try:
+                return {key: float(words.strip().removesuffix(ending))}
+            except ValueError as error:
+                raise click.UsageError(f"--budget: {words!r} is no number of {key}") from error
+    return {"tokens": words.strip()}
+
+
+def _plain(value: str) -> Any:
+    """What a recipe file would make of the text: a number, a truth, nothing, or the text itself."""
+    import yaml
+
+    found = yaml.safe_load(value)
+    try:
+        return float(found) if isinstance(found, str) else found  # YAML takes 1e-4 for a text
+    except ValueError:
+        return found

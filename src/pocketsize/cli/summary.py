@@ -39,6 +39,7 @@ def data_of(
     tokens: int,
     seed: int,
     written: str,
+    train: Iterable[str] = (),
     **_: Any,
 ) -> Data:
     """The text options of a command as recipe data."""
@@ -46,7 +47,7 @@ def data_of(
         share = "auto" if written == "auto" else float(written)
     except ValueError as error:
         raise UsageError(f"--written is auto or a share such as 0.5, got {written!r}") from error
-    return Data(tuple(calibrate), tuple(evaluate), sequences, length, tokens, seed, share)
+    return Data(tuple(calibrate), tuple(evaluate), sequences, length, tokens, seed, share, tuple(train))
 
 
 def show(result: Result, *, json_: bool) -> None:

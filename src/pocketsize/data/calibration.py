@@ -60,7 +60,7 @@ def windows(
     `length`. A short text gives fewer windows, which the caller should say; not one is an error.
     """
     _positive(sequences=count, length=length)
-    prefix, suffix = _frame(tokenizer) if special else ([], [])
+    prefix, suffix = frame_of(tokenizer) if special else ([], [])
     inner = _inner(length, prefix, suffix)
     generator = random.Random(seed)
     pieces = list(_pieces(corpus))
@@ -85,7 +85,7 @@ def evaluation_windows(
     """
     _positive(tokens=tokens, length=length)
     require_evaluable(corpus)
-    prefix, suffix = _frame(tokenizer) if special else ([], [])
+    prefix, suffix = frame_of(tokenizer) if special else ([], [])
     inner, count = _inner(length, prefix, suffix), -(-tokens // length)
     found = list(_cut(_tokens(_pieces(corpus), tokenizer), inner, count))
     return _windows(corpus, tokenizer, found, length, (prefix, suffix))
@@ -116,7 +116,7 @@ def _positive(**numbers: int) -> None:
             raise UsageError(f"{name} must be at least 1, got {number}")
 
 
-def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def frame_of(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """What the tokenizer puts before and after a text. An end-of-text mark is left off unless it is
     the separator too: a window is cut from the middle of a text."""
     bare = _ids(tokenizer, "a", special=False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketsize.models.calls import BATCH_TOKENS
-from pocketsize.models.excerpt import excerpt
+from pocketsize.models.depth import excerpt
 from pocketsize.models.model import Model
 from pocketsize.models.walk import walk
 

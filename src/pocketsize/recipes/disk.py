@@ -15,6 +15,7 @@ from pocketsize.quantization.scheme import Scheme
 from pocketsize.recipes.grids import Quantizer, scheme_of
 from pocketsize.recipes.quantize import steps_learned
 from pocketsize.recipes.recipe import Recipe
+from pocketsize.recipes.training import Training
 
 # Record, report and card tell of every layer and tensor in words: so many bytes, and so many for each.
 _RECORD, _REPORT, _CARD, _MANIFEST = 14_000, 42_000, 4_000, 300
@@ -47,18 +48,33 @@ class Written:
 
 
 def written_bytes(model: Model, recipe: Recipe, *, written_tokens: int = 0) -> Written:
-    """The bytes of a resolved recipe with one step; weights, configs and companions are exact."""
-    step = recipe.steps[0]
-    assert isinstance(step, Quantizer)
-    of = scheme_of(step, model)
+    """The bytes of a resolved recipe; weights, configs and companions are exact."""
+    last, made = recipe.steps[-1], _made(model, recipe)
+    model = recipe.outline(model)
+    step = last if isinstance(last, Quantizer) else None
+    of = scheme_of(step, model) if step is not None else lambda _: None
     exports = tuple(_export(model, name, recipe.export, of) for name in recipe.export)
     others = [EXPORTERS[name].predict_others(model, of) for name in recipe.export]
     told = _told(model, recipe, len(exports)) + len(recipe.to_yaml().encode())
     output = sum(e.bytes for e in exports) + sum(sum(files.values()) for files in others) + told
-    work = sum(_objects(model, step, of)) * (2 if steps_learned(step) else 1)
-    if written_tokens and step.calibrated:
+    work = made
+    if step is not None:
+        work += sum(_objects(model, step, of)) * (2 if steps_learned(step) else 1)
+    if written_tokens and any(step.calibrated for step in recipe.steps):
         work += _NUMPY_HEADER + 8 * written_tokens
     return Written(exports, output, work)
+
+
+def _made(model: Model, recipe: Recipe) -> int:
+    """The bytes of the models that trainings leave, and of two checkpoints of the one that has the most."""
+    students, most = 0, 0
+    for step in recipe.steps:
+        if isinstance(step, Training):
+            size = 4 * model.origin.parameters
+            copies = 3 + (step.average is not None) + (step.patience > 0)
+            students, most = students + size, max(most, 2 * copies * size)
+        model = step.outline(model)
+    return students + most
 
 
 def _export(model: Model, name: str, exports: Sequence[str], of: Callable[[str], Scheme | None]) -> Export:

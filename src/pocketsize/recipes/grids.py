@@ -59,6 +59,10 @@ class Quantizer(ABC):
         """The step with group, zeros, digits and embedding width decided."""
         return replace(self, **chosen(self, model, exports))
 
+    def outline(self, model: Model) -> Model:
+        """The same model: quantizing changes no shape."""
+        return model
+
     @abstractmethod
     def apply(self, model: Model, ctx: Context) -> Model:
         """The model with its linears quantized."""
@@ -85,7 +89,6 @@ def layer_schemes(step: Quantizer) -> list[Scheme]:
 
 
 def _own(step: Quantizer) -> dict[str, Any]:
-    """The grid that a step has for what no override names."""
     return {key: getattr(step, key) for key in GRID} | {"scheme": base_of(str(step.scheme))}
 
 
@@ -99,10 +102,7 @@ def _scheme(grid: Mapping[str, Any]) -> Scheme:
 
 
 def embedding_scheme(step: Quantizer) -> Scheme | None:
-    """How a resolved step stores embedding and head; None where it leaves them.
-
-    With a width of their own only GGUF stores them, which has float zeros.
-    """
+    """How a resolved step stores embedding and head (with a width of their own in GGUF alone); None if not."""
     if step.embeddings is None or step.embeddings == "auto":
         return None
     if step.embeddings == "same":

@@ -21,12 +21,23 @@ import torch
 from pocketsize.errors import IntegrityError
 from pocketsize.io.checkpoint import Checkpoint, TensorSpec, open_file, write_safetensors
 from pocketsize.io.lock import lock_file
-from pocketsize.io.publish import append, make_folder, move, publish_bytes, remove, remove_empty, sha256_of
+from pocketsize.io.publish import (
+    append,
+    make_folder,
+    move,
+    publish_bytes,
+    remove,
+    remove_empty,
+    sha256_of,
+    staging,
+)
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.scheme import Scheme
 from pocketsize.recipes.record import LayerReport
 
 JOURNAL, LOCK = "journal", "lock"
+# Finished models of steps that make one, and checkpoints of trainings.
+MODELS, DRAFTS = "models", "drafts"
 PARTS = ("codes", "scale", "zero")
 
 
@@ -67,6 +78,7 @@ class Journal:
     folder: Path
     fingerprint: dict[str, str]
     safe_point: Callable[[str], None] = lambda where: None
+    stopping: Callable[[], bool] = lambda: False
     units: dict[str, tuple[LayerReport, ...]] = field(default_factory=dict)
     kept: StoredWeights = field(default_factory=lambda: StoredWeights({}))
     vectors: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -106,18 +118,90 @@ class Journal:
 
     def beside(self, name: str) -> Journal:
         """The journal of a stage, in a folder of its own within this one's."""
-        own = open_journal(self.folder / name, self.fingerprint, self.safe_point)
+        own = open_journal(self.folder / name, self.fingerprint, self.safe_point, self.stopping)
         self.resumed += own.resumed
         return own
 
+    def made(self, key: str, write: Callable[[Path], None]) -> Path:
+        """The folder with this name, which `write` filled, now or before the process was cut off."""
+        place = self.folder / MODELS / key
+        self.safe_point(f"before {key}")
+        if key not in self.units:
+            make_folder(place.parent)
+            remove(place)
+            with staging(place) as there:
+                write(there)
+            self._append({"unit": key, "folder": _hashes(place)})
+            remove(self.folder / DRAFTS / key)
+            self.safe_point(f"after {key}")
+        return place
+
+    def course(self, key: str) -> Drafts:
+        """Where the checkpoints of a training are kept; from now on this work is of this run."""
+        begun = f"{key} begun"
+        if begun not in self.units:
+            make_folder(self.folder / DRAFTS / key)
+            self._append({"unit": begun, "folder": {}})
+        return Drafts(self.folder / DRAFTS / key, self)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        append(self.folder / JOURNAL, _encoded(line))
+        self.add(line)
+
     def add(self, line: dict[str, Any]) -> None:
         """Take up a journal line that is durable."""
+        if "folder" in line:
+            self.units[line["unit"]] = ()
+            return
         path = _object(self.folder, line["object"])
         self.units[line["unit"]] = tuple(LayerReport(**r) for r in line["reports"])
         for name, scheme in line["schemes"].items():
             self.kept.where[name] = (path, Scheme(**scheme))
         for name in line.get("changed", ()):
             self.vectors[name] = self.kept.stored(path).read(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """The checkpoints of one training, named after their content; one that is damaged does not count."""
+
+    folder: Path
+    journal: Journal
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.journal.stopping()
+
+    def safe_point(self, where: str) -> None:
+        """A stop that was asked for happens here."""
+        self.journal.safe_point(where)
+
+    def last(self) -> tuple[Mapping[str, torch.Tensor], Mapping[str, Any]] | None:
+        """The newest whole checkpoint: its tensors and its facts; None where there is none."""
+        found: list[tuple[int, Path]] = []
+        for path in self.folder.glob("*.safetensors"):
+            number, _, sha = path.stem.partition("-")
+            if number.isdecimal() and sha256_of(path) == sha:
+                found.append((int(number), path))
+        if not found:
+            return None
+        path = max(found)[1]
+        stored = open_file(path)
+        facts = json.loads(path.with_suffix(".json").read_bytes())
+        self.journal.resumed += 1
+        return {name: stored.read(name) for name in stored.entries}, facts
+
+    def save(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+        """Make a checkpoint durable; the ones before it go once it is."""
+        make_folder(self.folder)
+        before = list(self.folder.iterdir())
+        unnamed = self.folder / "unnamed"
+        sha = write_safetensors(unnamed, [_spec(name, T) for name, T in tensors.items()], {})
+        place = self.folder / f"{facts['step']}-{sha}.safetensors"
+        publish_bytes(place.with_suffix(".json"), json.dumps(facts).encode())
+        move(unnamed, place)
+        remove(*(path for path in before if path.stem != place.stem))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +239,10 @@ class StoredWeights(Mapping[str, QWeight]):
 
 
 def open_journal(
-    folder: Path, fingerprint: Mapping[str, str], safe_point: Callable[[str], None] = lambda where: None
+    folder: Path,
+    fingerprint: Mapping[str, str],
+    safe_point: Callable[[str], None] = lambda where: None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Journal:
     """The journal of the run with this fingerprint, new or unfinished; its folder is held (`working`).
 
@@ -164,17 +251,19 @@ def open_journal(
     """
     make_folder(folder / "objects")
     path = folder / JOURNAL
-    journal, (first, *lines) = Journal(folder, dict(fingerprint), safe_point), _lines(path)
+    journal, (first, *lines) = Journal(folder, dict(fingerprint), safe_point, stopping), _lines(path)
     sound: list[dict[str, Any]] = []
     for line in lines:
-        held = _object(folder, line["object"])
-        if not held.is_file() or sha256_of(held) != line["object"]:
+        if not _is_sound(folder, line):
             break  # later units were calibrated on this one: they are done again with it
         sound.append(line)
     if sound:
         _require_same(folder, first["fingerprint"], fingerprint)
-    named = {_object(folder, line["object"]) for line in sound}
+    named = {_object(folder, line["object"]) for line in sound if "object" in line}
     remove(*({*(folder / "objects").iterdir()} - named))
+    units = {line["unit"] for line in sound}
+    remove(*(path for path in (folder / MODELS).glob("*") if path.name not in units))
+    remove(*(path for path in (folder / DRAFTS).glob("*") if f"{path.name} begun" not in units))
     text = b"".join(map(_encoded, [{"fingerprint": journal.fingerprint}, *sound]))
     if not path.is_file() or path.read_bytes() != text:
         publish_bytes(path, text)
@@ -191,6 +280,24 @@ def fingerprint_in(folder: Path) -> dict[str, str]:
 
 def _object(folder: Path, sha: str) -> Path:
     return folder / "objects" / f"{sha}.safetensors"
+
+
+def _is_sound(folder: Path, line: Mapping[str, Any]) -> bool:
+    """Whether what a journal line tells of lies there undamaged."""
+    if "folder" in line:
+        place = folder / MODELS / line["unit"]
+        return not line["folder"] or (place.is_dir() and _hashes(place) == line["folder"])
+    held = _object(folder, line["object"])
+    return held.is_file() and sha256_of(held) == line["object"]
+
+
+def _hashes(place: Path) -> dict[str, str]:
+    """The SHA-256 of every file of a folder."""
+    return {
+        path.relative_to(place).as_posix(): sha256_of(path)
+        for path in sorted(place.rglob("*"))
+        if path.is_file()
+    }
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -21,9 +21,12 @@ from pocketsize.measurement.tokens import LOGITS, STATES
 from pocketsize.models.calls import BATCH_TOKENS
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
+from pocketsize.recipes.distill import Distill
 from pocketsize.recipes.grids import Quantizer
 from pocketsize.recipes.quantize import steps_learned
 from pocketsize.recipes.recipe import Recipe
+from pocketsize.recipes.training import Training
+from pocketsize.training.head import LOGITS as CHUNK
 
 # glibc's largest threshold between its heap and mappings of their own.
 LARGE = 32 << 20
@@ -102,12 +105,16 @@ def stages(model: Model, recipe: Recipe, size: Size, *, base_bytes: int, waiting
     calibrated = any(step.calibrated for step in recipe.steps)
     if calibrated and size.written:
         heap.stage("write", _writing(model, size))
+    original = model
     for step in recipe.steps:
-        if isinstance(step, Quantizer) and step.calibrated:
+        if isinstance(step, Training):
+            heap.stage(step.kind, _training(original, model, step))
+        elif isinstance(step, Quantizer) and step.calibrated:
             heap.stage(step.kind, _walked(model, step, size, waiting))
         elif isinstance(step, Quantizer):
             heap.stage(step.kind, _rtn(model, step))
-    heap.stage("measure", _measuring(model, recipe, size, waiting))
+        model = step.outline(model)
+    heap.stage("measure", _measuring(original, recipe, size, waiting))
     child = CHILD + sum(_all(model, 4)) + _largest(model) if "folder" in recipe.export else 0
     heap.stage("export", _exporting(model, recipe), child=child)
     timed = _all(model, 4) if has_room(model) else []  # what has no room is not timed
@@ -178,6 +185,18 @@ def _learned(model: Model) -> list[float]:
     """Each linear of a block while it is learned: places, means and squares, and what a step makes of it."""
     sizes = [4.0 * _numbers(model, name) for name in model.linears_of(model.blocks[0])]
     return [*[size for size in sizes for _ in range(4)], *[max(sizes)] * 3]
+
+
+def _training(teacher: Model, student: Model, step: Training) -> Iterator[list[float]]:
+    """A teacher, and of the student weights, gradients, two moments of them and what is averaged, in float32;
+    activations of a batch, roughly; and one chunk of logits of both with what is made of them."""
+    copies = 4 + (step.average is not None) + (step.patience > 0)
+    teachers = _all(teacher, 4) if isinstance(step, Distill) else []
+    tokens, width = step.batch * step.length, int(student.config.hidden_size)
+    # Per token and block: inputs of the linears, what attention and activation functions keep.
+    inner = getattr(student.config, "intermediate_size", None) or 4 * width
+    kept = 4 * tokens * (8 * width + 4 * inner) * (1 if step.recompute else len(student.blocks))
+    yield [*teachers, *(_all(student, 4) * copies), kept, *[4.0 * CHUNK] * 6, SCRATCH]
 
 
 def _rtn(model: Model, step: Quantizer) -> Iterator[list[float]]:

@@ -18,11 +18,12 @@ from pocketsize.errors import DataError, UnsupportedError, UsageError, did_you_m
 from pocketsize.exporting.table import EXPORTERS
 from pocketsize.models.dtype import NAMES
 from pocketsize.models.model import Model
+from pocketsize.recipes.grids import Quantizer
 from pocketsize.recipes.step import Step
 from pocketsize.recipes.table import STEPS
 
 KEYS = ("model", "data", "steps", "export", "dtype")
-TEXTS = ("calibrate", "evaluate")
+TEXTS = ("calibrate", "evaluate", "train")
 # A larger model takes too long to write its own calibration text unless it is told to.
 WRITER_PARAMETERS = 400_000_000
 
@@ -32,7 +33,8 @@ class Data:
     """Texts of a run. Empty lists mean the text that comes with Python, split by topic.
 
     `calibrate` and `evaluate` are files or globs relative to the recipe's folder, or sources with
-    shares that add up to 1. `sequences` windows of `length` tokens calibrate; `tokens` tokens are
+    shares that add up to 1. `train` is what trainings read, the calibration text where it is empty; shares
+    mean nothing there. `sequences` windows of `length` tokens calibrate; `tokens` tokens are
     evaluated, in windows of `length` (encoders: at most 256 sentences instead). `written` is the
     share of the calibration windows that the model writes itself; `auto` means half of them where
     no files are named and a model is small enough to be run for it, else none.
@@ -45,6 +47,7 @@ class Data:
     tokens: int = 16384
     seed: int = 0
     written: float | Literal["auto"] = "auto"
+    train: tuple[str, ...] | tuple[Source, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("sequences", "length", "tokens"):
@@ -92,9 +95,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.steps:
             raise UsageError("steps: a recipe needs at least one step")
-        if len(self.steps) > 1:
-            kinds = " and ".join(step.kind for step in self.steps)
-            raise UsageError(f"steps: {kinds} would each quantize the same matrices; keep one of them")
+        _check_order(self.steps)
         for name in self.export:
             if not isinstance(name, str) or name not in EXPORTERS:
                 raise UsageError(f"export: unknown format {name!r}{did_you_mean(str(name), EXPORTERS)}")
@@ -112,8 +113,18 @@ class Recipe:
         for name in self.export:
             if reason := EXPORTERS[name].refuses(model):
                 raise UnsupportedError(f"export {name}: {reason}")
-        steps = tuple(step.resolve(model, self.export) for step in self.steps)
-        return replace(self, steps=steps, data=self.data.resolved(model))
+        steps: list[Step] = []
+        outline = model
+        for step in self.steps:
+            steps.append(step.resolve(outline, self.export))
+            outline = steps[-1].outline(outline)
+        return replace(self, steps=tuple(steps), data=self.data.resolved(model))
+
+    def outline(self, model: Model) -> Model:
+        """What the model will be like when all steps of a resolved recipe are done: config and shapes."""
+        for step in self.steps:
+            model = step.outline(model)
+        return model
 
     @property
     def source(self) -> str:
@@ -157,6 +168,22 @@ class Recipe:
     def sha256(self) -> str:
         """Hash of everything that the recipe says."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def _check_order(steps: tuple[Step, ...]) -> None:
+    """One step may quantize, the last: what comes after it would undo it."""
+    quantizers = [step.kind for step in steps if isinstance(step, Quantizer)]
+    if len(quantizers) > 1:
+        kinds = " and ".join(quantizers)
+        raise UsageError(f"steps: {kinds} would each quantize the same matrices; keep one of them")
+    if quantizers and not isinstance(steps[-1], Quantizer):
+        raise UsageError(
+            f"steps: {steps[-1].kind} after {quantizers[0]} would undo it; put {quantizers[0]} last"
+        )
+    if len({step.kind for step in steps}) < len(steps):
+        kinds = [step.kind for step in steps]
+        twice = next(kind for kind in kinds if kinds.count(kind) > 1)
+        raise UsageError(f"steps: {twice} is there twice; run the second one on the output of the first")
 
 
 class _Once(yaml.SafeLoader):

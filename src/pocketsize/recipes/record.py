@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -65,14 +66,31 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingReport:
+    """How a training went: `losses` and `looks` are steps with their loss, of the text that taught and of text
+    held out; `skipped` are steps whose gradient was not finite. `tokens` counts each as often as it was read.
+    """
+
+    teachers: tuple[str, ...]
+    parameters: int
+    steps: int
+    tokens: int
+    epochs: float
+    skipped: int
+    losses: tuple[tuple[float, ...], ...]
+    looks: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class StepReport:
-    """One recipe step as it ran; `stages` where it has several."""
+    """One recipe step as it ran; `stages` where it has several, `training` where it trains."""
 
     kind: str
     options: dict[str, object]
     layers: tuple[LayerReport, ...] = ()
     tokens: int = 0
     stages: tuple[Stage, ...] = ()
+    training: TrainingReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +98,7 @@ class TextRecord:
     """A text that was used: where from, how much, and the hash that pins it.
 
     `share` is the part of the windows that was asked of it. Encoders are evaluated on sentences instead:
-    `windows` then counts those, and `length` is 0.
+    `windows` then counts those, and `length` is 0. How much of a text a training reads is in its report.
     """
 
     role: str
@@ -94,7 +112,9 @@ class TextRecord:
 
     @property
     def pieces(self) -> str:
-        """How much, in words: `64 windows of 512 tokens` or `256 sentences`."""
+        """How much, in words: `64 windows of 512 tokens`, `256 sentences` or `12 documents`."""
+        if self.role == "train":
+            return f"{self.documents:,} documents"
         return f"{self.windows:,} " + (f"windows of {self.length:,} tokens" if self.length else "sentences")
 
 
@@ -209,6 +229,8 @@ def _build(kind: typing.Any, raw: typing.Any) -> typing.Any:
             raise ValueError(f"{kind.__name__}: unknown key {sorted(extra)[0]!r}")
         hints = typing.get_type_hints(kind)
         return kind(**{name: _build(hints[name], value) for name, value in raw.items()})
+    if origin is types.UnionType:
+        return None if raw is None else _build(typing.get_args(kind)[0], raw)
     if origin is tuple:
         return tuple(_build(typing.get_args(kind)[0], item) for item in raw)
     if origin is dict or origin is Mapping:

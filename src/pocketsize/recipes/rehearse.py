@@ -29,9 +29,9 @@ from pocketsize.io.llamacpp import LlamaCpp, installed
 from pocketsize.io.publish import make_folder, publish_bytes, scratch
 from pocketsize.models.calls import BATCH_TOKENS
 from pocketsize.models.config import NAME
+from pocketsize.models.depth import excerpt, shortened_config
 from pocketsize.models.device import working_device
 from pocketsize.models.dtype import forward_dtype
-from pocketsize.models.excerpt import excerpt, shortened_config
 from pocketsize.models.load import tokenizer_of
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise, skeleton
@@ -189,7 +189,7 @@ def _compiled(recipe: Recipe) -> None:
 def _short(model: Model, index: int, folder: Path) -> Model:
     """The model with one block, its config and companions in a folder of their own."""
     make_folder(folder)
-    raw = shortened_config(model.config, index)
+    raw = shortened_config(model.config, [index])
     original = json.loads((model.folder / NAME).read_text(encoding="utf-8"))
     raw["architectures"] = original.get("architectures")
     publish_bytes(folder / NAME, json.dumps(raw).encode())

@@ -47,6 +47,7 @@ from pocketsize.recipes.shortage import memory_explained
 from pocketsize.recipes.step import Context
 from pocketsize.recipes.stop import Stop, stopping
 from pocketsize.recipes.texts import Texts, read_texts
+from pocketsize.recipes.training import Training
 
 
 class Console(Protocol):
@@ -147,7 +148,7 @@ def carry_out(job: Job, clock: Clock, pages: Mapping[str, Page], *, overwrite: b
         return record
     refuse_taken(job.out, overwrite=overwrite)
     require_room(job.original, job.recipe, job.texts, job.out, job.work)
-    journal = open_journal(job.work, job_print, clock.stop.safe_point)
+    journal = open_journal(job.work, job_print, clock.stop.safe_point, lambda: clock.stop.asked)
     with memory_explained(lambda: clock.current, job.recipe.data, job.original):
         return publish(apply_steps(job, journal, clock), job.out, journal, clock, pages, overwrite=overwrite)
 
@@ -168,7 +169,8 @@ def settle(original: Model, recipe: Recipe) -> tuple[Model, Recipe, Texts]:
     recipe = recipe.resolved(original)
     if any(EXPORTERS[name].is_folder for name in recipe.export):
         require_storable(original)
-    return original, recipe, read_texts(recipe.data, recipe.base, original)
+    trains = any(isinstance(step, Training) for step in recipe.steps)
+    return original, recipe, read_texts(recipe.data, recipe.base, original, trains=trains)
 
 
 def written(model: Model, data: Data, kept: Path, *, length: int) -> Int64[Tensor, "n length"]:
@@ -198,7 +200,16 @@ def apply_steps(job: Job, journal: Journal, clock: Clock) -> Done:
         records = (*texts.records, _written_record(own, len(own) / len(ids)))
         texts = replace(texts, records=records)
     findings = [*_quantized_before(original), *texts.findings]
-    context = Context(ids, mask, journal, clock.console.progress, findings)
+    context = Context(
+        ids,
+        mask,
+        journal,
+        clock.console.progress,
+        findings,
+        original=original,
+        corpus=texts.train,
+        seed=recipe.data.seed,
+    )
     model = original
     for step in recipe.steps:
         with clock.phase(step.kind, layers=True):

@@ -46,4 +46,4 @@ def _part_of(ctx: Context, name: str, number: int, count: int) -> Context:
     def progress(done: int, total: int, what: str) -> None:
         ctx.progress(number * total + done, count * total, f"{name}: {what}")
 
-    return Context(ctx.input_ids, ctx.mask, ctx.store.beside(name), progress)
+    return replace(ctx, store=ctx.store.beside(name), progress=progress, findings=[], reports=[])

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from pocketsize.data.text import Corpus
 from pocketsize.models.model import Model
 from pocketsize.quantization.grid import QWeight
 from pocketsize.recipes.record import Finding, LayerReport, StepReport
+from pocketsize.training.loop import Keeper
 
 
 @dataclass(slots=True)
@@ -53,12 +56,21 @@ class Store(Protocol):
         """A store of its own, as durable, for a stage whose outcome may be dropped."""
         ...
 
+    def made(self, key: str, write: Callable[[Path], None]) -> Path:
+        """The folder with this name, which `write` filled, now or before the process was cut off."""
+        ...
+
+    def course(self, key: str) -> Keeper:
+        """Where the checkpoints of a training are kept."""
+        ...
+
 
 @dataclass(slots=True)
 class Context:
     """What the steps of one run share: calibration tokens, the store, and where findings go.
 
-    `progress(done, total, what)` is told of each finished unit.
+    `progress(done, total, what)` is told of each finished unit. `original` is the model that the run
+    began with, `corpus` the text that trainings read, `seed` what they draw by.
     """
 
     input_ids: Int64[Tensor, "n length"]
@@ -67,6 +79,9 @@ class Context:
     progress: Callable[[int, int, str], None]
     findings: list[Finding] = field(default_factory=list)
     reports: list[StepReport] = field(default_factory=list)
+    original: Model | None = None
+    corpus: Corpus | None = None
+    seed: int = 0
 
 
 @runtime_checkable
@@ -81,6 +96,10 @@ class Step(Protocol):
 
     def resolve(self, model: Model, exports: tuple[str, ...]) -> Step:
         """The step with every automatic choice made; refuses what cannot be done or exported."""
+        ...
+
+    def outline(self, model: Model) -> Model:
+        """What the model will be like afterwards: its config and its shapes. Nothing is computed for it."""
         ...
 
     def apply(self, model: Model, ctx: Context) -> Model:

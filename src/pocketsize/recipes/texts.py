@@ -30,11 +30,15 @@ REPEATS = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """The calibration and evaluation text of a run, as tokens; `records` has one entry for each source."""
+    """The calibration and evaluation text of a run, as tokens; `records` has one entry for each source.
+
+    `corpus` is the text that evaluates, `train` the one that trainings read.
+    """
 
     calibrate: Windows
     evaluate: Windows
     corpus: Corpus
+    train: Corpus
     findings: tuple[Finding, ...]
     records: tuple[TextRecord, ...]
 
@@ -48,8 +52,12 @@ class _Part:
     count: int
 
 
-def read_texts(data: Data, base: Path, model: Model) -> Texts:
-    """Calibration and evaluation windows, and what there is to say about them."""
+def read_texts(data: Data, base: Path, model: Model, *, trains: bool = False) -> Texts:
+    """Calibration and evaluation windows, and what there is to say about them.
+
+    Where something `trains`, the text it reads has an entry of its own; it is the calibration text unless
+    other files were named for it.
+    """
     tokenizer = tokenizer_of(model)
     length = min(data.length, model.positions)
     # Reading Python's documentation takes a second, so not where all texts were named.
@@ -81,10 +89,20 @@ def read_texts(data: Data, base: Path, model: Model) -> Texts:
         records += [_record("evaluate", p.share, w) for p, w in zip(second, evaluate, strict=True)]
     else:
         records.append(_sentence_record(corpora[1], data.seed, tokenizer))
+    train = corpora[0]
+    if data.train:
+        named = [source for source in data.train if isinstance(source, Source)]
+        sources = named or [Source(tuple(name for name in data.train if isinstance(name, str)))]
+        render = chat_renderer(tokenizer, model.folder)
+        train = joined([read_corpus(source, base, render) for source in sources])
+        findings += _about_overlap(train, corpora[1])
+    if trains:
+        records.append(TextRecord("train", train.name, train.sha256, len(train.documents), 0, 0, 0))
     return Texts(
         joined_windows(calibrate, [p.share for p in first]),
         joined_windows(evaluate, [p.share for p in second]),
         corpora[1],
+        train,
         tuple(findings),
         tuple(records),
     )

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pocketsize.exporting import compressed_tensors
+from pocketsize.models.depth import excerpt
 from pocketsize.models.dtype import forward_dtype
-from pocketsize.models.excerpt import excerpt
 from pocketsize.models.load import load
 from pocketsize.models.skeleton import materialise
 from pocketsize.models.waiting import waiting_bytes

@@ -1,0 +1,72 @@
+"""How much each block changes what passes through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Int64
+from torch import Tensor, nn
+
+from pocketsize.models.device import working_device
+from pocketsize.models.model import Model
+from pocketsize.models.stream import stream, without_blocks
+
+BATCH_TOKENS = 2048
+
+
+@torch.no_grad()
+def block_influence(
+    model: Model, input_ids: Int64[Tensor, "n length"], mask: Bool[Tensor, "n length"]
+) -> list[float]:
+    """1 - E cos(input, output) of each block over real tokens, in running order; one block in memory.
+
+    ShortGPT (arXiv:2403.03853, section 3.1): a block whose output points where its input did can go first.
+    """
+    device = working_device()
+    module = without_blocks(model, model.weight)
+    body = (
+        module.get_submodule(prefix)
+        if hasattr(module, prefix := cast(str, module.base_model_prefix))
+        else module
+    )
+    sums = dict.fromkeys(model.blocks, 0.0)
+    batches = list(zip(input_ids.split(_rows(input_ids)), mask.split(_rows(mask)), strict=True))
+
+    def run(ids: Int64[Tensor, "b s"], real: Bool[Tensor, "b s"]) -> None:
+        before: dict[str, Tensor] = {}
+
+        def enter(path: str, _: nn.Module, args: Any, options: Any) -> None:
+            before[path] = args[0] if args else options["hidden_states"]
+
+        def leave(path: str, _: nn.Module, __: Any, output: Any) -> None:
+            after = output[0] if isinstance(output, tuple) else output
+            sums[path] += float(
+                F.cosine_similarity(before.pop(path).float(), after.float(), dim=-1)[real].sum()
+            )
+
+        blocks = [(path, module.get_submodule(path)) for path in model.blocks]
+        handles = [b.register_forward_pre_hook(partial(enter, path), with_kwargs=True) for path, b in blocks]
+        handles += [b.register_forward_hook(partial(leave, path)) for path, b in blocks]
+        try:
+            body(input_ids=ids, attention_mask=real.long(), **_plain(body))
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    calls: list[Callable[[], None]] = [partial(run, ids.to(device), real.to(device)) for ids, real in batches]
+    for call in calls:  # hooks belong to one batch, so batches go one by one
+        stream(module, model, model.weight, [call])
+    count = int(mask.sum())
+    return [1 - sums[path] / count for path in model.blocks]
+
+
+def _rows(x: Tensor) -> int:
+    return max(1, BATCH_TOKENS // x.shape[1])
+
+
+def _plain(body: nn.Module) -> dict[str, bool]:
+    return {"use_cache": False} if hasattr(cast(Any, body).config, "use_cache") else {}

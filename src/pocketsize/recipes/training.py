@@ -1,0 +1,311 @@
+"""What all recipe steps that train have: a budget, a pace, and the student that comes of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from pocketsize.errors import UsageError
+from pocketsize.exporting.companions import copy_companions
+from pocketsize.exporting.plain import CONFIG
+from pocketsize.io.checkpoint import SINGLE, TensorSpec, write_safetensors
+from pocketsize.io.publish import publish_bytes
+from pocketsize.models.device import working_device
+from pocketsize.models.load import load, tokenizer_of
+from pocketsize.models.model import Model
+from pocketsize.models.skeleton import materialise
+from pocketsize.recipes.record import Finding, StepReport, TrainingReport
+from pocketsize.recipes.step import Context
+from pocketsize.training.examples import Examples, Order
+from pocketsize.training.loop import Course, Pace, train
+from pocketsize.training.objective import Objective
+from pocketsize.training.texts import examples_of
+
+Auto = Literal["auto"]
+COURSE = "course.json"
+_UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
+# The highest learning rates that are chosen where none is named.
+RATES = {"generate": 3e-4, "embed": 1e-4, "classify": 5e-5}
+# Of the examples, what judges where a training may end early; so many batches at most.
+HELD_OUT, JUDGES = 0.05, 8
+TOKENS = 2_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """The keys of every step that trains.
+
+    Budget, one of: `tokens` to read (2M, 500k; each counts as often as it is read), `epochs` over the text,
+    `minutes`. `batch` texts or windows of at most `length` tokens make a batch, `accumulate` batches a step.
+    `rate` is the highest learning rate, `auto` one by task, reached after the share `warmup` and let down
+    again; `decay` the weight decay, `clip` the largest gradient norm. `average` is the decay of a moving
+    average of the weights, which then is the student; `patience` ends a training that was not better on
+    held-out text for so many looks. `recompute` computes activations twice instead of keeping them.
+    """
+
+    tokens: int | str | None = None
+    epochs: float | None = None
+    minutes: float | None = None
+    batch: int = 8
+    length: int = 512
+    accumulate: int = 1
+    rate: float | Auto = "auto"
+    warmup: float = 0.05
+    decay: float = 0.01
+    clip: float = 1.0
+    average: float | None = None
+    patience: int = 0
+    recompute: bool = False
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def check(step: Training) -> None:
+    """Refuse what no model can be trained with."""
+    given = [name for name in ("tokens", "epochs", "minutes") if getattr(step, name) is not None]
+    if len(given) > 1:
+        raise UsageError(f"a training has one budget; keep one of {' and '.join(given)}")
+    if step.tokens is not None:
+        count_of(step.tokens)
+    for name in ("epochs", "minutes", "batch", "length", "accumulate", "clip"):
+        value = getattr(step, name)
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"{name} must be above 0, got {value}")
+    if step.rate != "auto" and not 0 < step.rate < 1:
+        raise UsageError(f"rate must be auto or lie between 0 and 1, got {step.rate}")
+    for name in ("warmup", "decay"):
+        if not 0 <= getattr(step, name) < 1:
+            raise UsageError(f"{name} must be from 0 to below 1, got {getattr(step, name)}")
+    if step.average is not None and not 0 < step.average < 1:
+        raise UsageError(f"average must be null or lie between 0 and 1, got {step.average}")
+    if step.patience < 0:
+        raise UsageError(f"patience must be a whole number from 0 upwards, got {step.patience}")
+
+
+def count_of(tokens: int | str) -> int:
+    """`2M` as 2,000,000."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmb]?)", str(tokens).strip().lower())
+    count = round(float(found[1]) * _UNITS[found[2]]) if found else 0
+    if count < 1:
+        raise UsageError(f"tokens is a number such as 500k or 2M, got {tokens!r}")
+    return count
+
+
+def budgeted(step: Training) -> Training:
+    """The step with a budget: 2M tokens where none was named."""
+    if step.tokens is None and step.epochs is None and step.minutes is None:
+        return replace(step, tokens=TOKENS)
+    return step if step.tokens is None else replace(step, tokens=count_of(step.tokens))
+
+
+def rate_of(step: Training, task: str) -> float:
+    """The highest learning rate."""
+    return RATES[task] if step.rate == "auto" else step.rate
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Everything a training is given, and who teaches it."""
+
+    examples: Examples
+    objective: Callable[[nn.Module, Examples], Objective]
+    teachers: tuple[str, ...] = ()
+
+
+def trained(step: Training, kind: str, model: Model, ctx: Context, lesson: Callable[[], Lesson]) -> Model:
+    """The student that a training makes of the model, kept in the store; `lesson` is asked once it begins."""
+
+    def write(folder: Path) -> None:
+        given = lesson()
+        module = _trainable(model, step)
+        course, examples = _taught(step, kind, module, given, ctx)
+        facts = _report(course, given, examples, module)
+        publish_bytes(folder / COURSE, json.dumps(asdict(facts)).encode())
+        write_student(model, module, folder)
+
+    folder = ctx.store.made(kind, write)
+    raw: dict[str, Any] = json.loads((folder / COURSE).read_bytes())
+    report = TrainingReport(
+        **{k: tuple(map(tuple, v)) if k in ("losses", "looks") else v for k, v in raw.items()}
+    )
+    report = replace(report, teachers=tuple(report.teachers))
+    options: dict[str, object] = {name: getattr(step, name) for name in step.__dataclass_fields__}
+    ctx.reports.append(StepReport(kind, options, tokens=report.tokens, training=report))
+    ctx.findings += list(_told(report))
+    student = load(folder)
+    origin = replace(
+        student.origin,
+        name=model.origin.name,
+        licence=model.origin.licence,
+        revision=model.origin.revision,
+        dequantized_from=model.origin.dequantized_from,
+    )
+    return replace(student, origin=origin, dtype=model.dtype)
+
+
+def write_student(model: Model, module: nn.Module, folder: Path) -> None:
+    """A model folder with the weights of a module, float32, and config and companions of the model."""
+    own = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+    specs = [
+        TensorSpec(entry.name, torch.float32, entry.shape, lambda name=name: own[name].detach().float())
+        for name, entry in model.checkpoint.entries.items()
+    ]
+    write_safetensors(folder / SINGLE, specs, {"format": "pt"})
+    publish_bytes(folder / CONFIG, (model.folder / CONFIG).read_bytes())
+    copy_companions(model.folder, folder)
+
+
+def training_examples(model: Model, ctx: Context, length: int) -> Examples:
+    """The text of the run as examples for this model; a run without a text of its own has none."""
+    assert ctx.corpus is not None
+    return examples_of(
+        ctx.corpus, tokenizer_of(model), length=min(length, model.positions), task=model.arch.task
+    )
+
+
+def _trainable(model: Model, step: Training) -> nn.Module:
+    module = materialise(model, torch.float32, working_device())
+    module.requires_grad_(True)
+    if step.recompute:
+        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    return module.train()
+
+
+def _taught(
+    step: Training, kind: str, module: nn.Module, lesson: Lesson, ctx: Context
+) -> tuple[Course, Examples]:
+    """Train the module in place; how it went, and what of the examples taught it."""
+    examples, judges = _held_out(lesson.examples, step, ctx.seed)
+    objective = lesson.objective(module, examples)
+    order = Order(examples, step.batch, ctx.seed)
+    pace = _pace(step, order, rate_of(step, _task_of(module)), ctx.seed)
+    last = [0.0, 0]
+
+    def told(course: Course, done: float) -> None:
+        seconds = max(1e-9, course.elapsed_s - last[0])
+        speed = (course.tokens - last[1]) / seconds
+        last[:] = [course.elapsed_s, course.tokens]
+        loss = course.losses[-1][1] if course.losses else math.nan
+        total = pace.steps or 1000
+        said = f"loss {loss:.4g}, {speed:,.0f} tokens/s"
+        ctx.progress(min(total, round(done * total)), total, said)
+
+    course = train(
+        module,
+        objective,
+        order.batch,
+        pace,
+        ctx.store.course(kind),
+        told=told,
+        held_out=_judging(module, objective, judges, step.batch) if judges is not None else None,
+    )
+    return course, examples
+
+
+def _task_of(module: nn.Module) -> str:
+    name = type(module).__name__
+    return (
+        "generate"
+        if name.endswith("ForCausalLM") or name.endswith("LMHeadModel")
+        else ("classify" if name.endswith("ForSequenceClassification") else "embed")
+    )
+
+
+def _pace(step: Training, order: Order, rate: float, seed: int) -> Pace:
+    steps: int | None = None
+    if step.minutes is None:
+        per_epoch = order.per_epoch / step.accumulate
+        epochs = (
+            step.epochs
+            if step.epochs is not None
+            else count_of(step.tokens or TOKENS) / order.examples.tokens
+        )
+        steps = max(1, round(epochs * per_epoch))
+    return Pace(
+        steps=steps,
+        minutes=step.minutes,
+        accumulate=step.accumulate,
+        peak=rate,
+        warmup=step.warmup,
+        decay=step.decay,
+        clip=step.clip,
+        average=step.average,
+        patience=step.patience,
+        seed=seed,
+    )
+
+
+def _held_out(examples: Examples, step: Training, seed: int) -> tuple[Examples, Examples | None]:
+    """The examples that teach, and those that judge where a training may end early."""
+    if not step.patience:
+        return examples, None
+    count = min(JUDGES * step.batch, max(1, round(HELD_OUT * len(examples))))
+    if count >= len(examples):
+        raise UsageError(f"patience: {len(examples)} examples are too few to hold some out; use patience: 0")
+    rows = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
+    return examples.part(sorted(rows[count:])), examples.part(sorted(rows[:count]))
+
+
+def _judging(module: nn.Module, objective: Objective, judges: Examples, batch: int) -> Callable[[], float]:
+    rows = [range(a, min(a + batch, len(judges))) for a in range(0, len(judges), batch)]
+
+    @torch.no_grad()
+    def judge() -> float:
+        module.eval()
+        total = count = 0.0
+        for part in (judges.batch(list(some)).to(working_device()) for some in rows):
+            items = objective.count(part)
+            total, count = total + items * float(objective.loss(part)), count + items
+        module.train()
+        return total / max(1.0, count)
+
+    return judge
+
+
+def _report(course: Course, lesson: Lesson, examples: Examples, module: nn.Module) -> TrainingReport:
+    return TrainingReport(
+        teachers=lesson.teachers,
+        parameters=sum(p.numel() for p in module.parameters()),
+        steps=course.step,
+        tokens=course.tokens,
+        epochs=course.tokens / examples.tokens,
+        skipped=course.skipped,
+        losses=tuple((float(step), loss) for step, loss in course.losses),
+        looks=tuple((float(step), loss) for step, loss in course.looks),
+    )
+
+
+def _told(report: TrainingReport) -> list[Finding]:
+    """What a user should know of a training."""
+    found: list[Finding] = []
+    if report.skipped:
+        said = (
+            f"{report.skipped} of {report.steps} training steps were left out: their gradient was not finite"
+        )
+        found.append(Finding("steps-skipped", f"{said}; the learning rate was halved each time"))
+    if report.epochs > MANY:
+        found.append(
+            Finding(
+                "repeated-training-text",
+                f"the training text was read {report.epochs:.1f} times; give more text",
+            )
+        )
+    return found
+
+
+# Readings of a text after which it is said.
+MANY = 4
+
+
+def options_of(step: Training) -> Mapping[str, object]:
+    """The keys of a step with their values."""
+    return {name: getattr(step, name) for name in step.__dataclass_fields__}

@@ -1,0 +1,266 @@
+"""One training loop for everything that is trained: it can be cut off at any step and goes on to the same end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pocketsize.distillation.schedule import rate
+from pocketsize.errors import NumericalError, UsageError
+from pocketsize.training.examples import Batch
+from pocketsize.training.objective import Objective
+
+# After so many steps in a row whose gradient was not finite, a training ends as an error.
+HOPELESS = 8
+# A checkpoint is written at most so often, and takes at most this share of the time.
+EVERY_S, SHARE = 60.0, 0.05
+BETAS, EPS = (0.9, 0.999), 1e-8
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a training goes: `steps` of `accumulate` batches each, or as many as `minutes` give.
+
+    `peak` is the highest learning rate, reached after the share `warmup` of the training and let down to
+    the share `floor` of it; `decay` is AdamW's weight decay, on matrices alone; `clip` the largest norm of a
+    gradient; `average`, if given, the decay of the moving average of weights that becomes the student.
+    `patience` ends a training that was not better on the held-out batches for so many looks, one after
+    every `look` steps, and gives its best weights; 0 looks never.
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    accumulate: int = 1
+    peak: float = 1e-4
+    warmup: float = 0.05
+    floor: float = 0.1
+    decay: float = 0.01
+    clip: float = 1.0
+    average: float | None = None
+    patience: int = 0
+    look: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError("a training has a number of steps or of minutes")
+        for name in ("steps", "minutes", "accumulate", "peak", "clip", "look"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"{name} must be above 0, got {value}")
+        if self.average is not None and not 0 < self.average < 1:
+            raise UsageError(f"average must lie between 0 and 1, got {self.average}")
+
+    def done(self, step: int, elapsed_s: float) -> float:
+        """The share of the training that is over, 1 at its end."""
+        if self.steps is not None:
+            return min(1.0, step / self.steps)
+        assert self.minutes is not None
+        return min(1.0, elapsed_s / (60 * self.minutes))
+
+
+@dataclass(slots=True)
+class Course:
+    """How a training has gone so far: what its checkpoint says beside tensors.
+
+    `losses` are the mean losses of up to 200 equal stretches, `skipped` the steps whose gradient was not
+    finite, `brake` what the learning rate is multiplied by since.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    elapsed_s: float = 0.0
+    skipped: int = 0
+    brake: float = 1.0
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    looks: list[tuple[int, float]] = field(default_factory=list)
+    best: float = math.inf
+    stale: int = 0
+
+
+class Keeper(Protocol):
+    """Where checkpoints of a training are kept, and where it may be stopped."""
+
+    def last(self) -> tuple[Mapping[str, Tensor], Mapping[str, Any]] | None:
+        """The newest whole checkpoint: its tensors and its facts; None where there is none."""
+        ...
+
+    def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Make a checkpoint durable, instead of the one before it."""
+        ...
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a stop was asked for."""
+        ...
+
+    def safe_point(self, where: str) -> None:
+        """A moment at which everything is durable; a stop that was asked for happens here."""
+        ...
+
+
+def train(
+    module: nn.Module,
+    objective: Objective,
+    batches: Callable[[int], Batch],
+    pace: Pace,
+    keeper: Keeper,
+    *,
+    told: Callable[[Course, float], None] = lambda course, done: None,
+    held_out: Callable[[], float] | None = None,
+) -> Course:
+    """Train `module` in place; how it went.
+
+    Everything a step does follows from its number and the state before it (dropout too: chance is seeded by
+    seed and step), so a training that was cut off ends with the same weights. Only a training by `minutes`
+    depends on how fast the machine is. A step whose loss or gradient is not finite is left out and halves
+    the learning rate of all that follow.
+    """
+    run = _Run(module, objective, pace, keeper)
+    course = run.course
+    start = time.perf_counter() - course.elapsed_s
+    saved, cost = time.perf_counter(), 0.0
+    while pace.done(course.step, course.elapsed_s) < 1 and not (
+        pace.patience and course.stale >= pace.patience
+    ):
+        run.step(batches)
+        course.elapsed_s = time.perf_counter() - start
+        if pace.patience and held_out is not None and course.step % pace.look == 0:
+            run.look(held_out())
+        told(course, pace.done(course.step, course.elapsed_s))
+        now = time.perf_counter()
+        if keeper.stopping or now - saved > max(EVERY_S, cost / SHARE):
+            run.save()
+            saved, cost = time.perf_counter(), time.perf_counter() - now
+            keeper.safe_point(f"after step {course.step} of the training")
+    run.finish()
+    return course
+
+
+class _Run:
+    """The state of a training: weights, moments, averages, and its course."""
+
+    def __init__(self, module: nn.Module, objective: Objective, pace: Pace, keeper: Keeper) -> None:
+        self.objective, self.pace, self.keeper = objective, pace, keeper
+        self.named = dict(_named(module, objective.extra))
+        plain = [p for p in self.named.values() if p.ndim < 2]
+        matrices = [p for p in self.named.values() if p.ndim >= 2]
+        groups = [{"params": matrices, "weight_decay": pace.decay}, {"params": plain, "weight_decay": 0.0}]
+        groups = [group for group in groups if group["params"]]
+        self.optimizer = torch.optim.AdamW(groups, lr=pace.peak, betas=BETAS, eps=EPS, fused=True)
+        own = {name: p for name, p in self.named.items() if not name.startswith(EXTRA)}
+        self.average = {n: p.detach().clone() for n, p in own.items()} if pace.average else {}
+        self.best = {n: p.detach().clone() for n, p in own.items()} if pace.patience else {}
+        self.course, self.failed = Course(), 0
+        if (found := keeper.last()) is not None:
+            self._restore(*found)
+
+    def step(self, batches: Callable[[int], Batch]) -> None:
+        """One update, from `accumulate` batches."""
+        course, pace = self.course, self.pace
+        parts = [batches(course.step * pace.accumulate + i) for i in range(pace.accumulate)]
+        counts = [self.objective.count(part) for part in parts]
+        value = 0.0
+        device = next(iter(self.named.values())).device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(pace.seed * 1_000_003 + course.step)
+            for part, count in zip(parts, counts, strict=True):
+                loss = self.objective.loss(part.to(device)) * (count / max(1, sum(counts)))
+                loss.backward()
+                value += float(loss.detach())
+        norm = torch.nn.utils.clip_grad_norm_(self.named.values(), pace.clip, foreach=True)
+        course.step += 1
+        course.tokens += sum(part.tokens for part in parts)
+        if math.isfinite(value) and bool(norm.isfinite()):
+            self._update()
+            self.failed = 0
+            _note(course.losses, course.step, value)
+        else:
+            course.skipped, course.brake, self.failed = course.skipped + 1, course.brake / 2, self.failed + 1
+            if self.failed >= HOPELESS:
+                raise NumericalError(
+                    f"training step {course.step}: loss {value}, gradient {float(norm)}; {HOPELESS} steps in a row "
+                    f"were not finite; use a learning rate below {self.pace.peak:g}"
+                )
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _update(self) -> None:
+        course, pace = self.course, self.pace
+        share = rate(pace.done(course.step, course.elapsed_s), warmup=pace.warmup, floor=pace.floor)
+        for group in self.optimizer.param_groups:
+            group["lr"] = pace.peak * share * course.brake
+        self.optimizer.step()
+        if pace.average:
+            for name, mean in self.average.items():
+                mean.lerp_(self.named[name].detach(), 1 - pace.average)
+
+    def look(self, loss: float) -> None:
+        """Take note of the loss on held-out batches, and of the weights if they are the best so far."""
+        course = self.course
+        course.looks.append((course.step, loss))
+        course.stale += 1
+        if loss < course.best:
+            course.best, course.stale = loss, 0
+            for name, kept in self.best.items():
+                kept.copy_(self.average.get(name, self.named[name].detach()))
+
+    def save(self) -> None:
+        """A checkpoint."""
+        self.keeper.save(dict(self._tensors()), asdict(self.course))
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Leave in the module what the training is to give: its best, its average, or its last weights."""
+        final = self.best if self.best and self.course.looks else self.average
+        for name, kept in final.items():
+            self.named[name].copy_(kept)
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name, p in self.named.items():
+            yield f"weight/{name}", p.detach()
+            for key, value in self.optimizer.state.get(p, {}).items():
+                yield f"{key}/{name}", value
+        for kind, tensors in (("average", self.average), ("best", self.best)):
+            for name, value in tensors.items():
+                yield f"{kind}/{name}", value
+
+    @torch.no_grad()
+    def _restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        for key, value in tensors.items():
+            kind, _, name = key.partition("/")
+            if kind == "weight":
+                self.named[name].copy_(value)
+            elif kind in ("average", "best"):
+                getattr(self, kind)[name].copy_(value)
+            else:
+                self.optimizer.state[self.named[name]][kind] = value.clone()
+        raw = dict(facts)
+        for key in ("losses", "looks"):
+            raw[key] = [(int(step), float(loss)) for step, loss in raw[key]]
+        self.course = Course(**raw)
+
+
+# What a checkpoint calls parameters that are no part of the student.
+EXTRA = "extra."
+
+
+def _named(module: nn.Module, extra: nn.Module | None) -> Iterator[tuple[str, nn.Parameter]]:
+    for name, p in module.named_parameters():
+        if p.requires_grad:
+            yield name, p
+    for name, p in extra.named_parameters() if extra is not None else ():
+        yield f"{EXTRA}{name}", p
+
+
+def _note(losses: list[tuple[int, float]], step: int, loss: float) -> None:
+    """Add the loss of a step; once there are 200, neighbours are put together."""
+    losses.append((step, loss))
+    if len(losses) >= 400:
+        pairs = zip(losses[::2], losses[1::2], strict=True)
+        losses[:] = [(b, (x + y) / 2) for (_, x), (b, y) in pairs]

@@ -1,0 +1,319 @@
+"""What a student is told of a batch: the loss of each task, differentiable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from pocketsize.distillation.divergence import Divergence, cross_entropy, divergence
+from pocketsize.distillation.ensemble import blended, by_loss
+from pocketsize.distillation.feature import pair_distance
+from pocketsize.distillation.signal import Signal, signal_divergence
+from pocketsize.models.taps import tapped
+from pocketsize.training.examples import Batch
+from pocketsize.training.features import Features
+from pocketsize.training.head import Head, Score, head_of, mean_over_vocabulary
+
+Rows = Float[Tensor, "t vocab"]
+
+
+class Objective(Protocol):
+    """A loss. `extra` holds parameters that are trained with the student and are no part of it."""
+
+    extra: nn.Module | None
+
+    def count(self, batch: Batch) -> int:
+        """How many items the mean is over."""
+        ...
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """The mean loss of a batch."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """What counts: `soft` times the divergence from the teacher, `hard` times the loss of the true tokens or
+    labels, `pairs` times the distance of similarities of texts (embedders)."""
+
+    divergence: Divergence = field(default_factory=Divergence)
+    soft: float = 1.0
+    hard: float = 0.0
+    pairs: float = 1.0
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen model. `ids` maps the student's tokens to its own where they differ; `share` is its weight."""
+
+    module: nn.Module
+    ids: Int64[Tensor, "vocab"] | None = None
+    share: float = 1.0
+
+    def reads(self, ids: Int64[Tensor, "n s"]) -> Int64[Tensor, "n s"]:
+        """A batch in this teacher's own tokens."""
+        return ids if self.ids is None else self.ids[ids]
+
+    def head(self, vocabulary: int) -> Head:
+        """Its head, with a row for each of the student's tokens."""
+        own = head_of(self.module)
+        if self.ids is not None:
+            bias = None if own.bias is None else own.bias[self.ids]
+            return Head(own.weight[self.ids], bias, own.cap)
+        bias = None if own.bias is None else own.bias[:vocabulary]
+        return Head(own.weight[:vocabulary], bias, own.cap)
+
+
+@dataclass
+class NextToken:
+    """Causal language models: KL or another divergence at every position whose next token is real.
+
+    Teachers are several models mixed by their shares, or by their loss on each text where `by_loss`; or
+    `signals` gives what a teacher said earlier. With no teacher at all only the true tokens teach.
+    """
+
+    student: nn.Module
+    losses: Losses
+    teachers: Sequence[Teacher] = ()
+    signals: Callable[[Batch, Bool[Tensor, "n s"]], Signal] | None = None
+    extra: Features | None = None
+    weigh_by_loss: bool = False
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        self.head = head_of(self.student)
+        self.heads = [one.head(self.head.weight.shape[0]) for one in self.teachers]
+
+    def count(self, batch: Batch) -> int:
+        """Predicted tokens."""
+        return int(_predicted(batch.mask).sum())
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """The mean over predicted tokens, and what features add."""
+        kept = _predicted(batch.mask)
+        targets = batch.ids.roll(-1, dims=1)[kept]
+        with ExitStack() as stack:
+            taps = [
+                stack.enter_context(tapped(module, self.extra.paths(i)))
+                for i, module in enumerate((self.student, *(one.module for one in self.teachers[:1])))
+                if self.extra is not None
+            ]
+            hidden = states(self.student, batch.ids, batch.mask, self.dtype)[kept]
+            with torch.no_grad():
+                said = [
+                    states(t.module, t.reads(batch.ids), batch.mask, self.dtype)[kept] for t in self.teachers
+                ]
+        score = self._score(batch, kept, targets, said)
+        found = mean_over_vocabulary(hidden, self.head, score)
+        if self.extra is not None:
+            found = found + self.extra.distance(taps[0], taps[1], batch.mask)
+        return found
+
+    def _score(
+        self, batch: Batch, kept: Bool[Tensor, "n s"], targets: Int64[Tensor, "t"], said: Sequence[Tensor]
+    ) -> Score:
+        signal = self.signals(batch, kept) if self.signals is not None else None
+        shares = self._shares(batch, kept, targets, said)
+
+        def score(logits: Rows, part: slice) -> tuple[Float[Tensor, "t"], Rows]:
+            pieces: list[tuple[float, tuple[Float[Tensor, "t"], Rows]]] = []
+            if self.losses.soft and signal is not None:
+                pieces.append((self.losses.soft, signal_divergence(logits, _cut(signal, part))))
+            elif self.losses.soft and said:
+                own = [head.logits(h[part]) for head, h in zip(self.heads, said, strict=True)]
+                target = own[0] if len(own) == 1 else blended(own, shares[:, part])
+                pieces.append((self.losses.soft, divergence(logits, target, self.losses.divergence)))
+            if self.losses.hard:
+                pieces.append((self.losses.hard, cross_entropy(logits, targets[part])))
+            return _summed(pieces)
+
+        return score
+
+    def _shares(
+        self, batch: Batch, kept: Bool[Tensor, "n s"], targets: Int64[Tensor, "t"], said: Sequence[Tensor]
+    ) -> Float[Tensor, "teachers t"]:
+        """How much each teacher counts at each position: the same in all of a text."""
+        given = torch.tensor([one.share for one in self.teachers], device=targets.device)
+        shares = (given / given.sum() if len(given) else given)[:, None].expand(-1, len(targets))
+        if len(self.teachers) < 2 or not self.weigh_by_loss:
+            return shares
+        text = kept.nonzero()[:, 0]
+        losses = torch.stack([_nll(h, head, targets) for h, head in zip(said, self.heads, strict=True)])
+        totals = losses.new_zeros(len(losses), batch.ids.shape[0]).index_add_(1, text, losses)
+        return by_loss(totals / kept.sum(1).clamp_min(1))[:, text]
+
+
+@dataclass
+class Embedding:
+    """Encoders of sentences: the mean of the last states is to point where the teacher's points.
+
+    Of teachers with another width, the student's embedding is projected to it, and the similarities of all
+    pairs of a batch are compared, which need no projection.
+    """
+
+    student: nn.Module
+    teacher: Teacher
+    losses: Losses
+    extra: nn.ModuleDict
+    dtype: torch.dtype = torch.float32
+
+    def count(self, batch: Batch) -> int:
+        """Texts."""
+        return len(batch.ids)
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """1 - cosine of the embeddings, the distance of their similarities, and what features add."""
+        features = cast(Features | None, self.extra["features"] if "features" in self.extra else None)
+        with ExitStack() as stack:
+            taps = [
+                stack.enter_context(tapped(module, features.paths(i)))
+                for i, module in enumerate((self.student, self.teacher.module))
+                if features is not None
+            ]
+            x = pooled(states(self.student, batch.ids, batch.mask, self.dtype), batch.mask)
+            with torch.no_grad():
+                ids = self.teacher.reads(batch.ids)
+                y = pooled(states(self.teacher.module, ids, batch.mask, self.dtype), batch.mask)
+        found = self.losses.pairs * pair_distance(x, y)
+        if self.losses.soft:
+            there = self.extra["projection"](x) if "projection" in self.extra else x
+            found = found + self.losses.soft * (1 - F.cosine_similarity(there, y, dim=-1)).mean()
+        if features is not None:
+            found = found + features.distance(taps[0], taps[1], batch.mask)
+        return found
+
+
+@dataclass
+class Classes:
+    """Classifiers: the divergence of class probabilities, and the loss of the true labels."""
+
+    student: nn.Module
+    losses: Losses
+    teachers: Sequence[Teacher] = ()
+    extra: Features | None = None
+    weigh_by_loss: bool = False
+    dtype: torch.dtype = torch.float32
+
+    def count(self, batch: Batch) -> int:
+        """Texts."""
+        return len(batch.ids)
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """The mean over texts, and what features add."""
+        with ExitStack() as stack:
+            taps = [
+                stack.enter_context(tapped(module, self.extra.paths(i)))
+                for i, module in enumerate((self.student, *(one.module for one in self.teachers[:1])))
+                if self.extra is not None
+            ]
+            logits = class_logits(self.student, batch.ids, batch.mask, self.dtype)
+            with torch.no_grad():
+                said = [
+                    class_logits(t.module, t.reads(batch.ids), batch.mask, self.dtype) for t in self.teachers
+                ]
+        found = logits.sum() * 0.0
+        if said and self.losses.soft:
+            found = found + self.losses.soft * self._soft(logits, said, batch)
+        if self.losses.hard and batch.labels is not None:
+            found = found + self.losses.hard * F.cross_entropy(logits, batch.labels)
+        if self.extra is not None:
+            found = found + self.extra.distance(taps[0], taps[1], batch.mask)
+        return found
+
+    def _soft(self, logits: Rows, said: Sequence[Rows], batch: Batch) -> Float[Tensor, ""]:
+        given = torch.tensor([one.share for one in self.teachers], device=logits.device)
+        shares = (given / given.sum())[:, None].expand(-1, len(logits))
+        if len(said) > 1 and self.weigh_by_loss and batch.labels is not None:
+            shares = by_loss(torch.stack([F.cross_entropy(x, batch.labels, reduction="none") for x in said]))
+        target = said[0] if len(said) == 1 else blended(said, shares)
+        return cast(Float[Tensor, ""], _Closed.apply(logits, target, self.losses.divergence))
+
+
+class _Closed(torch.autograd.Function):
+    """The mean of a divergence whose slope is known in closed form."""
+
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        logits, target, how = given
+        found, slope = divergence(logits, target, how)
+        ctx.slope = slope / len(slope)
+        return found.mean()
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> Any:
+        return ctx.slope * outputs[0], None, None
+
+
+def states(
+    module: nn.Module, ids: Int64[Tensor, "n s"], mask: Bool[Tensor, "n s"], dtype: torch.dtype
+) -> Float[Tensor, "n s width"]:
+    """The last hidden states of a batch, float32; `dtype` is that of products inside (autocast)."""
+    prefix = cast(str, module.base_model_prefix)
+    body = module.get_submodule(prefix) if hasattr(module, prefix) else module
+    with torch.autocast(ids.device.type, dtype, enabled=dtype != torch.float32):
+        out = body(input_ids=ids, attention_mask=_attends(mask, body), **_plain(body))
+    return out.last_hidden_state.float()
+
+
+def class_logits(
+    module: nn.Module, ids: Int64[Tensor, "n s"], mask: Bool[Tensor, "n s"], dtype: torch.dtype
+) -> Float[Tensor, "n classes"]:
+    """The logits of a classifier, float32."""
+    with torch.autocast(ids.device.type, dtype, enabled=dtype != torch.float32):
+        return module(input_ids=ids, attention_mask=_attends(mask, module)).logits.float()
+
+
+def pooled(hidden: Float[Tensor, "n s width"], mask: Bool[Tensor, "n s"]) -> Float[Tensor, "n width"]:
+    """The mean over real tokens."""
+    kept = mask[..., None]
+    return (hidden * kept).sum(1) / kept.sum(1).clamp_min(1)
+
+
+def _attends(mask: Bool[Tensor, "n s"], module: nn.Module) -> Tensor | None:
+    """None for a causal batch without padding: attention is then free to take its quick way."""
+    causal = hasattr(cast(Any, module).config, "use_cache")
+    return None if causal and bool(mask.all()) else mask.long()
+
+
+def _plain(body: nn.Module) -> dict[str, bool]:
+    return {"use_cache": False} if hasattr(cast(Any, body).config, "use_cache") else {}
+
+
+def _predicted(mask: Bool[Tensor, "n s"]) -> Bool[Tensor, "n s"]:
+    """Positions whose next token is real."""
+    following = mask.roll(-1, dims=1)
+    following[:, -1] = False
+    return mask & following
+
+
+def _cut(signal: Signal, part: slice) -> Signal:
+    tail = None if signal.tail is None else signal.tail[part]
+    return Signal(signal.ids[part], signal.weight[part], signal.log_p[part], tail)
+
+
+def _summed(
+    pieces: Sequence[tuple[float, tuple[Float[Tensor, "t"], Rows]]],
+) -> tuple[Float[Tensor, "t"], Rows]:
+    """The weighted sum of losses and slopes."""
+    (weight, (found, slope)), *others = pieces
+    found, slope = found * weight, slope.mul_(weight)
+    for weight, (more, also) in others:
+        found, slope = found + more * weight, slope.add_(also, alpha=weight)
+    return found, slope
+
+
+def _nll(hidden: Tensor, head: Head, targets: Int64[Tensor, "t"]) -> Float[Tensor, "t"]:
+    """-log p of the true tokens, a chunk at a time."""
+    found = torch.empty(len(targets), device=targets.device)
+    for a in range(0, len(targets), head.chunk):
+        b = min(a + head.chunk, len(targets))
+        log_p = torch.log_softmax(head.logits(hidden[a:b]).float(), dim=-1)
+        found[a:b] = -log_p.gather(1, targets[a:b, None])[:, 0]
+    return found

@@ -1,0 +1,76 @@
+"""A corpus as training examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from pocketsize.data.calibration import frame_of
+from pocketsize.data.text import Corpus
+from pocketsize.errors import UsageError
+from pocketsize.training.examples import Examples, of_rows
+
+# Shorter texts than this tell an encoder nothing.
+LEAST = 4
+
+
+def examples_of(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, length: int, task: str) -> Examples:
+    """Packed windows for a generator, texts of at most `length` tokens for an encoder."""
+    if task == "generate":
+        return packed(corpus, tokenizer, length=length)
+    return separate(corpus, tokenizer, length=length)
+
+
+def packed(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, length: int) -> Examples:
+    """The documents one after the other, the end-of-text token behind each, cut into windows of `length`.
+
+    Nothing is padded; what is left behind the last whole window is a shorter one, if it is not a mere end.
+    """
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    parts = [
+        np.array([*_ids(tokenizer, d.text), *end], dtype=np.int32) for d in corpus.documents if d.text.strip()
+    ]
+    flat = np.concatenate([np.empty(0, np.int32), *parts])
+    pieces = [flat[a : a + length] for a in range(0, len(flat), length)]
+    if len(pieces) > 1 and len(pieces[-1]) < max(2, length // 4):
+        pieces.pop()
+    pieces = [piece for piece in pieces if len(piece) >= 2]
+    return of_rows(pieces, end[0] if end else 0, corpus.name)
+
+
+def separate(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, length: int) -> Examples:
+    """Every paragraph by itself, framed as the tokenizer frames a text; long ones in pieces of `length`."""
+    frame = frame_of(tokenizer)
+    if length - len(frame[0]) - len(frame[1]) < LEAST:
+        raise UsageError(f"length {length} leaves no room for text; give at least 16")
+    pieces = [
+        np.array(ids, dtype=np.int32)
+        for document in corpus.documents
+        for text in _paragraphs(document.text)
+        for ids in _framed(tokenizer, text, length, frame)
+    ]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    return of_rows(pieces, int(pad), corpus.name)
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    for part in text.split("\n\n"):
+        if line := " ".join(part.split()):
+            yield line
+
+
+def _framed(
+    tokenizer: PreTrainedTokenizerBase, text: str, length: int, frame: tuple[list[int], list[int]]
+) -> Iterator[list[int]]:
+    prefix, suffix = frame
+    ids, inner = _ids(tokenizer, text), length - len(prefix) - len(suffix)
+    for a in range(0, len(ids), inner):
+        part = ids[a : a + inner]
+        if len(part) >= LEAST:
+            yield [*prefix, *part, *suffix]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])  # type: ignore[arg-type]
