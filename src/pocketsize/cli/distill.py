@@ -52,7 +52,7 @@ from pocketsize.cli import options
 @options.fetch
 @options.as_json
 def command(model: str, target: str | None, out: Path, **rest: Any) -> None:
-    """Cut a student of --layers blocks out of MODEL, teach it to say what MODEL says, measure, export, report."""
+    """Cut a student out of MODEL, teach it to say what MODEL says, measure, export, report."""
     from pocketsize import api
     from pocketsize.cli.network import fetch_first
     from pocketsize.cli.summary import data_of, formats, show, use_threads

@@ -27,14 +27,15 @@ WEIGH = ("equal", "loss")
 
 @dataclass(frozen=True, slots=True)
 class Distill(Training):
-    """Recipe step `distill`: the student follows its teacher; the model that the run began with, if none is named.
+    """Recipe step `distill`: the student learns to say what its teacher says.
 
-    The keys of `finetune`, and: `teacher`, a model or a list of them, null for the original; `weigh`, how
-    much each of several counts: `equal`, or by its `loss` on each text. `loss` is forward_kl, reverse_kl,
-    skew_kl, skew_reverse_kl or js, at `temperature`, with `mix` for the last three. `soft` is what the teacher
-    counts, `hard` what the true tokens count. `hidden`, `cosine` and `attention` count the distance of hidden
-    states and of attention, block by block, `relations` that of queries, keys and values of the last
-    blocks, cut into `heads` heads. `pairs` counts how near texts are to each other (embedders).
+    The keys of `finetune`, and: `teacher`, a model or a list of them, null for the one that the run began
+    with; `weigh`, how much each of several counts: `equal`, or by its `loss` on each text. `loss` is
+    forward_kl, reverse_kl, skew_kl, skew_reverse_kl or js, at `temperature`, with `mix` for the last three.
+    `soft` is what the teacher counts, `hard` what the true tokens count. `hidden`, `cosine` and
+    `attention` count the distance of hidden states and of attention, block by block, `relations` that of
+    queries, keys and values of the last blocks, cut into `heads` heads. `pairs` counts how near texts are to
+    each other (embedders).
     """
 
     teacher: str | tuple[str, ...] | None = None
@@ -142,7 +143,7 @@ class Finetune(Training):
         """The step with a budget; refuses models that predict no tokens."""
         if model.arch.task != "generate":
             raise UnsupportedError(
-                f"finetune: {model.config.model_type} is an encoder of texts, which has no true tokens; use distill"
+                f"finetune: {model.config.model_type} is an encoder, which predicts no tokens; use distill"
             )
         return cast(Finetune, budgeted(self))
 
@@ -170,9 +171,7 @@ def _embedding(
     both: tuple[Model, Model],
 ) -> Embedding:
     if len(frozen) > 1:
-        raise UnsupportedError(
-            "distill: several teachers of an embedder point in unrelated directions; name one"
-        )
+        raise UnsupportedError("distill: teachers of an embedder point in unrelated directions; name one")
     extra = nn.ModuleDict()
     widths = [int(model.config.hidden_size) for model in both]
     if widths[0] != widths[1] and losses.soft:

@@ -102,7 +102,7 @@ def _scheme(grid: Mapping[str, Any]) -> Scheme:
 
 
 def embedding_scheme(step: Quantizer) -> Scheme | None:
-    """How a resolved step stores embedding and head (with a width of their own in GGUF alone); None if not."""
+    """How a resolved step stores embedding and head (with their own width in GGUF alone); None if not."""
     if step.embeddings is None or step.embeddings == "auto":
         return None
     if step.embeddings == "same":

@@ -67,7 +67,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class TrainingReport:
-    """How a training went: `losses` and `looks` are steps with their loss, of the text that taught and of text
+    """How a training went: `losses` and `looks` are steps with their loss, of text that taught and of text
     held out; `skipped` are steps whose gradient was not finite. `tokens` counts each as often as it was read.
     """
 
@@ -215,12 +215,12 @@ def read_record(path: Path) -> RunRecord:
         found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
         raise DataError(f"{path}: schema {found!r}; this version reads schema {SCHEMA}")
     try:
-        return _build(RunRecord, raw)
+        return built(RunRecord, raw)
     except (TypeError, KeyError, ValueError) as error:
         raise DataError(f"{path}: not a record of schema {SCHEMA}: {error}") from error
 
 
-def _build(kind: typing.Any, raw: typing.Any) -> typing.Any:
+def built(kind: typing.Any, raw: typing.Any) -> typing.Any:
     """`raw` JSON as an instance of the annotated type `kind`."""
     origin = typing.get_origin(kind)
     if is_dataclass(kind) and isinstance(kind, type):
@@ -228,11 +228,11 @@ def _build(kind: typing.Any, raw: typing.Any) -> typing.Any:
         if extra := set(raw) - known:
             raise ValueError(f"{kind.__name__}: unknown key {sorted(extra)[0]!r}")
         hints = typing.get_type_hints(kind)
-        return kind(**{name: _build(hints[name], value) for name, value in raw.items()})
+        return kind(**{name: built(hints[name], value) for name, value in raw.items()})
     if origin is types.UnionType:
-        return None if raw is None else _build(typing.get_args(kind)[0], raw)
+        return None if raw is None else built(typing.get_args(kind)[0], raw)
     if origin is tuple:
-        return tuple(_build(typing.get_args(kind)[0], item) for item in raw)
+        return tuple(built(typing.get_args(kind)[0], item) for item in raw)
     if origin is dict or origin is Mapping:
-        return {key: _build(typing.get_args(kind)[1], item) for key, item in raw.items()}
+        return {key: built(typing.get_args(kind)[1], item) for key, item in raw.items()}
     return raw

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from pocketsize.models.device import working_device
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
-from pocketsize.recipes.record import Finding, StepReport, TrainingReport
+from pocketsize.recipes.record import Finding, StepReport, TrainingReport, built
 from pocketsize.recipes.step import Context
 from pocketsize.training.examples import Examples, Order
 from pocketsize.training.loop import Course, Pace, train
@@ -133,11 +133,7 @@ def trained(step: Training, kind: str, model: Model, ctx: Context, lesson: Calla
         write_student(model, module, folder)
 
     folder = ctx.store.made(kind, write)
-    raw: dict[str, Any] = json.loads((folder / COURSE).read_bytes())
-    report = TrainingReport(
-        **{k: tuple(map(tuple, v)) if k in ("losses", "looks") else v for k, v in raw.items()}
-    )
-    report = replace(report, teachers=tuple(report.teachers))
+    report: TrainingReport = built(TrainingReport, json.loads((folder / COURSE).read_bytes()))
     options: dict[str, object] = {name: getattr(step, name) for name in step.__dataclass_fields__}
     ctx.reports.append(StepReport(kind, options, tokens=report.tokens, training=report))
     ctx.findings += list(_told(report))
@@ -304,8 +300,3 @@ def _told(report: TrainingReport) -> list[Finding]:
 
 # Readings of a text after which it is said.
 MANY = 4
-
-
-def options_of(step: Training) -> Mapping[str, object]:
-    """The keys of a step with their values."""
-    return {name: getattr(step, name) for name in step.__dataclass_fields__}

@@ -130,7 +130,7 @@ class Features(nn.Module):
             widths = {model.matrix_shape(f"{model.blocks[0]}.{name}.weight")[0] for name in names}
             if self.weights.attention and len(widths) > 1:
                 raise UnsupportedError(
-                    "attention: keys are narrower than queries in this family (grouped queries); use relations"
+                    "attention: this family shares keys between queries (grouped queries); use relations"
                 )
             if odd := [width for width in widths if width % self.heads]:
                 raise UsageError(
@@ -144,8 +144,8 @@ def _attending(model: Model) -> tuple[str, ...]:
     names = next((group.names for group in model.arch.groups if group.attends), ())
     if len(names) != 3:
         raise UnsupportedError(
-            f"attention and relations: {model.config.model_type} keeps queries, keys and values in one matrix; "
-            "use hidden"
+            f"attention and relations: {model.config.model_type} keeps queries, keys and values in one "
+            "matrix; use hidden"
         )
     return names
 

@@ -1,4 +1,4 @@
-"""One training loop for everything that is trained: it can be cut off at any step and goes on to the same end."""
+"""One training loop for everything that is trained: cut off at any step, it goes on to the same end."""
 
 from __future__ import annotations
 
@@ -185,8 +185,8 @@ class _Run:
             course.skipped, course.brake, self.failed = course.skipped + 1, course.brake / 2, self.failed + 1
             if self.failed >= HOPELESS:
                 raise NumericalError(
-                    f"training step {course.step}: loss {value}, gradient {float(norm)}; {HOPELESS} steps in a row "
-                    f"were not finite; use a learning rate below {self.pace.peak:g}"
+                    f"training step {course.step}: loss {value}, gradient {float(norm)}; {HOPELESS} steps in "
+                    f"a row were not finite; use a learning rate below {self.pace.peak:g}"
                 )
         self.optimizer.zero_grad(set_to_none=True)
 

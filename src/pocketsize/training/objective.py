@@ -27,7 +27,10 @@ Rows = Float[Tensor, "t vocab"]
 class Objective(Protocol):
     """A loss. `extra` holds parameters that are trained with the student and are no part of it."""
 
-    extra: nn.Module | None
+    @property
+    def extra(self) -> nn.Module | None:
+        """What is trained beside the student."""
+        ...
 
     def count(self, batch: Batch) -> int:
         """How many items the mean is over."""
@@ -170,7 +173,7 @@ class Embedding:
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """1 - cosine of the embeddings, the distance of their similarities, and what features add."""
-        features = cast(Features | None, self.extra["features"] if "features" in self.extra else None)
+        features = cast(Features | None, dict(self.extra.items()).get("features"))
         with ExitStack() as stack:
             taps = [
                 stack.enter_context(tapped(module, features.paths(i)))

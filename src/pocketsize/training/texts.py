@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -28,7 +29,7 @@ def packed(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, length: int) -
 
     Nothing is padded; what is left behind the last whole window is a shorter one, if it is not a mere end.
     """
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    end = [] if tokenizer.eos_token_id is None else [cast(int, tokenizer.eos_token_id)]
     parts = [
         np.array([*_ids(tokenizer, d.text), *end], dtype=np.int32) for d in corpus.documents if d.text.strip()
     ]
@@ -51,8 +52,8 @@ def separate(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, length: int)
         for text in _paragraphs(document.text)
         for ids in _framed(tokenizer, text, length, frame)
     ]
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    return of_rows(pieces, int(pad), corpus.name)
+    pad = 0 if tokenizer.pad_token_id is None else cast(int, tokenizer.pad_token_id)
+    return of_rows(pieces, pad, corpus.name)
 
 
 def _paragraphs(text: str) -> Iterator[str]:
