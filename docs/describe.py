@@ -62,7 +62,7 @@ CLASSES = (
     api.Model,
     Check,
 )
-FUNCTIONS = (api.shrink, api.quantize, api.run, api.plan, api.load, api.verify, api.result)
+FUNCTIONS = (api.shrink, api.quantize, api.distill, api.run, api.plan, api.load, api.verify, api.result)
 
 
 def options(name: str) -> str:

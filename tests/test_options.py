@@ -17,9 +17,20 @@ QUANTIZE = [
     *("scheme", "group", "symmetric", "float_zeros"),
     *("embeddings", "embeddings_symmetric", "scale_digits", "overrides"),
 ]
+TRAINING = [
+    *("tokens", "epochs", "minutes", "batch", "length", "accumulate"),
+    *("rate", "warmup", "decay", "clip", "average", "patience", "recompute"),
+]
 KEYS = {
-    "data": ["calibrate", "evaluate", "sequences", "length", "tokens", "seed", "written"],
+    "data": ["calibrate", "evaluate", "sequences", "length", "tokens", "seed", "written", "train"],
     "source": ["files", "share", "column", "rows"],
+    "layers": ["keep", "pick"],
+    "distill": [
+        *TRAINING,
+        *("teacher", "weigh", "loss", "temperature", "mix", "soft", "hard"),
+        *("hidden", "cosine", "attention", "relations", "heads", "pairs"),
+    ],
+    "finetune": TRAINING,
     "rtn": QUANTIZE,
     "awq": [*QUANTIZE, "exponents"],
     "smoothquant": [*QUANTIZE, "exponents"],
@@ -49,6 +60,10 @@ OPTIONS = {
     },
     "run": {*WRITES, "--threads", "--fetch", "--json"},
     "quantize": {*SCHEME, "--target", *WRITES, "--dtype", "--threads", "--fetch", "--json", *TEXTS},
+    "distill": {
+        *("--layers", "--pick", "--budget", "--loss", "--teacher", "--set", "--train"),
+        *("--target", *WRITES, "--dtype", "--threads", "--fetch", "--json", *TEXTS),
+    },
     "plan": {*SCHEME, *GOAL, "--target", "--output", "--dtype", "--threads", "--fetch", "--json", *TEXTS},
     "inspect": {"--fetch", "--json"},
     "measure": {"--against", "--data", "--tokens", "--cache", "--context", "--threads", "--fetch", "--json"},

@@ -8,9 +8,22 @@ import sys
 import pocketsize
 
 PUBLIC = [
-    *("Awq", "Data", "Gptq", "Hqq", "Plan", "Recipe", "Result", "Rtn", "SmoothQuant"),
+    *(
+        "Awq",
+        "Data",
+        "Distill",
+        "Finetune",
+        "Gptq",
+        "Hqq",
+        "Layers",
+        "Plan",
+        "Recipe",
+        "Result",
+        "Rtn",
+        "SmoothQuant",
+    ),
     *("Source", "__version__"),
-    *("load", "plan", "quantize", "result", "run", "shrink", "verify"),
+    *("distill", "load", "plan", "quantize", "result", "run", "shrink", "verify"),
 ]
 
 

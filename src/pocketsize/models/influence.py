@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from greenlet import getcurrent, greenlet
 from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
@@ -28,38 +28,35 @@ def block_influence(
     """
     device = working_device()
     module = without_blocks(model, model.weight)
-    body = (
-        module.get_submodule(prefix)
-        if hasattr(module, prefix := cast(str, module.base_model_prefix))
-        else module
-    )
+    prefix = cast(str, module.base_model_prefix)
+    body = module.get_submodule(prefix) if hasattr(module, prefix) else module
     sums = dict.fromkeys(model.blocks, 0.0)
-    batches = list(zip(input_ids.split(_rows(input_ids)), mask.split(_rows(mask)), strict=True))
+    # Batches take turns at every block, so what each brought there is kept by the batch.
+    before: dict[tuple[str, greenlet], Tensor] = {}
+    real: dict[greenlet, Bool[Tensor, "b s"]] = {}
 
-    def run(ids: Int64[Tensor, "b s"], real: Bool[Tensor, "b s"]) -> None:
-        before: dict[str, Tensor] = {}
+    def enter(path: str, _: nn.Module, args: Any, options: Any) -> None:
+        before[path, getcurrent()] = args[0] if args else options["hidden_states"]
 
-        def enter(path: str, _: nn.Module, args: Any, options: Any) -> None:
-            before[path] = args[0] if args else options["hidden_states"]
+    def leave(path: str, _: nn.Module, __: Any, output: Any) -> None:
+        after, here = output[0] if isinstance(output, tuple) else output, getcurrent()
+        alike = F.cosine_similarity(before.pop((path, here)).float(), after.float(), dim=-1)
+        sums[path] += float(alike[real[here]].sum())
 
-        def leave(path: str, _: nn.Module, __: Any, output: Any) -> None:
-            after = output[0] if isinstance(output, tuple) else output
-            sums[path] += float(
-                F.cosine_similarity(before.pop(path).float(), after.float(), dim=-1)[real].sum()
-            )
+    def run(ids: Int64[Tensor, "b s"], kept: Bool[Tensor, "b s"]) -> None:
+        real[getcurrent()] = kept
+        body(input_ids=ids, attention_mask=kept.long(), **_plain(body))
 
-        blocks = [(path, module.get_submodule(path)) for path in model.blocks]
-        handles = [b.register_forward_pre_hook(partial(enter, path), with_kwargs=True) for path, b in blocks]
-        handles += [b.register_forward_hook(partial(leave, path)) for path, b in blocks]
-        try:
-            body(input_ids=ids, attention_mask=real.long(), **_plain(body))
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    calls: list[Callable[[], None]] = [partial(run, ids.to(device), real.to(device)) for ids, real in batches]
-    for call in calls:  # hooks belong to one batch, so batches go one by one
-        stream(module, model, model.weight, [call])
+    batches = zip(input_ids.split(_rows(input_ids)), mask.split(_rows(mask)), strict=True)
+    calls = [partial(run, ids.to(device), kept.to(device)) for ids, kept in batches]
+    blocks = [(path, module.get_submodule(path)) for path in model.blocks]
+    handles = [b.register_forward_pre_hook(partial(enter, path), with_kwargs=True) for path, b in blocks]
+    handles += [b.register_forward_hook(partial(leave, path)) for path, b in blocks]
+    try:
+        stream(module, model, model.weight, calls)
+    finally:
+        for handle in handles:
+            handle.remove()
     count = int(mask.sum())
     return [1 - sums[path] / count for path in model.blocks]
 

@@ -89,13 +89,8 @@ def read_texts(data: Data, base: Path, model: Model, *, trains: bool = False) ->
         records += [_record("evaluate", p.share, w) for p, w in zip(second, evaluate, strict=True)]
     else:
         records.append(_sentence_record(corpora[1], data.seed, tokenizer))
-    train = corpora[0]
-    if data.train:
-        named = [source for source in data.train if isinstance(source, Source)]
-        sources = named or [Source(tuple(name for name in data.train if isinstance(name, str)))]
-        render = chat_renderer(tokenizer, model.folder)
-        train = joined([read_corpus(source, base, render) for source in sources])
-        findings += _about_overlap(train, corpora[1])
+    train = _training_text(data, base, model, tokenizer) if data.train else corpora[0]
+    findings += _about_overlap(train, corpora[1]) if data.train else []
     if trains:
         records.append(TextRecord("train", train.name, train.sha256, len(train.documents), 0, 0, 0))
     return Texts(
@@ -106,6 +101,14 @@ def read_texts(data: Data, base: Path, model: Model, *, trains: bool = False) ->
         tuple(findings),
         tuple(records),
     )
+
+
+def _training_text(data: Data, base: Path, model: Model, tokenizer: PreTrainedTokenizerBase) -> Corpus:
+    """All files that trainings were given; shares mean nothing there."""
+    sources = [source for source in data.train if isinstance(source, Source)]
+    sources = sources or [Source(tuple(name for name in data.train if isinstance(name, str)))]
+    render = chat_renderer(tokenizer, model.folder)
+    return joined([read_corpus(source, base, render) for source in sources])
 
 
 def _parts(

@@ -79,7 +79,8 @@ def front_matter(record: RunRecord) -> str:
     facts: dict[str, object] = {**_licence(record.origin.licence)}
     # A hub takes only its own kind of name here; a local path would make the card invalid.
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", record.origin.name, re.ASCII):
-        facts |= {"base_model": record.origin.name, "base_model_relation": "quantized"}
+        relation = "quantized" if any(step.layers for step in record.steps) else "finetune"
+        facts |= {"base_model": record.origin.name, "base_model_relation": relation}
     facts["library_name"] = library
     if record.task in _PIPELINE:
         facts["pipeline_tag"] = _PIPELINE[record.task]

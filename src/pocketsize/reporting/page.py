@@ -11,8 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pocketsize.io.console import duration
-from pocketsize.recipes.record import LayerReport, RunRecord, Stage, StepReport
+from pocketsize.recipes.record import LayerReport, RunRecord, Stage, StepReport, TrainingReport
 from pocketsize.reporting import chart, compare, figure
+from pocketsize.reporting.course import course
 from pocketsize.reporting.curve import curve
 from pocketsize.reporting.layers import MOST_PANELS, layout
 
@@ -113,6 +114,9 @@ def report_html(record: RunRecord) -> str:
         other=compare.rows_of(record, "other"),
         files=compare.size_rows(record),
         plots=steps,
+        trainings=[step for step in record.steps if step.training],
+        taught=taught,
+        course=lambda report: Markup(course(report)),
         curve=lambda mixture: Markup(curve(mixture)),
         breakdowns=breakdowns(record),
         recipe=yaml.safe_dump(_plain(record.recipe), sort_keys=False, allow_unicode=True),
@@ -189,6 +193,16 @@ def _told(stages: Sequence[Stage]) -> str:
     """What each stage of a step gave."""
     said = (f"{s.name} {figure.number(s.divergence)} ({'kept' if s.kept else 'dropped'})" for s in stages)
     return f"Distance from the original on calibration text that did not teach, by stage: {', '.join(said)}."
+
+
+def taught(report: TrainingReport) -> str:
+    """One sentence: who taught how large a student, how long."""
+    who = f"taught by {', '.join(report.teachers)}" if report.teachers else "trained on the text alone"
+    read = f"{figure.number(report.tokens)} tokens in {report.steps:,} steps"
+    return (
+        f"A student of {figure.number(report.parameters)} parameters, {who}: {read}, the text read "
+        f"{figure.number(report.epochs)} times."
+    )
 
 
 def breakdowns(record: RunRecord) -> tuple[Breakdown, ...]:

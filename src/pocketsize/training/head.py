@@ -61,8 +61,8 @@ class _Mean(torch.autograd.Function):
         head = Head(weight, bias if bias.numel() else None, cap)
         count, total = hidden.shape[0], hidden.new_zeros(())
         slopes = torch.empty_like(hidden)
-        of_weight = torch.zeros_like(weight) if weight.requires_grad else None
-        of_bias = torch.zeros_like(bias) if bias.requires_grad else None
+        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        of_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
         for a in range(0, count, chunk):
             part = slice(a, min(a + chunk, count))
             logits = head.logits(hidden[part])

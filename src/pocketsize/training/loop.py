@@ -223,17 +223,17 @@ class _Run:
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, p in self.named.items():
-            yield f"weight/{name}", p.detach()
+            yield f"weight.{name}", p.detach()
             for key, value in self.optimizer.state.get(p, {}).items():
-                yield f"{key}/{name}", value
+                yield f"{key}.{name}", value
         for kind, tensors in (("average", self.average), ("best", self.best)):
             for name, value in tensors.items():
-                yield f"{kind}/{name}", value
+                yield f"{kind}.{name}", value
 
     @torch.no_grad()
     def _restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         for key, value in tensors.items():
-            kind, _, name = key.partition("/")
+            kind, _, name = key.partition(".")
             if kind == "weight":
                 self.named[name].copy_(value)
             elif kind in ("average", "best"):

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from oracles import distillation as oracle
+from pocketsize.distillation.divergence import Divergence
+from pocketsize.distillation.signal import top_k
+from pocketsize.errors import UnsupportedError, UsageError
+from pocketsize.models.depth import with_blocks
+from pocketsize.models.load import load
+from pocketsize.models.model import Model
+from pocketsize.models.skeleton import materialise
+from pocketsize.training.examples import Batch, of_rows
+from pocketsize.training.features import Features, Weights
+from pocketsize.training.objective import Embedding, Losses, NextToken, Teacher, pooled, states
+from tiny import GENERATORS, VOCAB, write_tiny
+
+
+def batch(*lengths: int) -> Batch:
+    draw = np.random.default_rng(0)
+    rows = [draw.integers(5, VOCAB, n) for n in lengths]
+    return of_rows(rows, 2, "tokens").batch(range(len(lengths)))
+
+
+def module(model: Model) -> nn.Module:
+    return materialise(model).requires_grad_(True)
+
+
+@pytest.mark.parametrize("family", GENERATORS)
+def test_next_token_losses_are_those_of_whole_logits(family: str, tmp_path: Path) -> None:
+    student, teacher = (load(write_tiny(tmp_path / str(i), family, seed=i)) for i in range(2))
+    taught, frozen = module(student), materialise(teacher)
+    given = batch(9, 6)
+    how = Divergence("js", 2.0)
+    objective = NextToken(taught, Losses(how, soft=0.7, hard=0.3), [Teacher(frozen)])
+    found = objective.loss(given)
+    found.backward()
+    scale = max(float(p.grad.abs().max()) for p in taught.parameters() if p.grad is not None)
+    slopes = {name: p.grad.clone() for name, p in taught.named_parameters() if p.grad is not None}
+    taught.zero_grad()
+
+    x, y = (m(input_ids=given.ids, attention_mask=given.mask.long()).logits for m in (taught, frozen))
+    kept = [(n, i) for n, length in enumerate((9, 6)) for i in range(length - 1)]
+    rows, columns = map(list, zip(*kept, strict=True))
+    targets = given.ids[rows, [i + 1 for i in columns]]
+    soft = oracle.divergence(x[rows, columns], y[rows, columns].detach(), "js", 2.0, 0.5).mean()
+    wanted = 0.7 * soft + 0.3 * F.cross_entropy(x[rows, columns].double(), targets)
+    wanted.backward()
+    assert objective.count(given) == 13 and float(found.detach()) == pytest.approx(
+        float(wanted.detach()), rel=1e-4
+    )
+    for name, p in taught.named_parameters():
+        if p.grad is not None:
+            assert torch.allclose(slopes[name], p.grad, atol=1e-4 * scale), name
+
+
+def test_a_teacher_that_is_the_student_leaves_nothing_to_learn(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama"))
+    features = Features(model, model, Weights(hidden=1, cosine=1, relations=1, heads=2))
+    objective = NextToken(module(model), Losses(), [Teacher(materialise(model))], extra=features)
+    assert float(objective.loss(batch(8, 5)).detach()) == pytest.approx(0, abs=1e-5)
+
+
+def test_several_teachers_are_a_mixture_and_the_better_one_counts_more(tmp_path: Path) -> None:
+    models = [load(write_tiny(tmp_path / str(i), "llama", seed=i)) for i in range(3)]
+    given, (student, *teachers) = batch(7, 7), [materialise(model) for model in models]
+    logits = [m(input_ids=given.ids).logits[:, :-1].flatten(0, 1).double() for m in (student, *teachers)]
+    for shares in ((1.0, 1.0), (3.0, 1.0)):
+        objective = NextToken(
+            student, Losses(), [Teacher(t, share=s) for t, s in zip(teachers, shares, strict=True)]
+        )
+        p = sum(s / sum(shares) * x.softmax(-1) for s, x in zip(shares, logits[1:], strict=True))
+        wanted = (p * (p.log() - logits[0].log_softmax(-1))).sum(-1).mean()
+        assert float(objective.loss(given)) == pytest.approx(float(wanted), rel=1e-4)
+    by_loss = NextToken(student, Losses(), [Teacher(t) for t in teachers], weigh_by_loss=True)
+    nll = [
+        F.cross_entropy(x, given.ids[:, 1:].flatten(), reduction="none").view(2, -1).mean(1)
+        for x in logits[1:]
+    ]
+    weights = torch.softmax(-torch.stack(nll), 0).repeat_interleave(6, dim=1)[..., None]
+    p = sum(w * x.softmax(-1) for w, x in zip(weights, logits[1:], strict=True))
+    wanted = (p * (p.log() - logits[0].log_softmax(-1))).sum(-1).mean()
+    assert float(by_loss.loss(given)) == pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_a_teacher_reads_and_answers_in_its_own_tokens(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama"))
+    frozen, turned = materialise(model), materialise(model)
+    order = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(0))
+    embedding = turned.get_input_embeddings().weight  # type: ignore[operator]
+    embedding.data[order] = embedding.data.clone()  # token i is now number order[i]
+    objective = NextToken(frozen, Losses(), [Teacher(turned, ids=order)])
+    assert float(objective.loss(batch(8))) == pytest.approx(0, abs=1e-5)
+
+
+def test_signals_stand_for_a_teacher(tmp_path: Path) -> None:
+    student, teacher = (materialise(load(write_tiny(tmp_path / str(i), "llama", seed=i))) for i in range(2))
+    given = batch(8, 8)
+
+    def said(some: Batch, kept: torch.Tensor):  # type: ignore[no-untyped-def]
+        return top_k(teacher(input_ids=some.ids).logits[kept], VOCAB)
+
+    live = NextToken(student, Losses(), [Teacher(teacher)]).loss(given)
+    assert float(NextToken(student, Losses(), signals=said).loss(given)) == pytest.approx(
+        float(live), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet", "distilbert"])
+def test_embeddings_follow_whatever_the_padding(family: str, tmp_path: Path) -> None:
+    teacher = load(write_tiny(tmp_path / "m", family))
+    student = with_blocks(teacher, [0])
+    taught, frozen = module(student), materialise(teacher)
+    given, alone = batch(9, 5), [batch(9), None]
+    objective = Embedding(taught, Teacher(frozen), Losses(pairs=0.0), nn.ModuleDict())
+    x, y = (pooled(states(m, given.ids, given.mask, torch.float32), given.mask) for m in (taught, frozen))
+    assert float(objective.loss(given).detach()) == pytest.approx(
+        float((1 - F.cosine_similarity(x, y)).mean().detach()), rel=1e-4
+    )
+    assert alone[0] is not None
+    single = pooled(states(taught, alone[0].ids, alone[0].mask, torch.float32), alone[0].mask)
+    assert torch.allclose(single[0], x[0], atol=1e-4)
+
+
+def test_features_that_a_family_has_no_place_for_are_refused(tmp_path: Path) -> None:
+    llama, phi = (load(write_tiny(tmp_path / f, f)) for f in ("llama", "phi3"))
+    with pytest.raises(UnsupportedError, match="keeps queries, keys and values in one matrix"):
+        Features(phi, phi, Weights(relations=1))
+    with pytest.raises(UnsupportedError, match="shares keys between queries"):
+        Features(llama, llama, Weights(attention=1))
+    with pytest.raises(UsageError, match="heads: 7 do not divide"):
+        Features(llama, llama, Weights(relations=1, heads=7))
+    with pytest.raises(UsageError, match="hidden must be a number from 0 upwards"):
+        Weights(hidden=-1)
