@@ -53,7 +53,6 @@ class Distill(Training):
     pairs: float = 1.0
 
     kind: ClassVar[str] = "distill"
-    calibrated: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check(self)
@@ -91,10 +90,6 @@ class Distill(Training):
         if self.hard and model.arch.task == "embed":
             raise UnsupportedError("distill: hard: an encoder of texts has no true tokens; use hard: 0")
         return cast(Distill, budgeted(self))
-
-    def outline(self, model: Model) -> Model:
-        """The same model: learning changes no shape."""
-        return model
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The student after it was taught."""
@@ -137,7 +132,6 @@ class Finetune(Training):
     """Recipe step `finetune`: the true tokens alone teach; the keys are those of every training."""
 
     kind: ClassVar[str] = "finetune"
-    calibrated: ClassVar[bool] = False
 
     def resolve(self, model: Model, exports: tuple[str, ...]) -> Finetune:
         """The step with a budget; refuses models that predict no tokens."""
@@ -146,10 +140,6 @@ class Finetune(Training):
                 f"finetune: {model.config.model_type} is an encoder, which predicts no tokens; use distill"
             )
         return cast(Finetune, budgeted(self))
-
-    def outline(self, model: Model) -> Model:
-        """The same model: learning changes no shape."""
-        return model
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The model after it was trained."""

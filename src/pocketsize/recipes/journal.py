@@ -34,6 +34,7 @@ from pocketsize.io.publish import (
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.scheme import Scheme
 from pocketsize.recipes.record import LayerReport
+from pocketsize.training.loop import Keeper
 
 JOURNAL, LOCK = "journal", "lock"
 # Finished models of steps that make one, and checkpoints of trainings.
@@ -136,7 +137,7 @@ class Journal:
             self.safe_point(f"after {key}")
         return place
 
-    def course(self, key: str) -> Drafts:
+    def course(self, key: str) -> Keeper:
         """Where the checkpoints of a training are kept; from now on this work is of this run."""
         begun = f"{key} begun"
         if begun not in self.units:

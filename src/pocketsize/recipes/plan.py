@@ -24,6 +24,8 @@ from pocketsize.recipes.rehearse import rehearse
 from pocketsize.recipes.room import Room, home_of, room_of, size_of
 from pocketsize.recipes.run import Console, opened, settle
 from pocketsize.recipes.texts import Texts
+from pocketsize.recipes.training import Training
+from pocketsize.recipes.trial import STEPS, training_time
 
 FITS, UNSUPPORTED, NO_ROOM = 0, 4, 5
 
@@ -115,7 +117,8 @@ def plan(
 ) -> Plan:
     """The plan of a recipe into `out`, which may be absent; nothing is written there.
 
-    What fits is rehearsed on one block, unless `rehearsed` is False; times come from that. `model`
+    What fits is rehearsed, unless `rehearsed` is False: one block, and two steps of a training; times come
+    from that. `model`
     saves loading it again.
     """
     home_of(out)  # refused before anything is loaded
@@ -126,7 +129,7 @@ def plan(
     if found.exit_code == UNSUPPORTED:
         return found
     original, recipe, texts = settle(original, recipe)
-    room = room_of(original, recipe, texts, out)
+    shape, room = recipe.outline(original), room_of(original, recipe, texts, out)
     load = Took("load", cpu_seconds() - cpu, perf_counter() - start)
     peak = peak_rss_bytes()
     loaded = PlannedStage("load", peak if peak > before else room.base_bytes, 0, load.cpu_s, load.time_s)
@@ -134,8 +137,8 @@ def plan(
         found,
         recipe=recipe.to_dict(),
         exports=room.disk.exports,
-        unquantized=tuple(_unquantized(original, recipe)),
-        findings=(*texts.findings, *_stand_ins(original, recipe)),
+        unquantized=tuple(_unquantized(shape, recipe)),
+        findings=(*texts.findings, *_stand_ins(shape, recipe)),
         trials=trials,
         **_room(room, trials, loaded),
     )
@@ -162,23 +165,36 @@ def _room(room: Room, trials: int, load: PlannedStage) -> dict[str, object]:
 
 def _with_times(found: Plan, prepared: tuple[Model, Recipe, Texts], room: Room, console: Console) -> Plan:
     """The plan with the times that a rehearsal tells."""
-    model, recipe, texts = prepared
-    path = model.blocks[len(model.blocks) // 2]
-    console.phase(f"rehearse {path}")
-    try:
-        one = rehearse(model, recipe, texts)
-    except PocketsizeError as error:
-        raise type(error)(f"rehearsal of {path}: {error}") from error
-    whole = Whole(model, recipe, size_of(recipe, texts), room.disk)
-    took = {t.name: t for t in durations(whole, one)}
+    original, recipe, texts = prepared
+    took: dict[str, Took] = {}
+    model = original
+    said: list[str] = []
+    start = perf_counter()
+    for step in recipe.steps:
+        if isinstance(step, Training):
+            console.phase(f"rehearse {step.kind}")
+            took[step.kind] = training_time(step, model, original, texts, seed=recipe.data.seed)
+            said.append(f"{STEPS} steps of {step.kind} were made")
+        model = step.outline(model)
+    quantizers = tuple(step for step in recipe.steps if isinstance(step, Quantizer))
+    if quantizers:
+        path = model.blocks[len(model.blocks) // 2]
+        console.phase(f"rehearse {path}")
+        rest = replace(recipe, steps=quantizers)
+        try:
+            one = rehearse(model, rest, texts)
+        except PocketsizeError as error:
+            raise type(error)(f"rehearsal of {path}: {error}") from error
+        took |= {t.name: t for t in durations(Whole(model, rest, size_of(rest, texts), room.disk), one)}
+        said.append(f"{path} was calibrated, quantized, measured, saved and read back: {_formats(found)}")
     stages = tuple(_timed(stage, took.get(stage.name), found.trials) for stage in found.stages)
     return replace(
         found,
         stages=stages,
         cpu_s=sum(stage.cpu_s or 0.0 for stage in stages),
         time_s=sum(stage.time_s or 0.0 for stage in stages),
-        rehearsal=f"{path} was calibrated, quantized, measured, saved and read back: {_formats(found)}",
-        rehearsal_time_s=one.wall_s,
+        rehearsal="; ".join(said),
+        rehearsal_time_s=perf_counter() - start,
     )
 
 
@@ -224,10 +240,13 @@ def _stand_ins(model: Model, recipe: Recipe) -> Iterator[Finding]:
 
 def _unquantized(model: Model, recipe: Recipe) -> Iterator[Kept]:
     """What no step of a resolved recipe touches, by role."""
+    quantizes = any(isinstance(step, Quantizer) for step in recipe.steps)
     ends = any(isinstance(step, Quantizer) and step.embeddings is not None for step in recipe.steps)
     same = any(isinstance(step, Quantizer) and step.embeddings == "same" for step in recipe.steps)
     for total in ledger(model).totals:
-        if total.role == "compressible" or (total.role in ("embedding", "head") and ends):
+        if total.role == "compressible" and not quantizes:
+            why = "no step of the recipe quantizes it"
+        elif total.role == "compressible" or (total.role in ("embedding", "head") and ends):
             folders = [name for name in recipe.export if EXPORTERS[name].is_folder]
             if total.role == "compressible" or not folders or same:
                 continue

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -40,7 +41,7 @@ TOKENS = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
+class Training(ABC):
     """The keys of every step that trains.
 
     Budget, one of: `tokens` to read (2M, 500k; each counts as often as it is read), `epochs` over the text,
@@ -65,8 +66,19 @@ class Training:
     patience: int = 0
     recompute: bool = False
 
+    kind: ClassVar[str]
+    calibrated: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         check(self)
+
+    def outline(self, model: Model) -> Model:
+        """The same model: learning changes no shape."""
+        return model
+
+    @abstractmethod
+    def apply(self, model: Model, ctx: Context) -> Model:
+        """The model after it was trained."""
 
 
 def check(step: Training) -> None:

@@ -35,7 +35,8 @@ def course(report: TrainingReport) -> str:
     )
     return (
         f'<svg class="panel curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(said)}">'
-        f'{_axes(low, high, (first, last))}<path class="own" d="{polyline([at(p) for p in taught])}"/>{dots}</svg>'
+        f'{_axes(low, high, (first, last))}<path class="own" d="{polyline([at(p) for p in taught])}"/>'
+        f"{dots}</svg>"
     )
 
 

@@ -1,0 +1,102 @@
+"""How long a training will take: its first two steps are made, the second is timed, and nothing is kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pocketsize.io.publish import scratch
+from pocketsize.measurement.machine import cpu_seconds
+from pocketsize.models.model import Model
+from pocketsize.recipes.duration import Took
+from pocketsize.recipes.journal import Journal, open_journal
+from pocketsize.recipes.step import Context
+from pocketsize.recipes.texts import Texts
+from pocketsize.recipes.training import Training
+from pocketsize.training.loop import Keeper
+
+# Steps that are made; the first also warms up.
+STEPS = 2
+
+
+class _Enough(Exception):
+    """The steps that were to be made are made."""
+
+
+@dataclass(slots=True)
+class _Trial(Journal):
+    """A journal whose trainings end after a few steps, and which keeps of them only the time they took."""
+
+    at: list[tuple[float, float]] = field(default_factory=list)
+
+    def course(self, key: str) -> Keeper:
+        """A keeper that lets no training go on."""
+        return _Timed(self.at)
+
+    def made(self, key: str, write: Callable[[Path], None]) -> Path:
+        """Never comes to an end, unless the training is as short as the trial."""
+        with scratch("trial") as folder:
+            write(folder)
+        raise _Enough
+
+
+@dataclass(frozen=True, slots=True)
+class _Timed:
+    at: list[tuple[float, float]]
+
+    @property
+    def stopping(self) -> bool:
+        """Takes the time at the end of a step; after the last one the training ends."""
+        self.at.append((time.perf_counter(), cpu_seconds()))
+        if len(self.at) >= STEPS:
+            raise _Enough
+        return False
+
+    def last(self) -> None:
+        """There is no checkpoint."""
+
+    def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Nothing is kept."""
+
+    def safe_point(self, where: str) -> None:
+        """Nobody stops a trial."""
+
+
+def training_time(step: Training, student: Model, original: Model, texts: Texts, *, seed: int) -> Took:
+    """The time of a training, from one of its steps.
+
+    A budget in minutes is taken at its word. What comes before the first step (reading the text, loading the
+    teacher) is counted once.
+    """
+    steps: list[int] = []
+    start, cpu = time.perf_counter(), cpu_seconds()
+    with scratch("plan") as work:
+        trial = _Trial(work, open_journal(work, {}).fingerprint)
+        ctx = Context(
+            texts.calibrate.input_ids,
+            texts.calibrate.mask,
+            trial,
+            lambda done, total, what: steps.append(total),
+            original=original,
+            corpus=texts.train,
+            seed=seed,
+        )
+        with suppress(_Enough):
+            step.apply(student, ctx)
+    (first, first_cpu), (last, last_cpu) = trial.at[0], trial.at[-1]
+    if step.minutes is not None:
+        share = (last_cpu - first_cpu) / max(1e-9, last - first)
+        return Took(step.kind, 60 * step.minutes * share, 60 * step.minutes)
+    more = max(0, steps[-1] - 1)
+    made = max(1, len(trial.at) - 1)
+    return Took(
+        step.kind,
+        first_cpu - cpu + more * (last_cpu - first_cpu) / made,
+        first - start + more * (last - first) / made,
+    )

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import pocketsize as ps
+from pocketsize.exporting import table
+from pocketsize.recipes.body import Layers
+from pocketsize.recipes.distill import Distill
+from pocketsize.recipes.quantize import Rtn
+from pocketsize.recipes.recipe import Data
+from tiny import write_texts, write_tiny
+
+
+class Quiet:
+    def phase(self, text: str) -> None: ...
+
+    def progress(self, done: int, total: int, what: str) -> None: ...
+
+
+def test_a_training_is_planned_from_two_of_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "reload_check", lambda *_: ())
+    source = write_tiny(tmp_path / "m", "llama")
+    calibrate, evaluate = write_texts(tmp_path)
+    data = Data((calibrate,), (evaluate,), sequences=8, length=64, tokens=256, written=0.0)
+    steps = [Layers(keep=1), Distill(tokens="40k", batch=4, length=64)]
+    before = {*tmp_path.iterdir()}
+    found = ps.plan(source, steps, out=tmp_path / "o", export=["folder"], data=data, console=Quiet())
+    assert {*tmp_path.iterdir()} == before and found.exit_code == 0
+    stages = {stage.name: stage for stage in found.stages}
+    assert "2 steps of distill were made" in found.rehearsal and stages["measure"].time_s is None
+    done = ps.run(source, steps, out=tmp_path / "o", export=["folder"], data=data, console=Quiet())
+    took = done.record.timing.phases_s["distill"]
+    assert stages["distill"].time_s is not None and took / 4 < stages["distill"].time_s < 4 * took + 1
+    assert found.exports[0].bytes == (tmp_path / "o" / "model.safetensors").stat().st_size
+    assert "compressible" in {kept.role for kept in found.unquantized}
+
+    whole = ps.plan(
+        source, [*steps, Rtn()], out=tmp_path / "p", export=["folder"], data=data, console=Quiet()
+    )
+    stages = {stage.name: stage for stage in whole.stages}
+    assert all(stages[name].time_s for name in ("distill", "rtn", "measure", "export"))
+    assert whole.peak_disk_bytes is not None and found.peak_disk_bytes is not None
+
+
+def test_minutes_are_taken_at_their_word(tmp_path: Path) -> None:
+    source = write_tiny(tmp_path / "m", "bert")
+    calibrate, evaluate = write_texts(tmp_path)
+    data = Data((calibrate,), (evaluate,), sequences=8, length=64, tokens=256)
+    step = Distill(minutes=5.0, batch=4, length=32)
+    found = ps.plan(source, [step], out=tmp_path / "o", export=["folder"], data=data, console=Quiet())
+    assert {s.name: s.time_s for s in found.stages}["distill"] == 300
