@@ -2,8 +2,8 @@
 
     python benchmarks/training-speed/run.py
 
-SmolLM2 cut to 20 of its 30 blocks learns from the whole one: forward KL on the same tokens, batch by batch, in
-float32 on one thread, the teacher live in both. Sides take turns; each is a process of its own.
+SmolLM2 cut to 20 of its 30 blocks learns from the whole one: forward KL on the same tokens, batch by batch,
+in float32 on one thread, the teacher live in both. Sides take turns; each is a process of its own.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from pocketsize.models.load import load, tokenizer_of
 LENGTH, BLOCKS = 512, 20
 REQUIREMENTS = ("transformers", "accelerate", "trl", "datasets")
 QUESTION = (
-    "How many tokens a second does the training loop learn from, and in how much memory, beside transformers' "
-    "Trainer computing the same loss on the same batches?"
+    "How many tokens a second does the training loop learn from, and in how much memory, beside "
+    "transformers' Trainer computing the same loss on the same batches?"
 )
 
 
@@ -120,17 +120,18 @@ def record(rows: list[dict[str, object]], chosen: argparse.Namespace, peer: Path
         said = f"batch of {batch} windows"
         bars.append(Bar(f"{said}: tokens per CPU second over Trainer's", speed, "ratio", "higher", 1.3))
         bars.append(Bar(f"{said}: peak memory over Trainer's", memory, "ratio", "lower", 0.7))
-    asked = "import importlib.metadata as m; print(*[f'{n}={m.version(n)}' for n in ('transformers','trl','torch')])"
+    names = ("transformers", "trl", "torch")
+    asked = f"from importlib.metadata import version as v; print(*[f'{{n}}={{v(n)}}' for n in {names}])"
     said = subprocess.run([str(peer), "-c", asked], capture_output=True, text=True, check=True).stdout.split()
     write_record(
         Path(__file__).with_name("record.json"),
         question=QUESTION,
         threads=1,
         protocol=[
-            f"student: SmolLM2-135M with {BLOCKS} of 30 blocks (99.1M parameters); teacher: the whole model, "
-            f"live in both; windows of {LENGTH} tokens without padding",
-            "forward KL at every position but the last of a window; AdamW, clipped at 1; float32 (bfloat16 is "
-            "slower on processors without its matrix units)",
+            f"student: SmolLM2-135M with {BLOCKS} of 30 blocks (99.1M parameters); teacher: the whole "
+            f"model, live in both; windows of {LENGTH} tokens without padding",
+            "forward KL at every position but the last of a window; AdamW, clipped at 1; float32 (bfloat16 "
+            "is slower on processors without its matrix units)",
             "peer: transformers' Trainer whose compute_loss is TRL's generalized_jsd_loss with beta 0",
             f"{chosen.steps} steps a run, {chosen.rounds} runs turn about; CPU seconds of the process per step, "
             "median, the first step of each run left out; peak memory: VmHWM of the process",

@@ -81,7 +81,7 @@ class Layers:
             publish_bytes(folder / CONFIG, as_json(_config(model, kept)))
             copy_companions(model.folder, folder)
 
-        folder = ctx.store.made("layers", write)
+        folder = ctx.made("layers", write)
         choice: Mapping[str, Any] = json.loads((folder / _CHOICE).read_bytes())
         options: dict[str, object] = {"keep": self.keep, "pick": self.pick, **choice}
         ctx.reports.append(StepReport(self.kind, options))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -19,13 +20,14 @@ from torch import Tensor
 
 import pocketsize
 from pocketsize.data.written import write_windows
+from pocketsize.distributed.world import Solo, World, together
 from pocketsize.exporting.artifact import Artifact
 from pocketsize.exporting.compressed_tensors import packed_schemes
 from pocketsize.exporting.manifest import write_manifest
 from pocketsize.exporting.plain import require_storable
 from pocketsize.exporting.table import EXPORTERS, behaviours, write_all
 from pocketsize.exporting.verify import require_sound, verify_folder
-from pocketsize.io.publish import publish_bytes, staging
+from pocketsize.io.publish import publish_bytes, scratch, staging
 from pocketsize.measurement.machine import cpu_seconds, machine, peak_rss_bytes, versions
 from pocketsize.measurement.measurement import Measurement
 from pocketsize.measurement.size import sizes
@@ -92,6 +94,7 @@ class Job:
     out: Path
     work: Path
     mixtures: tuple[Mixture, ...] = ()
+    world: World = field(default_factory=Solo)
 
     @property
     def fingerprint(self) -> dict[str, str]:
@@ -123,12 +126,36 @@ def run(
     new one is verified, and takes its place at once. The output appears complete or not at all; until
     then the work is kept in a hidden folder beside it. Where `out` is what this run would make, there
     is nothing to do. `pages` are files made from the record (report, model card).
+
+    Where `torchrun` started several processes, the first one does all of this; the others take part in its
+    trainings and then end.
     """
+    with together() as world:
+        if world.rank:
+            follow(recipe, world)
+            sys.exit(0)
+        return _run(recipe, out, console, pages, overwrite=overwrite, world=world)
+
+
+def _run(
+    recipe: Recipe, out: Path, console: Console, pages: Mapping[str, Page], *, overwrite: bool, world: World
+) -> RunRecord:
     with starting(recipe, out, console, overwrite=overwrite) as clock:
         with clock.phase("load"):
             original, recipe, texts = prepare(recipe)
-        job = Job(original, recipe, texts, out, work_folder(out))
+        job = Job(original, recipe, texts, out, work_folder(out), world=world)
         return carry_out(job, clock, pages, overwrite=overwrite)
+
+
+def follow(recipe: Recipe, world: World) -> None:
+    """Take part in the trainings of a recipe that another process runs."""
+    original, recipe, texts = prepare(recipe)
+    trainings = [i for i, step in enumerate(recipe.steps) if isinstance(step, Training)]
+    with scratch("follow") as work:
+        ctx = _context(original, recipe, texts, open_journal(work, {}), lambda done, total, what: None)
+        ctx.world, model = world, original
+        for step in recipe.steps[: max(trainings, default=-1) + 1]:
+            model = step.apply(model, ctx)
 
 
 @contextmanager
@@ -198,23 +225,34 @@ def apply_steps(job: Job, journal: Journal, clock: Clock) -> Done:
             own = written(original, recipe.data, work_folder(job.out), length=ids.shape[1])
         ids, mask = torch.cat([ids, own]), torch.cat([mask, torch.ones_like(own, dtype=torch.bool)])
         records = (*texts.records, _written_record(own, len(own) / len(ids)))
-        texts = replace(texts, records=records)
-    findings = [*_quantized_before(original), *texts.findings]
-    context = Context(
-        ids,
-        mask,
-        journal,
-        clock.console.progress,
-        findings,
-        original=original,
-        corpus=texts.train,
-        seed=recipe.data.seed,
-    )
+        both = replace(texts.calibrate, input_ids=ids, mask=mask)
+        texts = replace(texts, records=records, calibrate=both)
+    context = _context(original, recipe, texts, journal, clock.console.progress)
+    context.world = job.world
     model = original
     for step in recipe.steps:
         with clock.phase(step.kind, layers=True):
             model = step.apply(model, context)
     return Done(original, model, recipe, texts, context, job.mixtures)
+
+
+def _context(
+    original: Model,
+    recipe: Recipe,
+    texts: Texts,
+    journal: Journal,
+    progress: Callable[[int, int, str], None],
+) -> Context:
+    return Context(
+        texts.calibrate.input_ids,
+        texts.calibrate.mask,
+        journal,
+        progress,
+        [*_quantized_before(original), *texts.findings],
+        original=original,
+        corpus=texts.train,
+        seed=recipe.data.seed,
+    )
 
 
 def _quantized_before(model: Model) -> Iterator[Finding]:

@@ -12,6 +12,8 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from pocketsize.data.text import Corpus
+from pocketsize.distributed.world import Solo, World
+from pocketsize.io.publish import scratch
 from pocketsize.models.model import Model
 from pocketsize.quantization.grid import QWeight
 from pocketsize.recipes.record import Finding, LayerReport, StepReport
@@ -70,7 +72,8 @@ class Context:
     """What the steps of one run share: calibration tokens, the store, and where findings go.
 
     `progress(done, total, what)` is told of each finished unit. `original` is the model that the run
-    began with, `corpus` the text that trainings read, `seed` what they draw by.
+    began with, `corpus` the text that trainings read, `seed` what they draw by. `world` are the processes
+    that train together.
     """
 
     input_ids: Int64[Tensor, "n length"]
@@ -82,6 +85,20 @@ class Context:
     original: Model | None = None
     corpus: Corpus | None = None
     seed: int = 0
+    world: World = field(default_factory=Solo)
+
+    def made(self, key: str, write: Callable[[Path], None], *, together: bool = False) -> Path:
+        """The folder with this name, which `write` fills in the first process; in all of them if `together`.
+
+        What the others write is thrown away: they are there for their share of the work.
+        """
+        if self.world.rank == 0:
+            self.world.told(self.store.finished(key) is None)
+            return Path(self.world.told(str(self.store.made(key, write))))
+        if self.world.told(False) and together:
+            with scratch("together") as folder:
+                write(folder)
+        return Path(self.world.told(""))
 
 
 @runtime_checkable

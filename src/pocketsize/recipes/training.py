@@ -144,7 +144,7 @@ def trained(step: Training, kind: str, model: Model, ctx: Context, lesson: Calla
         publish_bytes(folder / COURSE, json.dumps(asdict(facts)).encode())
         write_student(model, module, folder)
 
-    folder = ctx.store.made(kind, write)
+    folder = ctx.made(kind, write, together=True)
     report: TrainingReport = built(TrainingReport, json.loads((folder / COURSE).read_bytes()))
     options: dict[str, object] = {name: getattr(step, name) for name in step.__dataclass_fields__}
     ctx.reports.append(StepReport(kind, options, tokens=report.tokens, training=report))
@@ -215,6 +215,7 @@ def _taught(
         ctx.store.course(kind),
         told=told,
         held_out=_judging(module, objective, judges, step.batch) if judges is not None else None,
+        world=ctx.world,
     )
     return course, examples
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pocketsize.distillation.schedule import rate
-from pocketsize.errors import NumericalError, UsageError
+from pocketsize.distributed.world import Solo, World
+from pocketsize.errors import NumericalError, Stopped, UsageError
 from pocketsize.training.examples import Batch
 from pocketsize.training.objective import Objective
 
@@ -114,6 +115,7 @@ def train(
     *,
     told: Callable[[Course, float], None] = lambda course, done: None,
     held_out: Callable[[], float] | None = None,
+    world: World | None = None,
 ) -> Course:
     """Train `module` in place; how it went.
 
@@ -121,8 +123,11 @@ def train(
     seed and step), so a training that was cut off ends with the same weights. Only a training by `minutes`
     depends on how fast the machine is. A step whose loss or gradient is not finite is left out and halves
     the learning rate of all that follow.
+
+    The processes of a `world` share the batches of each step and add up their gradients; what the first one
+    decides (when time is up, when to stop) holds for all, and it alone keeps checkpoints.
     """
-    run = _Run(module, objective, pace, keeper)
+    run = _Run(module, objective, pace, keeper, world or Solo())
     course = run.course
     start = time.perf_counter() - course.elapsed_s
     saved, cost = time.perf_counter(), 0.0
@@ -130,15 +135,18 @@ def train(
         pace.patience and course.stale >= pace.patience
     ):
         run.step(batches)
-        course.elapsed_s = time.perf_counter() - start
+        course.elapsed_s = run.world.told(time.perf_counter() - start)
         if pace.patience and held_out is not None and course.step % pace.look == 0:
             run.look(held_out())
         told(course, pace.done(course.step, course.elapsed_s))
         now = time.perf_counter()
-        if keeper.stopping or now - saved > max(EVERY_S, cost / SHARE):
+        stops, due = run.world.told((keeper.stopping, now - saved > max(EVERY_S, cost / SHARE)))
+        if stops or due:
             run.save()
             saved, cost = time.perf_counter(), time.perf_counter() - now
             keeper.safe_point(f"after step {course.step} of the training")
+            if stops and run.world.rank:
+                raise Stopped("stopped with the first process")
     run.finish()
     return course
 
@@ -146,8 +154,15 @@ def train(
 class _Run:
     """The state of a training: weights, moments, averages, and its course."""
 
-    def __init__(self, module: nn.Module, objective: Objective, pace: Pace, keeper: Keeper) -> None:
-        self.objective, self.pace, self.keeper = objective, pace, keeper
+    def __init__(
+        self, module: nn.Module, objective: Objective, pace: Pace, keeper: Keeper, world: World
+    ) -> None:
+        if pace.accumulate % world.size:
+            raise UsageError(
+                f"accumulate: {world.size} processes share the batches of a step, so it must be a multiple "
+                f"of {world.size}, got {pace.accumulate}"
+            )
+        self.objective, self.pace, self.keeper, self.world = objective, pace, keeper, world
         self.named = dict(_named(module, objective.extra))
         plain = [p for p in self.named.values() if p.ndim < 2]
         matrices = [p for p in self.named.values() if p.ndim >= 2]
@@ -158,7 +173,7 @@ class _Run:
         self.average = {n: p.detach().clone() for n, p in own.items()} if pace.average else {}
         self.best = {n: p.detach().clone() for n, p in own.items()} if pace.patience else {}
         self.course, self.failed = Course(), 0
-        if (found := keeper.last()) is not None:
+        if (found := world.told(keeper.last() if world.rank == 0 else None)) is not None:
             self._restore(*found)
 
     def step(self, batches: Callable[[int], Batch]) -> None:
@@ -169,11 +184,12 @@ class _Run:
         value = 0.0
         device = next(iter(self.named.values())).device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(pace.seed * 1_000_003 + course.step)
-            for part, count in zip(parts, counts, strict=True):
-                loss = self.objective.loss(part.to(device)) * (count / max(1, sum(counts)))
+            for i in range(self.world.rank, pace.accumulate, self.world.size):
+                torch.manual_seed(pace.seed * 1_000_003 + course.step * pace.accumulate + i)
+                loss = self.objective.loss(parts[i].to(device)) * (counts[i] / max(1, sum(counts)))
                 loss.backward()
                 value += float(loss.detach())
+        value = self._added(value)
         norm = torch.nn.utils.clip_grad_norm_(self.named.values(), pace.clip, foreach=True)
         course.step += 1
         course.tokens += sum(part.tokens for part in parts)
@@ -189,6 +205,17 @@ class _Run:
                     f"a row were not finite; use a learning rate below {self.pace.peak:g}"
                 )
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _added(self, value: float) -> float:
+        """The loss of all processes; their gradients become sums as well."""
+        if self.world.size == 1:
+            return value
+        whole = torch.tensor([value], dtype=torch.float64)
+        for p in self.named.values():
+            if p.grad is None:  # a parameter that no batch of this process reached
+                p.grad = torch.zeros_like(p)
+        self.world.add([whole, *(p.grad for p in self.named.values() if p.grad is not None)])
+        return float(whole)
 
     def _update(self) -> None:
         course, pace = self.course, self.pace
@@ -212,7 +239,8 @@ class _Run:
 
     def save(self) -> None:
         """A checkpoint."""
-        self.keeper.save(dict(self._tensors()), asdict(self.course))
+        if self.world.rank == 0:
+            self.keeper.save(dict(self._tensors()), asdict(self.course))
 
     @torch.no_grad()
     def finish(self) -> None:

@@ -1,0 +1,85 @@
+"""Two processes train as one would."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pocketsize.distributed.world import Processes, Solo, together
+from pocketsize.errors import UsageError
+from pocketsize.training.examples import Order
+from pocketsize.training.loop import Pace, train
+from tiny import write_texts, write_tiny
+from training.test_loop import EXAMPLES, Memory, Regression, model, weights
+from training.two import PACE
+
+TESTS = Path(__file__).parents[1]
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port")
+
+
+def run(port: int, *words: str, env: dict[str, str]) -> None:
+    call = [sys.executable, *TORCHRUN, str(port), *words]
+    done = subprocess.run(call, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_have_the_losses_and_weights_of_one(tmp_path: Path, source_env: dict[str, str]) -> None:
+    env = source_env | {"PYTHONPATH": f"{source_env['PYTHONPATH']}:{TESTS}"}
+    run(29531, str(TESTS / "training" / "two.py"), str(tmp_path / "out.pt"), env=env)
+    both = torch.load(tmp_path / "out.pt", weights_only=True)
+    module = model()
+    course = train(module, Regression(module), Order(EXAMPLES, 3, seed=1).batch, PACE, Memory())
+    assert torch.allclose(both["weights"], weights(module), atol=1e-6)
+    ours, theirs = ([loss for _, loss in losses] for losses in (both["losses"], course.losses))
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_recipe_runs_under_torchrun(tmp_path: Path, source_env: dict[str, str]) -> None:
+    source = write_tiny(tmp_path / "m", "llama")
+    calibrate, evaluate = write_texts(tmp_path)
+    recipe = {
+        "model": str(source),
+        "data": {"calibrate": calibrate, "evaluate": evaluate, "sequences": 4, "length": 32, "tokens": 256},
+        "steps": [
+            {"layers": {"keep": 1, "pick": "influence"}},
+            {"distill": {"tokens": 2000, "batch": 4, "length": 32, "rate": 1e-3, "accumulate": 2}},
+            {"rtn": {}},
+        ],
+        "export": ["folder"],
+    }
+    recipe["data"]["written"] = 0.0  # type: ignore[index]
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    words = ("-m", "pocketsize.cli.main", "run", str(tmp_path / "r.yaml"), "-o")
+    run(29532, *words, str(tmp_path / "two"), env=source_env)
+    subprocess.run(
+        [sys.executable, *words, str(tmp_path / "one")], env=source_env, check=True, capture_output=True
+    )
+    one, two = (json.loads((tmp_path / n / "record.json").read_text())["steps"][1] for n in ("one", "two"))
+    ours, theirs = (one["training"]["losses"], two["training"]["losses"])
+    assert len(ours) == len(theirs) > 5
+    for (step, loss), (other, same) in zip(ours, theirs, strict=True):
+        assert step == other and loss == pytest.approx(same, rel=1e-4)
+    assert not (tmp_path / ".two.work").exists()
+
+
+def test_batches_that_cannot_be_shared_are_refused() -> None:
+    module = model()
+    with pytest.raises(UsageError, match="must be a multiple of 2, got 3"):
+        train(
+            module,
+            Regression(module),
+            Order(EXAMPLES, 3, seed=1).batch,
+            Pace(steps=1, accumulate=3),
+            Memory(),
+            world=Processes(0, 2),
+        )
+
+
+def test_one_process_is_a_world_of_its_own() -> None:
+    with together() as world:
+        assert world == Solo() and world.told("x") == "x"
