@@ -19,6 +19,7 @@ from pocketsize.exporting.companions import copy_companions
 from pocketsize.exporting.plain import CONFIG
 from pocketsize.io.checkpoint import SINGLE, TensorSpec, write_safetensors
 from pocketsize.io.publish import publish_bytes
+from pocketsize.measurement.machine import cpu_seconds
 from pocketsize.models.device import working_device
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import Model
@@ -38,6 +39,8 @@ RATES = {"generate": 3e-4, "embed": 1e-4, "classify": 5e-5}
 # Of the examples, what judges where a training may end early; so many batches at most.
 HELD_OUT, JUDGES = 0.05, 8
 TOKENS = 2_000_000
+# What a busy core takes, roughly, for the energy that progress tells: an estimate, in no record.
+WATTS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +199,7 @@ def _taught(
     objective = lesson.objective(module, examples)
     order = Order(examples, step.batch, ctx.seed)
     pace = _pace(step, order, rate_of(step, _task_of(module)), ctx.seed)
-    last = [0.0, 0]
+    last, begun = [0.0, 0], cpu_seconds()
 
     def told(course: Course, done: float) -> None:
         seconds = max(1e-9, course.elapsed_s - last[0])
@@ -204,7 +207,8 @@ def _taught(
         last[:] = [course.elapsed_s, course.tokens]
         loss = course.losses[-1][1] if course.losses else math.nan
         total = pace.steps or 1000
-        said = f"loss {loss:.4g}, {speed:,.0f} tokens/s"
+        energy = WATTS * (cpu_seconds() - begun) / 3600
+        said = f"loss {loss:.4g}, {speed:,.0f} tokens/s, about {energy:.2g} Wh"
         ctx.progress(min(total, round(done * total)), total, said)
 
     course = train(
