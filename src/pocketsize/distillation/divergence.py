@@ -56,11 +56,13 @@ def divergence(student: Rows, teacher: Rows, how: Divergence) -> tuple[Float[Ten
 
     `student` and `teacher` are logits; they are left untouched.
     """
-    log_q = torch.log_softmax(student.float() / how.temperature, dim=-1)
-    log_p = torch.log_softmax(teacher.float() / how.temperature, dim=-1)
+    T = how.temperature
+    log_q, log_p = (
+        torch.log_softmax(x.float() if T == 1 else x.float() / T, dim=-1) for x in (student, teacher)
+    )
     found, slope = DIVERGENCES[how.kind](log_p, log_q, how.share)
     # d/dx of f(q), q = softmax(x / T):  q (f' - <q, f'>) / T.
-    return found * how.temperature**2, slope.mul_(how.temperature)
+    return (found, slope) if T == 1 else (found * T**2, slope.mul_(T))
 
 
 def cross_entropy(student: Rows, targets: Tensor) -> tuple[Float[Tensor, "t"], Rows]:

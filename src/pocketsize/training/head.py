@@ -15,7 +15,7 @@ Rows = Float[Tensor, "t vocab"]
 Score = Callable[[Rows, slice], tuple[Float[Tensor, "t"], Rows]]
 
 # Logits of one model that are in memory at a time.
-LOGITS = 2**22
+LOGITS = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +70,13 @@ class _Mean(torch.autograd.Function):
             total += found.sum()
             if cap is not None:
                 slope.mul_(1 - (logits / cap) ** 2)
-            slope.div_(count)
+            # The mean is taken of the narrow products, not of the slopes: a vocabulary is wide.
             torch.mm(slope, weight.to(slope.dtype), out=slopes[part])
             if of_weight is not None:
-                of_weight.addmm_(slope.T, hidden[part])
+                of_weight.addmm_(slope.T, hidden[part], alpha=1 / count)
             if of_bias is not None and bias.numel():
-                of_bias.add_(slope.sum(0))
+                of_bias.add_(slope.sum(0), alpha=1 / count)
+        slopes.div_(max(1, count))
         ctx.slopes = slopes, of_weight, of_bias
         return total / max(1, count)
 

@@ -306,7 +306,8 @@ def _summed(
 ) -> tuple[Float[Tensor, "t"], Rows]:
     """The weighted sum of losses and slopes."""
     (weight, (found, slope)), *others = pieces
-    found, slope = found * weight, slope.mul_(weight)
+    if weight != 1:
+        found, slope = found * weight, slope.mul_(weight)
     for weight, (more, also) in others:
         found, slope = found + more * weight, slope.add_(also, alpha=weight)
     return found, slope
