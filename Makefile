@@ -51,6 +51,7 @@ bench: $(VENV)/ready
 	$(BIN)/python benchmarks/rotations/run.py
 	$(BIN)/python benchmarks/cache/run.py
 	$(BIN)/python benchmarks/w8a8/run.py
+	$(BIN)/python benchmarks/students/run.py
 	$(BIN)/python benchmarks/kquants/run.py
 
 clean:

@@ -25,6 +25,10 @@ KEYS = {
     "data": ["calibrate", "evaluate", "sequences", "length", "tokens", "seed", "written", "train"],
     "source": ["files", "share", "column", "rows"],
     "layers": ["keep", "pick"],
+    "student": [
+        *("family", "heads", "kv_heads", "ffn", "hidden", "layers", "vocabulary", "tied"),
+        *("parameters", "megabytes", "latency_ms", "embedding", "window", "norm"),
+    ],
     "distill": [
         *TRAINING,
         *("teacher", "weigh", "loss", "temperature", "mix", "soft", "hard"),

@@ -39,16 +39,16 @@ def embedding_quality(original: Model, compressed: Model, corpus: Corpus, *, see
 
     `one_minus_cosine` is the mean over sentences of 1 - cos(original, compressed). `spearman` is the
     rank correlation of the cosine similarities of all pairs of sentences: what search with the
-    embeddings depends on. Embeddings are means over unmasked tokens; everything runs in float32.
-    Intervals are 95 % bootstrap intervals over sentences.
+    embeddings depends on; where the two have different widths it is all that can be told. Embeddings are
+    means over unmasked tokens; everything runs in float32. Intervals are 95 % bootstrap intervals over
+    sentences.
     """
     require_evaluable(corpus)
     for model in (original, compressed):
         if model.arch.task != "embed":
             raise UnsupportedError(f"{model.folder}: is no encoder; it has no sentence embeddings")
     chosen = sentences(corpus, seed)
-    tokenizer = tokenizer_of(original)
-    x, y = (_embed(model, tokenizer, chosen) for model in (original, compressed))
+    x, y = (_embed(model, tokenizer_of(model), chosen) for model in (original, compressed))
     said = (*_protocol(corpus, len(chosen), seed), *rounding_said(compressed))
     return Quality(tuple(_measurements(x, y, seed)), said)
 
@@ -123,8 +123,6 @@ def _measurements(
     x: Float64[ndarray, "n hidden"], y: Float64[ndarray, "n hidden"], seed: int
 ) -> list[Measurement]:
     n = len(x)
-    # Rows have length 1, so half the squared distance is 1 - cos, without its cancellation.
-    distance = ((x - y) ** 2).sum(1) / 2
     # Ranks do not change when similarities become whole numbers, and are found faster in each draw.
     similar = [dense(np.triu(cosines) + np.triu(cosines, 1).T) for cosines in (x @ x.T, y @ y.T)]
     low, high = np.triu_indices(n, 1)
@@ -133,11 +131,13 @@ def _measurements(
         raise NumericalError(
             "all pairs of evaluation sentences are equally similar; rank correlation is not defined"
         )
-    intervals = bootstrap_mean(distance, seed), bootstrap(n, _resampled(similar, (low, high)), seed)
-    return [
-        _row("one_minus_cosine", float(distance.mean()), intervals[0], n),
-        _row("spearman", rank, intervals[1], n),
-    ]
+    found = [_row("spearman", rank, bootstrap(n, _resampled(similar, (low, high)), seed), n)]
+    if x.shape == y.shape:
+        # Rows have length 1, so half the squared distance is 1 - cos, without its cancellation.
+        distance = ((x - y) ** 2).sum(1) / 2
+        mean = float(distance.mean())
+        found.insert(0, _row("one_minus_cosine", mean, bootstrap_mean(distance, seed), n))
+    return found
 
 
 def _resampled(similar: list[ndarray], pairs: tuple[ndarray, ndarray]) -> Callable[[ndarray], float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -32,17 +32,23 @@ def torch_latency(
     Encoders: milliseconds for one input of 128 tokens, and sentences per second in batches of 16.
     The number of threads is put back afterwards.
     """
-    module = materialise(model)
+    return module_latency(materialise(model), model.arch.task, (subject, threads), prompt, tokens)
+
+
+def module_latency(
+    module: nn.Module, task: str, who: tuple[str, int], prompt: int = 256, tokens: int = 64
+) -> list[Measurement]:
+    """The same of a module that is in memory already; `who` is the subject, and how many threads."""
     generator = torch.Generator().manual_seed(0)
-    vocabulary = int(model.config.vocab_size)
+    vocabulary = int(cast(Any, module).config.vocab_size)
 
     def ids(batch: int, length: int) -> Int64[Tensor, "batch length"]:
         return torch.randint(vocabulary, (batch, length), generator=generator)
 
-    with torch.no_grad(), _threads(threads):
-        if model.arch.task == "generate":
-            return _generator(module, ids(1, prompt), tokens, (subject, threads))
-        return _encoder(module, ids, (subject, threads))
+    with torch.no_grad(), _threads(who[1]):
+        if task == "generate":
+            return _generator(module, ids(1, prompt), tokens, who)
+        return _encoder(module, ids, who)
 
 
 def row(name: str, value: float, how: str, subject: str, samples: int) -> Measurement:

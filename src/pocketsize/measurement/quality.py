@@ -17,6 +17,7 @@ from pocketsize.errors import NumericalError, UsageError
 from pocketsize.measurement.measurement import Measurement
 from pocketsize.measurement.stats import RESAMPLES, Interval, bootstrap, bootstrap_ratio
 from pocketsize.measurement.tokens import TokenScores, compare
+from pocketsize.measurement.words import fewer_said, in_tokens_of, shared_tokens
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
 
@@ -49,8 +50,10 @@ def quality(
     if windows.generated:
         raise UsageError(f"{windows.name}: holds text that a model wrote; it may calibrate, never evaluate")
     dtype = dtype or forward_dtype()
-    scores = compare(original, compressed, windows, dtype)
-    said = (*protocol(windows, dtype, seed), *rounding_said(compressed))
+    if (shared := shared_tokens(original, compressed)) is not None:
+        windows = in_tokens_of(windows, original, compressed)
+    scores = compare(original, compressed, windows, dtype, shared)
+    said = (*protocol(windows, dtype, seed), *fewer_said(shared), *rounding_said(compressed))
     return Quality(tuple(measurements(scores, windows, seed)), said)
 
 

@@ -74,12 +74,19 @@ def _log_softmax(x: Float[Tensor, "t vocab"], work: Float[Tensor, "t vocab"]) ->
 
 
 @torch.no_grad()
-def compare(original: Model, compressed: Model, windows: Windows, dtype: torch.dtype) -> TokenScores:
+def compare(
+    original: Model,
+    compressed: Model,
+    windows: Windows,
+    dtype: torch.dtype,
+    shared: Int64[Tensor, "tokens"] | None = None,
+) -> TokenScores:
     """Both models over all windows, one block in memory at a time; `dtype` is that of the blocks' matrices.
 
-    A model compared with itself runs once.
+    A model compared with itself runs once. `shared` has the original's number of each token of a compressed
+    model that has fewer, in whose tokens the windows then are.
     """
-    _comparable(original, compressed, windows)
+    _comparable(original, compressed, windows, shared)
     reads = [_reading(original, dtype, lambda name: None)]
     modules = [without_blocks(original, reads[0])]
     if compressed is not original:
@@ -88,13 +95,14 @@ def compare(original: Model, compressed: Model, windows: Windows, dtype: torch.d
     for module, model in zip(modules, (original, compressed), strict=False):
         round_inputs(module, model.rounds)
     counted, device = windows.mask[:, 1:] & windows.mask[:, :-1], working_device()
-    scores, room, at = _empty(counted), _room(original), 0
+    scores, room, at = _empty(counted), _room(compressed), 0
     for ids, mask, here in _rounds(windows, counted, int(original.config.hidden_size)):
+        read_as = (ids if shared is None else shared[ids], ids)
         states = [
-            _hidden(module, model, read, ids.to(device), mask.to(device), dtype)[:, :-1][here.to(device)]
-            for module, model, read in zip(modules, (original, compressed), reads, strict=False)
+            _hidden(module, model, read, own.to(device), mask.to(device), dtype)[:, :-1][here.to(device)]
+            for module, model, read, own in zip(modules, (original, compressed), reads, read_as, strict=False)
         ]
-        _score(modules, states, ids[:, 1:][here].to(device), room, (scores, at))
+        _score(modules, states, ids[:, 1:][here].to(device), room, (scores, at), shared)
         at += len(states[0])
     _require_finite(scores)
     return scores
@@ -155,19 +163,21 @@ def _rounds(
     return zip(*(x.split(size) for x in (windows.input_ids, windows.mask, counted)), strict=True)
 
 
-def _comparable(original: Model, compressed: Model, windows: Windows) -> None:
+def _comparable(
+    original: Model, compressed: Model, windows: Windows, shared: Int64[Tensor, "tokens"] | None = None
+) -> None:
     for model in (original, compressed):
         if model.arch.task != "generate":
             raise UnsupportedError(f"{model.folder}: is no causal language model; it has no perplexity")
     sizes = [int(model.config.vocab_size) for model in (original, compressed)]
-    if sizes[0] != sizes[1]:
+    if shared is None and sizes[0] != sizes[1]:
         raise UnsupportedError(
             f"{compressed.folder}: has {sizes[1]} tokens, {original.folder} has {sizes[0]}; "
             "only models with the same tokenizer can be compared token by token"
         )
-    if (top := int(windows.input_ids.max())) >= sizes[0]:
+    if (top := int(windows.input_ids.max())) >= sizes[1]:
         raise UnsupportedError(
-            f"{original.folder}: the tokenizer gives token {top}, the model knows {sizes[0]}"
+            f"{original.folder}: the tokenizer gives token {top}, the model knows {sizes[1]}"
         )
 
 
@@ -223,17 +233,22 @@ def _score(
     targets: Int64[Tensor, "t"],
     room: Float[Tensor, "3 rows vocab"],
     into: tuple[TokenScores, int],
+    shared: Int64[Tensor, "tokens"] | None = None,
 ) -> None:
     """The scores of a batch, written from a place on; so many positions at a time as there is room for."""
     scores, start = into
+    rows = [slice(None) if shared is None else shared.to(targets.device), slice(None)]
     heads = [cast(Callable[[], nn.Linear], module.get_output_embeddings)() for module in modules]
+    weights = [head.weight[own] for head, own in zip(heads, rows, strict=False)]
     for a in range(0, len(targets), room.shape[1]):
         b = min(a + room.shape[1], len(targets))
         p, q, work = room[:, : b - a]
-        for logits, module, head, state in zip((p, q), modules, heads, states, strict=False):
-            torch.mm(state[a:b], head.weight.T, out=logits)
+        for logits, module, W, head, own, state in zip(
+            (p, q), modules, weights, heads, rows, states, strict=False
+        ):
+            torch.mm(state[a:b], W.T, out=logits)
             if isinstance(head.bias, Tensor):
-                logits += head.bias
+                logits += head.bias[own]
             if cap := getattr(module.config, "final_logit_softcapping", None):
                 logits.div_(cap).tanh_().mul_(cap)  # Gemma 2 bends its logits
         if len(heads) == 1:

@@ -31,6 +31,34 @@ class Linears:
 
 
 @dataclass(frozen=True, slots=True)
+class Cuts:
+    """Which slices of a family go together where its blocks become narrower.
+
+    Matrices are named as in `Arch.groups`, each with its side: `NAME:out` are its rows, `NAME:in` its
+    columns. `heads` have a slice for each query head, `keys` one for each key and value that queries share
+    (empty: every head has its own, which is then among `heads`), `ffn` one for each inner channel. Every
+    other side of what a block holds is as wide as the model; `fixed` names parts that are not.
+
+    Outside the blocks tables have columns as wide as the model; `around` names matrices of which both sides
+    are, `per_head` tables with a column for each head of every block. `square`: attention is as wide as the
+    model. `inner` is what the config calls the number of inner channels.
+    """
+
+    heads: tuple[str, ...]
+    ffn: tuple[str, ...]
+    keys: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
+    around: tuple[str, ...] = ()
+    per_head: tuple[str, ...] = ()
+    square: bool = False
+    inner: str = "intermediate_size"
+
+    def reader(self, sides: tuple[str, ...]) -> str:
+        """The linear that reads these slices."""
+        return next(side for side in sides if side.endswith(":in")).removesuffix(":in")
+
+
+@dataclass(frozen=True, slots=True)
 class Arch:
     """A model family: where its blocks are, and which linears of a block read the same tensor.
 
@@ -44,6 +72,7 @@ class Arch:
     `joins`: some linears read the tokens of all texts as one matrix.
     `refuses` says why nothing in it can be compressed.
     `offset` counts the rows at the start of the position table that no token ever takes.
+    `cuts` says what goes together where blocks become narrower, None where that is not known.
 
     `optional` lists beginnings of names that a checkpoint may hold or lack without harm, `*` standing
     for a number: parts, which end in a dot and are kept, and tables that loaders compute themselves.
@@ -63,6 +92,7 @@ class Arch:
     refuses: str | None = None
     experts: str | None = None
     joins: bool = False
+    cuts: Cuts | None = None
 
     @property
     def linears(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from pocketsize.errors import DataError, UnsupportedError
 from pocketsize.models.config import NAME
 from pocketsize.models.device import CPU
 from pocketsize.models.experts import unfuse
+from pocketsize.models.grouped import regroup
 from pocketsize.models.model import Model
 from pocketsize.models.quiet import quiet
 
@@ -38,6 +39,7 @@ def skeleton(model: Model, device: torch.device = CPU) -> nn.Module:
         if hasattr(module, name) and not any(entry.startswith(part) for entry in model.checkpoint.entries):
             setattr(module, name, None)
     unfuse(module, model.arch)
+    regroup(module)
     _compute_tables(module, device)
     module.requires_grad_(False)
     return module.eval()

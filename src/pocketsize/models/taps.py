@@ -16,6 +16,8 @@ def tapped(module: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor
 
     def keep(path: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
+            if isinstance(output, dict):  # a block of SqueezeBERT, channels first
+                output = output["feature_map"].transpose(1, 2)
             found[path] = output[0] if isinstance(output, tuple) else output
 
         return hook

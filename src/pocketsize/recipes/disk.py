@@ -15,6 +15,7 @@ from pocketsize.quantization.scheme import Scheme
 from pocketsize.recipes.grids import Quantizer, scheme_of
 from pocketsize.recipes.quantize import steps_learned
 from pocketsize.recipes.recipe import Recipe
+from pocketsize.recipes.student import Student
 from pocketsize.recipes.training import Training
 
 # Record, report and card tell of every layer and tensor in words: so many bytes, and so many for each.
@@ -66,7 +67,7 @@ def written_bytes(model: Model, recipe: Recipe, *, written_tokens: int = 0) -> W
 
 
 def _made(model: Model, recipe: Recipe) -> int:
-    """The bytes of the models that trainings leave, and of two checkpoints of the one that has the most."""
+    """The bytes of the students that steps leave, and of two checkpoints of the one that has the most."""
     students, most = 0, 0
     for step in recipe.steps:
         if isinstance(step, Training):
@@ -74,6 +75,7 @@ def _made(model: Model, recipe: Recipe) -> int:
             copies = 3 + (step.average is not None) + (step.patience > 0)
             students, most = students + size, max(most, 2 * copies * size)
         model = step.outline(model)
+        students += 4 * model.origin.parameters if isinstance(step, Student) else 0
     return students + most
 
 

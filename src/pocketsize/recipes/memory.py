@@ -25,6 +25,7 @@ from pocketsize.recipes.distill import Distill
 from pocketsize.recipes.grids import Quantizer
 from pocketsize.recipes.quantize import steps_learned
 from pocketsize.recipes.recipe import Recipe
+from pocketsize.recipes.student import Student
 from pocketsize.recipes.training import Training
 from pocketsize.training.head import LOGITS as CHUNK
 
@@ -113,6 +114,8 @@ def stages(model: Model, recipe: Recipe, size: Size, *, base_bytes: int, waiting
             heap.stage(step.kind, _walked(model, step, size, waiting))
         elif isinstance(step, Quantizer):
             heap.stage(step.kind, _rtn(model, step))
+        elif isinstance(step, Student):
+            heap.stage(step.kind, _cut(model, step))
         model = step.outline(model)
     heap.stage("measure", _measuring(original, recipe, size, waiting))
     child = CHILD + sum(_all(model, 4)) + _largest(model) if "folder" in recipe.export else 0
@@ -197,6 +200,20 @@ def _training(teacher: Model, student: Model, step: Training) -> Iterator[list[f
     inner = getattr(student.config, "intermediate_size", None) or 4 * width
     kept = 4 * tokens * (8 * width + 4 * inner) * (1 if step.recompute else len(student.blocks))
     yield [*teachers, *(_all(student, 4) * copies), kept, *[4.0 * CHUNK] * 6, SCRATCH]
+
+
+def _cut(model: Model, step: Student) -> Iterator[list[float]]:
+    """What lies around the blocks and one block, as the text passes; then a tensor at a time, or all."""
+    if step.family is not None:
+        yield [*_all(step.outline(model), 4), SCRATCH]
+        return
+    if step.calibrated:
+        inside = set(model.linears)
+        around = [4.0 * _numbers(model, name) for name in model.checkpoint.entries if name not in inside]
+        block = 4.0 * sum(_numbers(model, name) for name in model.linears_of(model.blocks[0]))
+        inner = getattr(model.config, "intermediate_size", None) or 4 * int(model.config.hidden_size)
+        yield [*around, block, 4.0 * BATCH_TOKENS * 6 * inner, SCRATCH]
+    yield [*[_largest(model)] * 3, SCRATCH]
 
 
 def _rtn(model: Model, step: Quantizer) -> Iterator[list[float]]:

@@ -1,6 +1,6 @@
 """BERT encoders: MiniLM and its relatives."""
 
-from pocketsize.models.arch import Arch, Linears
+from pocketsize.models.arch import Arch, Cuts, Linears
 
 ARCH = Arch(
     task="embed",
@@ -17,5 +17,16 @@ ARCH = Arch(
         (r"^bert\.", ""),
         (r"LayerNorm\.gamma$", "LayerNorm.weight"),
         (r"LayerNorm\.beta$", "LayerNorm.bias"),
+    ),
+    cuts=Cuts(
+        heads=(
+            "attention.self.query:out",
+            "attention.self.key:out",
+            "attention.self.value:out",
+            "attention.output.dense:in",
+        ),
+        ffn=("intermediate.dense:out", "output.dense:in"),
+        around=("pooler.dense",),
+        square=True,
     ),
 )

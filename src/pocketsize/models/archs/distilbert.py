@@ -1,6 +1,6 @@
 """DistilBERT encoders: half of BERT's blocks, no token types, no pooler."""
 
-from pocketsize.models.arch import Arch, Linears
+from pocketsize.models.arch import Arch, Cuts, Linears
 
 ARCH = Arch(
     task="embed",
@@ -22,4 +22,15 @@ ARCH = Arch(
         "qa_outputs.",
     ),
     renames=((r"^distilbert\.", ""),),
+    cuts=Cuts(
+        heads=(
+            "attention.q_lin:out",
+            "attention.k_lin:out",
+            "attention.v_lin:out",
+            "attention.out_lin:in",
+        ),
+        ffn=("ffn.lin1:out", "ffn.lin2:in"),
+        inner="hidden_dim",
+        square=True,
+    ),
 )

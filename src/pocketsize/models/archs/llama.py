@@ -1,6 +1,6 @@
 """Llama blocks: SmolLM2, TinyLlama, Llama 2 and 3."""
 
-from pocketsize.models.arch import Arch, Linears
+from pocketsize.models.arch import Arch, Cuts, Linears
 
 ARCH = Arch(
     task="generate",
@@ -18,4 +18,9 @@ ARCH = Arch(
     embedding="model.embed_tokens.weight",
     head="lm_head.weight",
     gguf="llama",
+    cuts=Cuts(
+        heads=("self_attn.q_proj:out", "self_attn.o_proj:in"),
+        keys=("self_attn.k_proj:out", "self_attn.v_proj:out"),
+        ffn=("mlp.gate_proj:out", "mlp.up_proj:out", "mlp.down_proj:in"),
+    ),
 )

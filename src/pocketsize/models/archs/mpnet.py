@@ -1,6 +1,6 @@
 """MPNet encoders."""
 
-from pocketsize.models.arch import Arch, Linears
+from pocketsize.models.arch import Arch, Cuts, Linears
 
 ARCH = Arch(
     task="embed",
@@ -15,4 +15,16 @@ ARCH = Arch(
     optional=("embeddings.position_ids", "pooler.", "lm_head."),
     renames=((r"^mpnet\.", ""),),
     offset=2,
+    cuts=Cuts(
+        heads=(
+            "attention.attn.q:out",
+            "attention.attn.k:out",
+            "attention.attn.v:out",
+            "attention.attn.o:in",
+        ),
+        ffn=("intermediate.dense:out", "output.dense:in"),
+        around=("pooler.dense",),
+        per_head=("encoder.relative_attention_bias",),
+        square=True,
+    ),
 )

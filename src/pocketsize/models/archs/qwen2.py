@@ -1,6 +1,6 @@
 """Qwen2 and Qwen2.5: Llama blocks with biases on queries, keys and values."""
 
-from pocketsize.models.arch import Arch, Linears
+from pocketsize.models.arch import Arch, Cuts, Linears
 
 ARCH = Arch(
     task="generate",
@@ -17,4 +17,9 @@ ARCH = Arch(
     ),
     embedding="model.embed_tokens.weight",
     head="lm_head.weight",
+    cuts=Cuts(
+        heads=("self_attn.q_proj:out", "self_attn.o_proj:in"),
+        keys=("self_attn.k_proj:out", "self_attn.v_proj:out"),
+        ffn=("mlp.gate_proj:out", "mlp.up_proj:out", "mlp.down_proj:in"),
+    ),
 )

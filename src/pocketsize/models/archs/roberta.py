@@ -1,6 +1,6 @@
 """RoBERTa encoders: BERT blocks; positions are counted from the padding token's number on."""
 
-from pocketsize.models.arch import Arch, Linears
+from pocketsize.models.arch import Arch, Cuts, Linears
 
 ARCH = Arch(
     task="embed",
@@ -15,4 +15,15 @@ ARCH = Arch(
     optional=("embeddings.position_ids", "pooler.", "lm_head.", "classifier.", "qa_outputs."),
     renames=((r"^roberta\.", ""),),
     offset=2,
+    cuts=Cuts(
+        heads=(
+            "attention.self.query:out",
+            "attention.self.key:out",
+            "attention.self.value:out",
+            "attention.output.dense:in",
+        ),
+        ffn=("intermediate.dense:out", "output.dense:in"),
+        around=("pooler.dense",),
+        square=True,
+    ),
 )

@@ -7,7 +7,7 @@ ARCH = Arch(
     blocks="encoder.layers",
     groups=(),
     embedding="embeddings.word_embeddings.weight",
-    optional=("embeddings.position_ids", "pooler.", "cls.", "classifier.", "qa_outputs."),
+    optional=("embeddings.position_ids", "cls.", "classifier.", "qa_outputs."),
     renames=((r"^transformer\.", ""),),
     refuses="its blocks are grouped convolutions, and no export format here stores those in fewer bits",
 )

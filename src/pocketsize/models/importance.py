@@ -1,0 +1,56 @@
+"""How much each head, inner channel and channel of a model carries, on calibration text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor, nn
+
+from pocketsize.distillation.slices import Importance
+from pocketsize.models.device import working_device
+from pocketsize.models.model import Model
+from pocketsize.models.stream import stream, without_blocks
+
+BATCH_TOKENS = 2048
+
+
+@torch.no_grad()
+def slice_importance(
+    model: Model,
+    input_ids: Int64[Tensor, "n length"],
+    mask: Bool[Tensor, "n length"],
+    watched: Mapping[str, int],
+) -> dict[str, Importance]:
+    """The importance of the slices of what each of these linears reads; one block in memory at a time.
+
+    `watched` has the linears by path, each with the width of a slice.
+    """
+    device = working_device()
+    module = without_blocks(model, model.weight)
+    prefix = cast(str, module.base_model_prefix)
+    body = module.get_submodule(prefix) if hasattr(module, prefix) else module
+    plain = {"use_cache": False} if hasattr(cast(Any, body).config, "use_cache") else {}
+    found = {
+        path: Importance.zeros(model.matrix_shape(f"{path}.weight")[1] // width, width)
+        for path, width in watched.items()
+    }
+    rows = max(1, BATCH_TOKENS // input_ids.shape[1])
+    here: list[Tensor] = []
+
+    def see(path: str, _: nn.Module, args: Any) -> None:
+        found[path].update(args[0], here[-1])
+
+    handles = [module.get_submodule(p).register_forward_pre_hook(partial(see, p)) for p in watched]
+    try:
+        for ids, real in zip(input_ids.split(rows), mask.split(rows), strict=True):
+            here.append(real.to(device))
+            call = partial(body, input_ids=ids.to(device), attention_mask=here[-1].long(), **plain)
+            stream(module, model, model.weight, [call])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

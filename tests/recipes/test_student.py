@@ -1,0 +1,274 @@
+"""Recipe step `student`: what it makes, what stock transformers loads, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+import pocketsize as ps
+from pocketsize.errors import PocketsizeError, UnsupportedError, UsageError
+from pocketsize.exporting import table
+from pocketsize.models.load import load
+from pocketsize.recipes import timing
+from pocketsize.recipes.body import Layers
+from pocketsize.recipes.distill import Distill
+from pocketsize.recipes.quantize import Gptq, Rtn
+from pocketsize.recipes.recipe import Data, Recipe
+from pocketsize.recipes.student import Student
+from tiny import write_texts, write_tiny
+
+SHORT = {"batch": 4, "length": 32, "rate": 1e-3}
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "reload_check", lambda *_: ())
+
+
+class Quiet:
+    def phase(self, text: str) -> None: ...
+
+    def progress(self, done: int, total: int, what: str) -> None: ...
+
+
+def data(tmp_path: Path) -> Data:
+    calibrate, evaluate = write_texts(tmp_path)
+    return Data((calibrate,), (evaluate,), sequences=4, length=32, tokens=256, written=0.0)
+
+
+def ran(tmp_path: Path, family: str, *steps: Any) -> Any:
+    source = write_tiny(tmp_path / "m", family)
+    return ps.run(
+        source,
+        list(steps),
+        out=tmp_path / "o",
+        export=["folder"],
+        data=data(tmp_path),
+        console=Quiet(),
+        dtype="fp32",
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "mpnet", "distilbert"])
+def test_a_cut_student_is_taught_and_stock_transformers_loads_it(family: str, tmp_path: Path) -> None:
+    square = family != "llama"
+    student = Student(hidden=32, ffn=64, heads=2, kv_heads=None if square else 1)
+    done = ran(tmp_path, family, Layers(keep=1), student, Distill(tokens="2k", **SHORT))
+    auto = AutoModelForCausalLM if family == "llama" else AutoModel
+    stock, told = auto.from_pretrained(tmp_path / "o", output_loading_info=True)
+    assert not told["unexpected_keys"] and not told["mismatched_keys"]
+    assert (stock.config.hidden_size, stock.config.num_attention_heads) == (32, 2)
+    report = done.record.steps[1]
+    assert report.options["kept_hidden"] == 32
+    assert report.options["parameters_after"] < report.options["parameters_before"]
+    names = {m.name for m in done.record.measurements}
+    assert ("one_minus_cosine" in names) is False
+    assert "spearman" in names if square else "kl_mean" in names
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "squeezebert", "mobilebert", "electra"])
+def test_a_built_encoder_is_taught_and_stock_transformers_loads_it(family: str, tmp_path: Path) -> None:
+    ran(tmp_path, "bert", Student(family=family, parameters=400_000), Distill(tokens="1k", **SHORT))
+    stock, told = AutoModel.from_pretrained(tmp_path / "o", output_loading_info=True)
+    assert stock.config.model_type == family
+    assert not told["unexpected_keys"] and not told["mismatched_keys"]
+    ours = load(tmp_path / "o")
+    assert ours.origin.parameters <= 400_000
+    ids = torch.arange(5, 25)[None]
+    from pocketsize.models.skeleton import materialise
+
+    mine = materialise(ours)(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    torch.testing.assert_close(mine, stock(ids).last_hidden_state, rtol=1e-4, atol=1e-5)
+
+
+def test_a_built_generator_is_quantized_after_it_was_taught(tmp_path: Path) -> None:
+    student = Student(family="mistral", layers=1, hidden=64, heads=2, kv_heads=1, window=16)
+    done = ran(tmp_path, "llama", student, Distill(tokens="1k", **SHORT), Rtn())
+    config = json.loads((tmp_path / "o" / "config.json").read_text())
+    assert config["model_type"] == "mistral" and config["sliding_window"] == 16
+    assert config["num_key_value_heads"] == 1 and config["architectures"] == ["MistralForCausalLM"]
+    assert done.record.steps[-1].layers
+
+
+@pytest.mark.parametrize("tokens", ["corpus", 290])
+def test_a_trimmed_student_says_what_its_teacher_says(tokens: Any, tmp_path: Path) -> None:
+    """On text of kept tokens nothing changes: same tokens, and a divergence of zero over them."""
+    done = ran(tmp_path, "llama", Student(vocabulary=tokens))
+    tokenizers = [AutoTokenizer.from_pretrained(tmp_path / where) for where in ("m", "o")]
+    sentence = "Bobi caka dene."
+    texts = [t.convert_ids_to_tokens(t(sentence)["input_ids"]) for t in tokenizers]
+    assert texts[0] == texts[1]
+    models = [AutoModelForCausalLM.from_pretrained(tmp_path / where).eval() for where in ("m", "o")]
+    large, small = (
+        m(**t(sentence, return_tensors="pt")).logits for m, t in zip(models, tokenizers, strict=True)
+    )
+    vocabulary = tokenizers[1].get_vocab()
+    rows = [tokenizers[0].get_vocab()[token] for token in sorted(vocabulary, key=vocabulary.__getitem__)]
+    torch.testing.assert_close(small, large[..., rows], rtol=1e-5, atol=1e-5)
+    found = {m.name: m.value for m in done.record.measurements}
+    assert abs(found["kl_mean"]) < 1e-9 and found["top1"] == 1
+    assert any("are kept" in f.message for f in done.record.findings)
+    assert any("tokens of the compressed one" in said for said in done.record.protocol)
+    if tokens == 290:
+        assert models[1].config.vocab_size == 290
+
+
+def test_a_trimmed_student_is_taught_and_then_calibrated_in_its_own_tokens(tmp_path: Path) -> None:
+    steps = (Student(vocabulary="corpus", ffn=64), Distill(tokens="1k", **SHORT), Gptq())
+    done = ran(tmp_path, "llama", *steps)
+    assert done.record.steps[1].training.teachers == ("m",)
+    assert load(tmp_path / "o").config.vocab_size < 320
+
+
+def test_a_trimmed_encoder_frames_texts_as_before(tmp_path: Path) -> None:
+    ran(tmp_path, "mpnet", Student(vocabulary="corpus"))
+    large, small = (AutoTokenizer.from_pretrained(tmp_path / where) for where in ("m", "o"))
+    text = "bobi caka dene"
+    assert small.convert_ids_to_tokens(small(text)["input_ids"]) == large.convert_ids_to_tokens(
+        large(text)["input_ids"]
+    )
+    assert small.pad_token_id == large.pad_token_id == 1  # positions are counted from it
+    models = [AutoModel.from_pretrained(tmp_path / where).eval() for where in ("m", "o")]
+    a, b = (m(**t(text, return_tensors="pt"))[0] for m, t in zip(models, (large, small), strict=True))
+    torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Student(hidden=32, ffn=64, heads=2, kv_heads=1),
+        Student(vocabulary=290),
+        Student(family="llama", parameters=300_000),
+        Student(family="qwen2", megabytes=1.0),
+    ],
+)
+def test_the_outline_is_what_comes_of_it(step: Student, tmp_path: Path) -> None:
+    model = replace(load(write_tiny(tmp_path / "m", "llama")), dtype=torch.float32)
+    settled = step.resolve(model, ("folder",))
+    assert settled.resolve(model, ("folder",)) == settled
+    promised = settled.outline(model)
+    ran(tmp_path, "llama", step)
+    made = load(tmp_path / "o")
+    assert {n: e.shape for n, e in made.checkpoint.entries.items()} == {
+        n: e.shape for n, e in promised.checkpoint.entries.items()
+    }
+    assert made.origin.parameters == promised.origin.parameters
+
+
+def test_plan_tells_a_students_bytes(tmp_path: Path) -> None:
+    from pocketsize.recipes.plan import plan
+
+    source = write_tiny(tmp_path / "m", "llama")
+    step = Student(ffn=64, hidden=32, heads=2, kv_heads=1)
+    recipe = Recipe(
+        str(source), (step, Distill(tokens="1k", **SHORT)), ("folder",), data(tmp_path), dtype="fp32"
+    )
+    found = plan(recipe, tmp_path / "o", console=Quiet())
+    done = ps.run(
+        source,
+        list(recipe.steps),
+        out=tmp_path / "o",
+        export=["folder"],
+        data=recipe.data,
+        console=Quiet(),
+        dtype="fp32",
+    )
+    assert found.exports[0].bytes == done.record.artifacts[0].bytes
+    assert any(stage.name == "student" for stage in found.stages)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({}, "says nothing"),
+    ({"hidden": 0}, "hidden must be above 0"),
+    ({"parameters": "1M"}, "parameters is for a student that is built"),
+    ({"layers": 2}, "use the step layers, or name its family"),
+    ({"family": "bert", "vocabulary": "corpus"}, "give a number of tokens"),
+    ({"family": "bert", "parameters": "1M", "megabytes": 2}, "one budget at a time"),
+    ({"hidden": 32, "tied": False}, "tied: false would add a head"),
+]
+
+
+@pytest.mark.parametrize("options,why", REFUSED)
+def test_options_that_make_no_sense(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        Student(**options)
+
+
+UNFIT: list[tuple[str, dict[str, Any], str]] = [
+    ("llama", {"ffn": 256}, "ffn: 256 is more than the model's 128"),
+    ("llama", {"heads": 3}, "3 heads cannot share 2 keys and values evenly; give kv_heads too"),
+    ("llama", {"heads": 3, "kv_heads": 2}, "3 heads cannot share 2 keys"),
+    ("llama", {"hidden": 63}, "stock llama models cannot be so"),
+    ("bert", {"kv_heads": 2}, "every head has keys of its own"),
+    ("bert", {"hidden": 40}, "use hidden: 48, heads: 3|use hidden: 32, heads: 2"),
+    ("bert", {"hidden": 32, "heads": 4}, "do not go together"),
+    ("llama", {"vocabulary": 100}, "100 is too few"),
+    ("llama", {"vocabulary": 1000}, "the model has"),
+    ("bert", {"tied": True}, "has no head"),
+    ("bert", {"family": "bert"}, "both layers and hidden"),
+    ("bert", {"family": "llama", "parameters": "1M"}, "is for generate"),
+    ("llama", {"family": "llama", "parameters": 1000}, "320 tokens take"),
+    ("llama", {"family": "llama", "layers": 1, "hidden": 64, "heads": 3}, "3 heads do not divide"),
+    (
+        "llama",
+        {"family": "llama", "layers": 1, "hidden": 64, "heads": 4, "kv_heads": 3},
+        "4 heads cannot share",
+    ),
+    ("llama", {"family": "llama", "layers": 1, "hidden": 64, "window": 4}, "window is for qwen2 and mistral"),
+    ("bert", {"family": "mobilebert", "layers": 1, "hidden": 128, "norm": "batch"}, "no_norm or layer_norm"),
+]
+
+
+@pytest.mark.parametrize("family,options,why", UNFIT)
+def test_sizes_that_the_model_cannot_have(
+    family: str, options: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    model = load(write_tiny(tmp_path / "m", family))
+    with pytest.raises(PocketsizeError, match=why):
+        Student(**options).resolve(model, ("folder",))
+
+
+def test_heads_of_a_family_without_data_are_refused_but_its_tokens_are_not(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "gpt2"))
+    with pytest.raises(UnsupportedError, match="slices of a gpt2 model"):
+        Student(heads=2).resolve(model, ("folder",))
+    assert Student(vocabulary=290).resolve(model, ("folder",)).outline(model).config.vocab_size == 290
+
+
+def test_a_latency_gives_the_largest_that_is_quick_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(write_tiny(tmp_path / "m", "bert"))
+    asked: list[int] = []
+
+    def pretended(body: Any) -> float:
+        asked.append(body.hidden)
+        return body.hidden * body.layers / 100
+
+    monkeypatch.setattr(timing, "milliseconds", pretended)
+    step = Student(family="bert", latency_ms=3.0).resolve(model, ("folder",))
+    assert step.latency_ms is None and step.layers is not None and step.hidden is not None
+    assert step.hidden * step.layers <= 300 < (step.hidden + 32) * step.layers
+    assert len(asked) < 10
+    with pytest.raises(UsageError, match="the smallest that is asked for takes"):
+        Student(family="bert", latency_ms=1e-6).resolve(model, ("folder",))
+
+
+def test_a_latency_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETSIZE_CACHE", str(tmp_path / "cache"))
+    model = load(write_tiny(tmp_path / "m", "bert"))
+    step = Student(family="squeezebert", layers=1, hidden=32)
+    body = step._body(model)
+    first = timing.milliseconds(body)
+    monkeypatch.setattr(timing, "module_latency", lambda *_, **__: pytest.fail("measured again"))
+    assert timing.milliseconds(body) == first > 0
+
+
+def test_its_options_are_what_a_recipe_file_holds() -> None:
+    assert asdict(Student(vocabulary="corpus"))["vocabulary"] == "corpus"
