@@ -50,6 +50,7 @@ RECORDS = (
 )
 CLASSES = (
     api.Gptq,
+    api.Qat,
     api.Awq,
     api.SmoothQuant,
     api.Rtn,

@@ -31,8 +31,11 @@ KEYS = {
     ],
     "distill": [
         *TRAINING,
-        *("teacher", "weigh", "loss", "temperature", "mix", "soft", "hard"),
+        *("teacher", "weigh", "shares", "signals", "kept", "cache"),
+        *("on_policy", "replay", "written", "written_tokens"),
+        *("loss", "temperature", "mix", "soft", "hard"),
         *("hidden", "cosine", "attention", "relations", "heads", "pairs"),
+        *("progressive", "generations"),
     ],
     "finetune": TRAINING,
     "rtn": QUANTIZE,
@@ -40,6 +43,7 @@ KEYS = {
     "smoothquant": [*QUANTIZE, "exponents"],
     "hqq": [*QUANTIZE, "p", "iterations"],
     "gptq": [*QUANTIZE, "damp", "order", "search", "sink", "learn"],
+    "qat": [*TRAINING, *QUANTIZE, "start", "scales", "loss", "temperature", "mix"],
 }
 TEXTS = {"--calibrate", "--evaluate", "--sequences", "--length", "--tokens", "--seed", "--written"}
 SCHEME = {

@@ -17,6 +17,7 @@ PUBLIC = [
         "Hqq",
         "Layers",
         "Plan",
+        "Qat",
         "Recipe",
         "Result",
         "Rtn",

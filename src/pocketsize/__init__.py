@@ -20,6 +20,7 @@ __all__ = [
     "Hqq",
     "Layers",
     "Plan",
+    "Qat",
     "Recipe",
     "Result",
     "Rtn",

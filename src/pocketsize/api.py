@@ -28,6 +28,7 @@ from pocketsize.recipes.distill import Distill, Finetune
 from pocketsize.recipes.grids import Quantizer, unstorable
 from pocketsize.recipes.plan import Plan
 from pocketsize.recipes.plan import plan as plan_recipe
+from pocketsize.recipes.qat import Qat
 from pocketsize.recipes.quantize import EFFORTS, Gptq, Hqq, Rtn
 from pocketsize.recipes.recipe import Data, Recipe, parse_recipe, parse_step, read_recipe
 from pocketsize.recipes.record import RunRecord, read_record
@@ -50,6 +51,7 @@ __all__ = [
     "Layers",
     "Model",
     "Plan",
+    "Qat",
     "Recipe",
     "Result",
     "Rtn",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from oracles.ste import on_grid_slowly
+from pocketsize.quantization.learned import places_of, still
 from pocketsize.quantization.rtn import rtn
-from pocketsize.quantization.scheme import NAMED
-from pocketsize.quantization.ste import ternarised, ternary
+from pocketsize.quantization.scheme import NAMED, Scheme
+from pocketsize.quantization.ste import on_grid, settled, ternarised, ternary
 
 
 def matrix(rows: int = 16, columns: int = 256) -> torch.Tensor:
@@ -51,3 +55,53 @@ def test_a_ternary_layer_learns_what_a_ternary_layer_gives() -> None:
 def test_other_schemes_are_refused() -> None:
     with pytest.raises(ValueError, match="NF4 is no ternary scheme"):
         ternary(matrix(), NAMED["NF4"])
+
+
+GRIDS = {
+    "integer zeros": Scheme(2, 32),
+    "symmetric": Scheme(3, 32, symmetric=True),
+    "float zeros": Scheme(2, 32, float_zeros=True),
+    "NF4": NAMED["NF4"],
+    "TERNARY": NAMED["TERNARY"],
+    "Q2_K": NAMED["Q2_K"],
+}
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_grid_starts_from_the_codes_of_any_solver(grid: str) -> None:
+    W = matrix()
+    start = rtn(W, GRIDS[grid])
+    codes = (start.codes.int() + 1).clamp(0, start.scheme.top).to(torch.uint8)  # no nearest codes
+    other = replace(start, codes=codes)
+    place, moved = places_of(W, other), still(other)
+    assert torch.equal(settled(place, moved, other).codes, codes)
+    assert torch.equal(on_grid(place, moved, other), other.dequantize())
+
+
+@pytest.mark.parametrize("grid", ["integer zeros", "symmetric", "float zeros"])
+def test_the_slope_is_that_of_lsq(grid: str) -> None:
+    """Against a graph in which only the roundings are passed straight."""
+    W, g = matrix(), torch.randn(16, 256, generator=torch.Generator().manual_seed(3))
+    start = rtn(W, GRIDS[grid])
+    place = places_of(W, start) * 1.3 - 0.2  # some beyond the ends
+    place.requires_grad_()
+    moved = [(0.1 * torch.ones_like(m)).requires_grad_() for m in still(start)]
+    (on_grid(place, moved, start) * g).sum().backward()
+    found = [place.grad, *(m.grad for m in moved)]
+    place.grad = None
+    for m in moved:
+        m.grad = None
+    slow = on_grid_slowly(place, moved, start)
+    assert torch.allclose(slow, on_grid(place, moved, start), atol=1e-6)
+    (slow * g).sum().backward()
+    for mine, theirs in zip(found, [place.grad, *(m.grad for m in moved)], strict=True):
+        assert mine is not None and theirs is not None
+        assert torch.allclose(mine, theirs, rtol=2e-2, atol=1e-5)
+
+
+def test_places_beyond_the_ends_learn_nothing() -> None:
+    W = matrix()
+    start = rtn(W, Scheme(2, 32))
+    place = torch.full((16, 8, 32), 3.6).requires_grad_()
+    on_grid(place, [], start).sum().backward()
+    assert place.grad is not None and not place.grad.any()

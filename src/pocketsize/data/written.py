@@ -29,7 +29,7 @@ def write_windows(
     for a in range(0, count, BATCH):
         size = min(BATCH, count - a)
         ids = starts[torch.randint(len(starts), (size, 1), generator=generator)]
-        parts.append(_continued(module, ids, length, generator))
+        parts.append(continued(module, ids, length, generator))
     return torch.cat(parts)
 
 
@@ -47,12 +47,13 @@ def _begins_a_word(text: str) -> bool:
     return len(word) >= 3 and word.isalpha() and word[0].isupper() and word[1:].islower()
 
 
-def _continued(
-    module: nn.Module, ids: Int64[Tensor, "n 1"], length: int, generator: torch.Generator
+@torch.no_grad()
+def continued(
+    module: nn.Module, ids: Int64[Tensor, "n start"], length: int, generator: torch.Generator
 ) -> Int64[Tensor, "n length"]:
-    """The windows that begin with these tokens."""
+    """The windows of `length` tokens that begin with these, sampled from a causal model."""
     written, past, device = [ids], None, next(module.parameters()).device
-    while len(written) < length:
+    for _ in range(length - ids.shape[1]):
         out = module(input_ids=written[-1].to(device), past_key_values=past, use_cache=True)
         past = out.past_key_values
         written.append(_sampled(out.logits[:, -1], generator))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -39,59 +40,85 @@ class Learned:
 
     def __init__(self, W: Float[Tensor, "out in"], weight: QWeight) -> None:
         self._start = weight
-        codes = self._grouped(weight.codes.to(torch.float32))
-        where = self._grouped(W.to(torch.float32)) / weight.scale[..., None] + weight.zero[..., None]
-        self._values: Tensor | None = None
-        if (table := weight.scheme.table) is not None:
-            self._values = table.tensor(W.device)
-            where = places(where, self._grouped(weight.codes), table)
-        self._place = codes + (where - codes).nan_to_num(0).clamp(-INSIDE, INSIDE)
-        # Scales of a super-block are whole multiples of what they share: they stay.
-        count = 0 if weight.scheme.super_blocks else 1 + weight.scheme.float_zeros
-        self._moved = [torch.zeros_like(weight.scale) for _ in range(count)]
+        self._place = places_of(W, weight)
+        self._moved = still(weight)
         self._of_place = _Adam(_CODE_SIZE)
         self._of_grid = [_Adam(_GRID_SIZE) for _ in self._moved]
-
-    def _grouped(self, T: Tensor) -> Float[Tensor, "out groups g"]:
-        return T.view(*self._start.scale.shape, -1)
 
     @property
     def codes(self) -> UInt8[Tensor, "out in"]:
         """The codes as they are now."""
-        codes = self._place.round().clamp(0, self._start.scheme.top)
-        return codes.to(torch.uint8).view(self._start.codes.shape)
+        return codes_at(self._place, self._start)
 
     def weight(self) -> QWeight:
         """The matrix as it would be stored now."""
-        start, scheme = self._start, self._start.scheme
-        if scheme.super_blocks:
-            return replace(start, codes=self.codes)
-        grown, zero = start.scale * (1 + self._moved[0]), start.zero
-        if scheme.table is not None:
-            return QWeight(self.codes, storable(grown, start.scale, scheme), zero, scheme)
-        scale = storable_scale(grown, scheme.scale_digits)
-        if scheme.float_zeros:
-            zero = storable_zero(-(start.minimum + start.scale * self._moved[1]) / scale, scale, scheme)
-        return QWeight(self.codes, scale, zero, scheme)
+        return regrown(self._start, self.codes, self._moved)
 
     def update(self, gradient: Float[Tensor, "out in"], step: int, steps: int) -> None:
         """Move against the gradient of the loss by the matrix, as step number `step` of `steps`."""
-        g, scale = self._grouped(gradient.to(torch.float32)), self._start.scale
-        left = 1 - step / steps
-        codes = self._place.round().clamp_(0, self._start.scheme.top)
-        if self._values is not None:
-            codes = self._values[codes.int()]
-        sums = g.sum(-1)
-        if self._start.scheme.super_blocks:
-            slopes = ()
-        elif self._start.scheme.float_zeros:
-            slopes = ((g * codes).sum(-1) * scale, sums * scale)
-        else:
-            slopes = ((g * codes).sum(-1) * scale - sums * self._start.zero * scale,)
+        start = self._start
+        g, left = gradient.to(torch.float32).view(*start.scale.shape, -1), 1 - step / steps
+        slopes = grid_slopes(start, self._place, g)
         for moved, adam, slope in zip(self._moved, self._of_grid, slopes, strict=True):
             moved -= PACE * left * adam.direction(slope, step)
         rate = 2 * TRAVEL / max(steps, STEPS) * left
-        self._place -= rate * self._of_place.direction(g * scale.sign()[..., None], step)
+        self._place -= rate * self._of_place.direction(g * start.scale.sign()[..., None], step)
+
+
+def places_of(W: Float[Tensor, "out in"], weight: QWeight) -> Float[Tensor, "out groups g"]:
+    """Where original weights lie on the axis of the codes, but no further than `INSIDE` from their codes."""
+    grouped = (*weight.scale.shape, -1)
+    codes = weight.codes.to(torch.float32).view(grouped)
+    where = W.to(torch.float32).reshape(grouped) / weight.scale[..., None] + weight.zero[..., None]
+    if (table := weight.scheme.table) is not None:
+        where = places(where, weight.codes.view(grouped), table)
+    return codes + (where - codes).nan_to_num(0).clamp(-INSIDE, INSIDE)
+
+
+def still(weight: QWeight) -> list[Float[Tensor, "out groups"]]:
+    """How far scales, and values of code 0 where they are free, have moved at first, in scales.
+
+    Scales of a super-block are whole multiples of what they share: they stay.
+    """
+    count = 0 if weight.scheme.super_blocks else 1 + weight.scheme.float_zeros
+    return [torch.zeros_like(weight.scale) for _ in range(count)]
+
+
+def codes_at(place: Float[Tensor, "out groups g"], start: QWeight) -> UInt8[Tensor, "out in"]:
+    """The nearest codes of places."""
+    return place.round().clamp(0, start.scheme.top).to(torch.uint8).view(start.codes.shape)
+
+
+def regrown(
+    start: QWeight, codes: UInt8[Tensor, "out in"], moved: Sequence[Float[Tensor, "out groups"]]
+) -> QWeight:
+    """The matrix with these codes, its scales and free zeros moved so far from the start, as it is stored."""
+    scheme, zero = start.scheme, start.zero
+    if not moved:
+        return replace(start, codes=codes)
+    grown = start.scale * (1 + moved[0])
+    if scheme.table is not None:
+        return QWeight(codes, storable(grown, start.scale, scheme), zero, scheme)
+    scale = storable_scale(grown, scheme.scale_digits)
+    if scheme.float_zeros:
+        zero = storable_zero(-(start.minimum + start.scale * moved[1]) / scale, scale, scheme)
+    return QWeight(codes, scale, zero, scheme)
+
+
+def grid_slopes(
+    start: QWeight, place: Float[Tensor, "out groups g"], g: Float[Tensor, "out groups g"]
+) -> tuple[Float[Tensor, "out groups"], ...]:
+    """The gradients for what `still` gives, from that for the matrix."""
+    scheme, scale = start.scheme, start.scale
+    if scheme.super_blocks:
+        return ()
+    codes = place.round().clamp_(0, scheme.top)
+    if scheme.table is not None:
+        codes = scheme.table.tensor(place.device)[codes.int()]
+    sums = g.sum(-1)
+    if scheme.float_zeros:
+        return (g * codes).sum(-1) * scale, sums * scale
+    return ((g * codes).sum(-1) * scale - sums * start.zero * scale,)
 
 
 @dataclass(slots=True)

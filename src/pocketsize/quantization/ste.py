@@ -1,6 +1,9 @@
-"""Straight-through rounding: forward the weights are ternary, backward it is as if they were not rounded."""
+"""Straight-through rounding: forward the weights are on their grid, backward as if they were not rounded."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -8,6 +11,7 @@ from torch import Tensor
 
 from pocketsize.quantization.codebook_grid import nearest
 from pocketsize.quantization.grid import QWeight, storable_scale
+from pocketsize.quantization.learned import codes_at, grid_slopes, regrown
 from pocketsize.quantization.scheme import NAMED, Scheme
 
 TERNARY = NAMED["TERNARY"]
@@ -33,3 +37,54 @@ def ternarised(W: Float[Tensor, "out in"], scheme: Scheme = TERNARY) -> QWeight:
     groups = W.to(torch.float32).view(len(W), -1, scheme.width(W.shape[1]))
     scale = storable_scale(groups.abs().mean(-1), scheme.scale_digits)
     return QWeight(nearest(W, scale, table), scale, torch.zeros_like(scale), scheme)
+
+
+# How fast scales and free zeros move beside places: a relative step of theirs, for a step of one code.
+GRID_RATE = 0.1
+
+
+def on_grid(
+    place: Float[Tensor, "out groups g"], moved: Sequence[Float[Tensor, "out groups"]], start: QWeight
+) -> Float[Tensor, "out in"]:
+    """The matrix at these places, as it is stored, differentiable by places and by what moved.
+
+        Q = s (clamp(round(place), 0, top) - z),   s = s_0 (1 + GRID_RATE moved)
+        dQ/dplace := s_0 between the ends of the range, 0 beyond them        (straight through)
+        dQ/dmoved  = GRID_RATE s_0 (code - z)
+
+    LSQ (arXiv:1902.08153) with places in codes instead of weights, so that one learning rate is the same
+    share of a cell in every group, and codes that a solver chose are a start like any other. On a codebook
+    the slope for places is that of its mean spacing. Where scales stay (`moved` empty), places alone learn.
+    """
+    return cast(Float[Tensor, "out in"], _OnGrid.apply(place, start, *moved))
+
+
+def settled(
+    place: Float[Tensor, "out groups g"], moved: Sequence[Float[Tensor, "out groups"]], start: QWeight
+) -> QWeight:
+    """What is stored of these places."""
+    return regrown(start, codes_at(place, start), [GRID_RATE * m for m in moved])
+
+
+class _OnGrid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        place, start, *moved = given
+        ctx.save_for_backward(place)
+        ctx.start, ctx.moves = start, bool(moved)
+        return settled(place, moved, start).dequantize()
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> Any:
+        (place,), start = ctx.saved_tensors, ctx.start
+        g = outputs[0].reshape(place.shape)
+        slopes = [slope * GRID_RATE for slope in grid_slopes(start, place, g)] if ctx.moves else []
+        inside = (place > -0.5) & (place < start.scheme.top + 0.5)
+        return g * (start.scale * _spacing(start))[..., None] * inside, None, *slopes
+
+
+def _spacing(start: QWeight) -> float:
+    """The mean distance of neighbouring values of a grid, in scales."""
+    if (table := start.scheme.table) is None:
+        return 1.0
+    return (max(table.values) - min(table.values)) / start.scheme.top

@@ -60,7 +60,9 @@ def written_bytes(model: Model, recipe: Recipe, *, written_tokens: int = 0) -> W
     output = sum(e.bytes for e in exports) + sum(sum(files.values()) for files in others) + told
     work = made
     if step is not None:
-        work += sum(_objects(model, step, of)) * (2 if steps_learned(step) else 1)
+        work += sum(_objects(model, step, of)) * (
+            2 if steps_learned(step) or isinstance(step, Training) else 1
+        )
     if written_tokens and any(step.calibrated for step in recipe.steps):
         work += _NUMPY_HEADER + 8 * written_tokens
     return Written(exports, output, work)

@@ -3,43 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
 import torch
 from torch import nn
 
 from pocketsize.distillation.divergence import DIVERGENCES, Divergence
-from pocketsize.distillation.vocabulary import aligned
 from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
 from pocketsize.models.device import working_device
-from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import Model
-from pocketsize.models.skeleton import materialise
+from pocketsize.recipes.generations import JUDGES, generations
+from pocketsize.recipes.signals import Heard, Room, check_signals, heard
 from pocketsize.recipes.step import Context
-from pocketsize.recipes.training import Lesson, Training, budgeted, check, trained, training_examples
-from pocketsize.training.examples import Examples
+from pocketsize.recipes.teachers import Taught, check_teachers, frozen, maps_of, teachers_of
+from pocketsize.recipes.training import (
+    Lesson,
+    Reading,
+    Training,
+    budgeted,
+    check,
+    trained,
+    training_examples,
+)
+from pocketsize.recipes.writing import Writing, check_writing, policy, written_examples
+from pocketsize.training.examples import Examples, Order, split
 from pocketsize.training.features import Features, Weights
 from pocketsize.training.objective import Embedding, Losses, NextToken, Objective, Teacher
-
-WEIGH = ("equal", "loss")
+from pocketsize.training.progressive import Progressive, Stages
+from pocketsize.training.signals import Signals
 
 
 @dataclass(frozen=True, slots=True)
-class Distill(Training):
+class Distill(Writing, Heard, Taught, Training):
     """Recipe step `distill`: the student learns to say what its teacher says.
 
-    The keys of `finetune`, and: `teacher`, a model or a list of them, null for the one that the run began
-    with; `weigh`, how much each of several counts: `equal`, or by its `loss` on each text. `loss` is
-    forward_kl, reverse_kl, skew_kl, skew_reverse_kl or js, at `temperature`, with `mix` for the last three.
-    `soft` is what the teacher counts, `hard` what the true tokens count. `hidden`, `cosine` and
-    `attention` count the distance of hidden states and of attention, block by block, `relations` that of
-    queries, keys and values of the last blocks, cut into `heads` heads. `pairs` counts how near texts are to
-    each other (embedders).
+    The keys of `finetune`; those that name teachers (`Taught`), that say what is kept of them (`Heard`) and
+    who writes the text (`Writing`); and: `loss` is forward_kl, reverse_kl, skew_kl, skew_reverse_kl or js, at
+    `temperature`, with `mix` for the last three. `soft` is what the teacher counts, `hard` what the true
+    tokens count. `hidden`, `cosine` and `attention` count the distance of hidden states and of attention,
+    block by block, `relations` that of queries, keys and values of the last blocks, cut into `heads` heads.
+    `pairs` counts how near texts are to each other (embedders). `progressive` is the share of the budget in
+    which blocks learn one after the other what theirs give, before all learn together. The student of each
+    of the `generations` is the teacher of the next, and is kept only if it is better on held-out text.
     """
 
-    teacher: str | tuple[str, ...] | None = None
-    weigh: str = "equal"
     loss: str = "forward_kl"
     temperature: float = 1.0
     mix: float | None = None
@@ -51,17 +59,21 @@ class Distill(Training):
     relations: float = 0.0
     heads: int | None = None
     pairs: float = 1.0
+    progressive: float = 0.0
+    generations: int = 1
 
     kind: ClassVar[str] = "distill"
 
     def __post_init__(self) -> None:
         check(self)
-        if isinstance(self.teacher, list):
-            object.__setattr__(self, "teacher", tuple(self.teacher))
+        for name in ("teacher", "shares"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_teachers(self)
+        check_signals(self)
+        check_writing(self)
         if self.loss not in DIVERGENCES:
             raise UsageError(f"distill: unknown loss {self.loss!r}{did_you_mean(self.loss, DIVERGENCES)}")
-        if self.weigh not in WEIGH:
-            raise UsageError(f"distill: weigh is {' or '.join(WEIGH)}, got {self.weigh!r}")
         try:
             self.divergence()
         except ValueError as error:
@@ -76,6 +88,17 @@ class Distill(Training):
             raise UsageError(
                 "distill: soft: 0 and no other loss leave the teacher nothing to say; use finetune"
             )
+        _check_together(self)
+
+    @property
+    def reads(self) -> bool:
+        """Whether it reads the training text of the run."""
+        return self.written is None
+
+    def rehearsal(self) -> tuple[Training, int]:
+        """One generation with live teachers: to hear them once takes as long as to hear them in turn."""
+        plain = replace(self, signals="live", cache=None, written=None, generations=1, progressive=0.0)
+        return plain, self.generations
 
     def divergence(self) -> Divergence:
         """The divergence that the step names."""
@@ -89,42 +112,119 @@ class Distill(Training):
         """The step with a budget; refuses losses that the family has no place for."""
         if self.hard and model.arch.task == "embed":
             raise UnsupportedError("distill: hard: an encoder of texts has no true tokens; use hard: 0")
+        if model.arch.task != "generate":
+            for key in ("cached", "on_policy", "written"):
+                if getattr(self, key):
+                    said = {"cached": "signals"}.get(key, key)
+                    raise UnsupportedError(
+                        f"distill: {said}: {model.config.model_type} predicts no tokens; leave it out"
+                    )
+            if self.generations > 1:
+                raise UnsupportedError("distill: generations are judged by their tokens; leave it out")
         return cast(Distill, budgeted(self))
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The student after it was taught."""
-        return trained(self, self.kind, model, ctx, lambda: self._lesson(model, ctx))
+        if self.generations == 1:
+            return trained(self, self.kind, model, ctx, lambda: self._lesson(model, ctx))
+        text = training_examples(model, ctx, self.length)
+        teach, judge = split(text, JUDGES, ctx.seed)
 
-    def _lesson(self, model: Model, ctx: Context) -> Lesson:
-        teachers = self._teachers(ctx)
+        def taught(own: Context, teacher: Model | None) -> Model:
+            def lesson() -> Lesson:
+                found = self._lesson(model, own, teacher, text)
+                return found if self.written else replace(found, examples=teach)
+
+            return trained(self, self.kind, model, own, lesson)
+
+        return generations(self.generations, ctx, judge, taught)
+
+    def _lesson(
+        self, model: Model, ctx: Context, teacher: Model | None = None, text: Examples | None = None
+    ) -> Lesson:
+        """What the student is given; `teacher` instead of those that the step names."""
+        teachers = teachers_of(self, ctx) if teacher is None else [teacher]
+        maps = maps_of(model, teachers)
+        if self.written is not None:
+            text = written_examples(self, teachers, maps, min(self.length, model.positions), ctx)
+        whole = text or training_examples(model, ctx, self.length)
+        room, kept = Room(model, teachers, maps, whole), list[Signals]()
+
+        def hear(rows: Sequence[int]) -> None:
+            kept.append(heard(self, self, room, rows, ctx))
+
+        def objective(module: nn.Module, _: Examples) -> Objective:
+            return self._objective(module, room, kept[0] if kept else None)
+
+        def reading(module: nn.Module, order: Order, batches: int | None) -> Reading:
+            return self._reading(module, order, batches, len(model.blocks), ctx.seed)
+
         names = tuple(one.origin.name for one in teachers)
-        maps = [_same_tokens(model, one) for one in teachers]
+        return Lesson(whole, objective, names, hear if self.cached else None, reading)
 
-        def objective(module: nn.Module, examples: Examples) -> Objective:
-            device = working_device()
-            frozen = [
-                Teacher(materialise(one, torch.float32, device), ids if ids is None else ids.to(device))
-                for one, ids in zip(teachers, maps, strict=True)
-            ]
-            losses = Losses(self.divergence(), self.soft, self.hard, self.pairs)
-            features = Features(model, teachers[0], self.features()).to(device) if self.features() else None
-            if model.arch.task == "generate":
-                return NextToken(module, losses, frozen, extra=features, weigh_by_loss=self.weigh == "loss")
-            return _embedding(module, frozen, losses, features, (model, teachers[0]))
-
-        return Lesson(training_examples(model, ctx, self.length), objective, names)
-
-    def _teachers(self, ctx: Context) -> list[Model]:
-        """The models that teach."""
-        if self.teacher is None:
-            assert ctx.original is not None
-            return [ctx.original]
-        named: Sequence[str] = (self.teacher,) if isinstance(self.teacher, str) else self.teacher
-        if not named:
-            raise UsageError(
-                "distill: teacher: an empty list; name a model, or leave it out for the original"
+    def _objective(self, module: nn.Module, room: Room, signals: Signals | None) -> Objective:
+        model, first = room.student, room.teachers[0]
+        losses = Losses(self.divergence(), self.soft, self.hard, self.pairs)
+        if signals is not None:
+            return NextToken(module, losses, signals=signals)
+        shares = None if len(room.teachers) == 1 else self.shares
+        teachers = frozen(room.teachers, room.maps, shares)
+        features = Features(model, first, self.features()).to(working_device()) if self.features() else None
+        if model.arch.task == "generate":
+            found: Objective = NextToken(
+                module, losses, teachers, extra=features, weigh_by_loss=self.weigh == "loss"
             )
-        return [load(name) for name in named]
+        else:
+            found = _embedding(module, teachers, losses, features, (model, first))
+        if not self.progressive:
+            return found
+        blocks = Features(model, first, Weights(hidden=1.0)).to(working_device())
+        return Progressive(found, module, teachers[0], blocks)
+
+    def _reading(
+        self, module: nn.Module, order: Order, batches: int | None, blocks: int, seed: int
+    ) -> Reading:
+        found = Reading(order.batch)
+        if self.on_policy:
+            own = policy(self, seed)(module, order)
+            found = Reading(own.batch, own)
+        if not self.progressive:
+            return found
+        assert batches is not None
+        if (first := round(self.progressive * batches / self.accumulate)) < blocks:
+            raise UsageError(
+                f"distill: progressive: {first} of {batches // self.accumulate} steps are too few for "
+                f"{blocks} blocks; give it a larger share, or the training more tokens"
+            )
+        return Reading(Stages(first, blocks, self.accumulate).over(order.batch, found.batch), found.memory)
+
+
+def _check_together(step: Distill) -> None:
+    """Refuse keys that say different things."""
+    if not 0 <= step.progressive < 1:
+        raise UsageError(f"distill: progressive is a share from 0 to below 1, got {step.progressive}")
+    if step.progressive and (step.minutes is not None or step.recompute):
+        other = "recompute" if step.recompute else "minutes"
+        raise UsageError(f"distill: progressive goes with no {other}; use tokens or epochs")
+    if step.generations < 1:
+        raise UsageError(f"distill: generations must be at least 1, got {step.generations}")
+    if step.generations > 1 and step.cache is not None:
+        raise UsageError(
+            "distill: cache: the teacher of a second generation is of one run alone; leave it out"
+        )
+    if step.on_policy and not step.soft:
+        raise UsageError("distill: on_policy: the teacher has to judge what the student writes; use soft")
+    if not step.cached:
+        return
+    if step.loss != "forward_kl" or step.temperature != 1 or step.mix is not None:
+        raise UsageError(
+            f"distill: signals: {step.signals} holds what forward_kl needs at temperature 1; for other "
+            "losses use signals: live"
+        )
+    inside = bool(step.features()) or step.progressive > 0
+    if inside or step.on_policy:
+        told = "what the student writes" if step.on_policy else "what is inside the teacher"
+        raise UsageError(f"distill: signals: {step.signals} holds nothing of {told}; use signals: live")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,16 +271,3 @@ def _embedding(
     if features is not None:
         extra["features"] = features
     return Embedding(module, frozen[0], losses, extra.to(working_device()))
-
-
-def _same_tokens(student: Model, teacher: Model) -> torch.Tensor | None:
-    """The teacher's number for each of the student's tokens; None where they are the same."""
-    if teacher.folder == student.folder:
-        return None
-    known = [dict(tokenizer_of(model).get_vocab()) for model in (student, teacher)]
-    rows = [int(model.config.vocab_size) for model in (student, teacher)]
-    try:
-        found = aligned(known[0], known[1], rows[0], rows[1])
-    except ValueError as error:
-        raise UnsupportedError(f"distill: teacher {teacher.origin.name}: {error}") from error
-    return None if found is None else torch.tensor(found)

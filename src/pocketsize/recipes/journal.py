@@ -139,6 +139,10 @@ class Journal:
 
     def course(self, key: str) -> Keeper:
         """Where the checkpoints of a training are kept; from now on this work is of this run."""
+        return self.place(key)
+
+    def place(self, key: str) -> Drafts:
+        """A folder for work that checks by itself what of it is done; from now on it is of this run."""
         begun = f"{key} begun"
         if begun not in self.units:
             make_folder(self.folder / DRAFTS / key)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import torch
 
@@ -23,6 +24,7 @@ from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
 from pocketsize.recipes.distill import Distill
 from pocketsize.recipes.grids import Quantizer
+from pocketsize.recipes.qat import Qat
 from pocketsize.recipes.quantize import steps_learned
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.student import Student
@@ -108,7 +110,11 @@ def stages(model: Model, recipe: Recipe, size: Size, *, base_bytes: int, waiting
         heap.stage("write", _writing(model, size))
     original = model
     for step in recipe.steps:
-        if isinstance(step, Training):
+        if isinstance(step, Qat):
+            heap.stage(
+                step.kind, chain(_walked(model, step.first, size, waiting), _training(model, model, step))
+            )
+        elif isinstance(step, Training):
             heap.stage(step.kind, _training(original, model, step))
         elif isinstance(step, Quantizer) and step.calibrated:
             heap.stage(step.kind, _walked(model, step, size, waiting))
@@ -194,7 +200,7 @@ def _training(teacher: Model, student: Model, step: Training) -> Iterator[list[f
     """A teacher, and of the student weights, gradients, two moments of them and what is averaged, in float32;
     activations of a batch, roughly; and one chunk of logits of both with what is made of them."""
     copies = 4 + (step.average is not None) + (step.patience > 0)
-    teachers = _all(teacher, 4) if isinstance(step, Distill) else []
+    teachers = _all(teacher, 4) if isinstance(step, Distill | Qat) else []
     tokens, width = step.batch * step.length, int(student.config.hidden_size)
     # Per token and block: inputs of the linears, what attention and activation functions keep.
     inner = getattr(student.config, "intermediate_size", None) or 4 * width

@@ -18,6 +18,7 @@ from pocketsize.recipes.disk import Export
 from pocketsize.recipes.duration import Took, Whole, durations
 from pocketsize.recipes.grids import Quantizer, layer_scheme
 from pocketsize.recipes.mixes import stand_ins
+from pocketsize.recipes.qat import Qat
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.record import Finding
 from pocketsize.recipes.rehearse import rehearse
@@ -176,7 +177,9 @@ def _with_times(found: Plan, prepared: tuple[Model, Recipe, Texts], room: Room, 
             took[step.kind] = training_time(step, model, original, texts, seed=recipe.data.seed)
             said.append(f"{STEPS} steps of {step.kind} were made")
         model = step.outline(model)
-    quantizers = tuple(step for step in recipe.steps if isinstance(step, Quantizer))
+    quantizers = tuple(
+        step.first if isinstance(step, Qat) else step for step in recipe.steps if isinstance(step, Quantizer)
+    )
     if quantizers:
         path = model.blocks[len(model.blocks) // 2]
         console.phase(f"rehearse {path}")
@@ -185,7 +188,10 @@ def _with_times(found: Plan, prepared: tuple[Model, Recipe, Texts], room: Room, 
             one = rehearse(model, rest, texts)
         except PocketsizeError as error:
             raise type(error)(f"rehearsal of {path}: {error}") from error
-        took |= {t.name: t for t in durations(Whole(model, rest, size_of(rest, texts), room.disk), one)}
+        for t in durations(Whole(model, rest, size_of(rest, texts), room.disk), one):
+            own = "qat" if t.name == quantizers[0].kind and "qat" in took else t.name
+            before = took.get(own, Took(own, 0.0, 0.0))
+            took[own] = Took(own, before.cpu_s + t.cpu_s, before.time_s + t.time_s)
         said.append(f"{path} was calibrated, quantized, measured, saved and read back: {_formats(found)}")
     stages = tuple(_timed(stage, took.get(stage.name), found.trials) for stage in found.stages)
     return replace(

@@ -196,7 +196,7 @@ def settle(original: Model, recipe: Recipe) -> tuple[Model, Recipe, Texts]:
     recipe = recipe.resolved(original)
     if any(EXPORTERS[name].is_folder for name in recipe.export):
         require_storable(original)
-    trains = any(isinstance(step, Training) for step in recipe.steps)
+    trains = any(isinstance(step, Training) and step.reads for step in recipe.steps)
     return original, recipe, read_texts(recipe.data, recipe.base, original, trains=trains)
 
 

@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
 from pocketsize.measurement.suite import divergence
 from pocketsize.models.model import Model
 from pocketsize.recipes.record import Stage
@@ -24,11 +27,17 @@ def staged(model: Model, ctx: Context, ways: Mapping[str, Way], judges: Sequence
     of the best become those of the step, and the report says what each stage gave.
     """
     picked = list(judges[:JUDGES])
-    ids, mask = ctx.input_ids[picked], ctx.mask[picked]
+    return nearest(model, ctx, ways, ctx.input_ids[picked], ctx.mask[picked])
+
+
+def nearest(
+    model: Model, ctx: Context, ways: Mapping[str, Way], ids: Int64[Tensor, "n s"], mask: Bool[Tensor, "n s"]
+) -> Model:
+    """`staged`, judged by windows of any text."""
     best, nearest, told = model, math.inf, list[Stage]()
     chosen = ctx
     for number, (name, way) in enumerate(ways.items()):
-        own = _part_of(ctx, name, number, len(ways))
+        own = part_of(ctx, name, number, len(ways))
         done = way(model, own)
         apart = divergence(model, done, ids, mask)
         told.append(Stage(name, apart, kept=apart < nearest))
@@ -40,7 +49,7 @@ def staged(model: Model, ctx: Context, ways: Mapping[str, Way], judges: Sequence
     return best
 
 
-def _part_of(ctx: Context, name: str, number: int, count: int) -> Context:
+def part_of(ctx: Context, name: str, number: int, count: int) -> Context:
     """What one of several stages is given; its progress is that of all of them."""
 
     def progress(done: int, total: int, what: str) -> None:

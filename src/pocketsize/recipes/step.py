@@ -29,6 +29,19 @@ class Unit:
     changed: dict[str, Tensor] = field(default_factory=dict)
 
 
+class Place(Protocol):
+    """A folder for work that checks by itself what of it is done."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies; gone once the run is finished."""
+        ...
+
+    def safe_point(self, where: str) -> None:
+        """A moment at which everything is durable; a stop that was asked for happens here."""
+        ...
+
+
 class Store(Protocol):
     """Where a step keeps what it has finished, so that it survives the process."""
 
@@ -64,6 +77,10 @@ class Store(Protocol):
 
     def course(self, key: str) -> Keeper:
         """Where the checkpoints of a training are kept."""
+        ...
+
+    def place(self, key: str) -> Place:
+        """A folder for work that checks by itself what of it is done."""
         ...
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -26,8 +26,8 @@ from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
 from pocketsize.recipes.record import Finding, StepReport, TrainingReport, built
 from pocketsize.recipes.step import Context
-from pocketsize.training.examples import Examples, Order
-from pocketsize.training.loop import Course, Pace, train
+from pocketsize.training.examples import Batch, Examples, Order
+from pocketsize.training.loop import Course, Memory, Pace, train
 from pocketsize.training.objective import Objective
 from pocketsize.training.texts import examples_of
 
@@ -43,7 +43,7 @@ TOKENS = 2_000_000
 WATTS = 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Training(ABC):
     """The keys of every step that trains.
 
@@ -71,6 +71,17 @@ class Training(ABC):
 
     kind: ClassVar[str]
     calibrated: ClassVar[bool] = False
+    # The highest learning rate where none is named, if it is no task's.
+    usual: ClassVar[float | None] = None
+
+    def rehearsal(self) -> tuple[Training, int]:
+        """A training whose steps take as long as this one's, and how many trainings this is."""
+        return self, 1
+
+    @property
+    def reads(self) -> bool:
+        """Whether it reads the training text of the run."""
+        return True
 
     def __post_init__(self) -> None:
         check(self)
@@ -124,7 +135,7 @@ def budgeted(step: Training) -> Training:
 
 def rate_of(step: Training, task: str) -> float:
     """The highest learning rate."""
-    return RATES[task] if step.rate == "auto" else step.rate
+    return (step.usual or RATES[task]) if step.rate == "auto" else step.rate
 
 
 @dataclass(frozen=True)
@@ -134,6 +145,18 @@ class Lesson:
     examples: Examples
     objective: Callable[[nn.Module, Examples], Objective]
     teachers: tuple[str, ...] = ()
+    # Told before anything else which rows will be read, by their numbers.
+    before: Callable[[Sequence[int]], None] | None = None
+    # What the student reads instead of the batches of an order, by the number of batches; None by minutes.
+    reading: Callable[[nn.Module, Order, int | None], Reading] | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The batches of a training by their numbers, and what they depend on beside."""
+
+    batch: Callable[[int], Batch]
+    memory: Memory | None = None
 
 
 def trained(step: Training, kind: str, model: Model, ctx: Context, lesson: Callable[[], Lesson]) -> Model:
@@ -142,8 +165,8 @@ def trained(step: Training, kind: str, model: Model, ctx: Context, lesson: Calla
     def write(folder: Path) -> None:
         given = lesson()
         module = _trainable(model, step)
-        course, examples = _taught(step, kind, module, given, ctx)
-        facts = _report(course, given, examples, module)
+        course, examples = taught(step, kind, module, given, ctx)
+        facts = course_report(course, given, examples, module)
         publish_bytes(folder / COURSE, json.dumps(asdict(facts)).encode())
         write_student(model, module, folder)
 
@@ -151,7 +174,7 @@ def trained(step: Training, kind: str, model: Model, ctx: Context, lesson: Calla
     report: TrainingReport = built(TrainingReport, json.loads((folder / COURSE).read_bytes()))
     options: dict[str, object] = {name: getattr(step, name) for name in step.__dataclass_fields__}
     ctx.reports.append(StepReport(kind, options, tokens=report.tokens, training=report))
-    ctx.findings += list(_told(report))
+    ctx.findings += list(findings_of(report))
     student = load(folder)
     origin = replace(
         student.origin,
@@ -191,14 +214,19 @@ def _trainable(model: Model, step: Training) -> nn.Module:
     return module.train()
 
 
-def _taught(
+def taught(
     step: Training, kind: str, module: nn.Module, lesson: Lesson, ctx: Context
 ) -> tuple[Course, Examples]:
     """Train the module in place; how it went, and what of the examples taught it."""
     examples, judges = _held_out(lesson.examples, step, ctx.seed)
-    objective = lesson.objective(module, examples)
     order = Order(examples, step.batch, ctx.seed)
     pace = _pace(step, order, rate_of(step, _task_of(module)), ctx.seed)
+    batches = None if pace.steps is None else pace.steps * pace.accumulate
+    if lesson.before is not None:
+        other = () if judges is None else judges.numbers_of(range(len(judges)))
+        lesson.before(sorted({*examples.numbers_of(order.read(batches)), *other}))
+    objective = lesson.objective(module, examples)
+    reading = lesson.reading(module, order, batches) if lesson.reading else Reading(order.batch)
     last, begun = [0.0, 0], cpu_seconds()
 
     def told(course: Course, done: float) -> None:
@@ -214,11 +242,12 @@ def _taught(
     course = train(
         module,
         objective,
-        order.batch,
+        reading.batch,
         pace,
         ctx.store.course(kind),
         told=told,
         held_out=_judging(module, objective, judges, step.batch) if judges is not None else None,
+        memory=reading.memory,
         world=ctx.world,
     )
     return course, examples
@@ -284,7 +313,7 @@ def _judging(module: nn.Module, objective: Objective, judges: Examples, batch: i
     return judge
 
 
-def _report(course: Course, lesson: Lesson, examples: Examples, module: nn.Module) -> TrainingReport:
+def course_report(course: Course, lesson: Lesson, examples: Examples, module: nn.Module) -> TrainingReport:
     return TrainingReport(
         teachers=lesson.teachers,
         parameters=sum(p.numel() for p in module.parameters()),
@@ -297,7 +326,7 @@ def _report(course: Course, lesson: Lesson, examples: Examples, module: nn.Modul
     )
 
 
-def _told(report: TrainingReport) -> list[Finding]:
+def findings_of(report: TrainingReport) -> list[Finding]:
     """What a user should know of a training."""
     found: list[Finding] = []
     if report.skipped:

@@ -75,6 +75,7 @@ def training_time(step: Training, student: Model, original: Model, texts: Texts,
     teacher) is counted once.
     """
     steps: list[int] = []
+    plain, times = step.rehearsal()
     start, cpu = time.perf_counter(), cpu_seconds()
     with scratch("plan") as work:
         trial = _Trial(work, open_journal(work, {}).fingerprint)
@@ -88,7 +89,7 @@ def training_time(step: Training, student: Model, original: Model, texts: Texts,
             seed=seed,
         )
         with suppress(_Enough):
-            step.apply(student, ctx)
+            plain.apply(student, ctx)
     (first, first_cpu), (last, last_cpu) = trial.at[0], trial.at[-1]
     if step.minutes is not None:
         share = (last_cpu - first_cpu) / max(1e-9, last - first)
@@ -97,6 +98,6 @@ def training_time(step: Training, student: Model, original: Model, texts: Texts,
     made = max(1, len(trial.at) - 1)
     return Took(
         step.kind,
-        first_cpu - cpu + more * (last_cpu - first_cpu) / made,
-        first - start + more * (last - first) / made,
+        times * (first_cpu - cpu + more * (last_cpu - first_cpu) / made),
+        times * (first - start + more * (last - first) / made),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,12 +20,18 @@ POOL = 32
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Token sequences of one batch, padded at the end; `rows` are their numbers among all examples."""
+    """Token sequences of one batch, padded at the end; `rows` are their numbers among all examples.
+
+    `written`: the student wrote them itself, so their tokens are nobody's truth. `block` is the number of the
+    one block that the batch teaches, where blocks are taught one after the other.
+    """
 
     ids: Int64[Tensor, "n s"]
     mask: Bool[Tensor, "n s"]
     rows: tuple[int, ...]
     labels: Int64[Tensor, "n"] | None = None
+    written: bool = False
+    block: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -35,14 +41,15 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
         labels = None if self.labels is None else self.labels.to(device)
-        return Batch(self.ids.to(device), self.mask.to(device), self.rows, labels)
+        return replace(self, ids=self.ids.to(device), mask=self.mask.to(device), labels=labels)
 
 
 @dataclass(frozen=True)
 class Examples:
     """Token sequences one after the other: row i is `flat[starts[i] : starts[i + 1]]`.
 
-    `labels` has one class for each row, if any has one. `sha256` pins them all.
+    `labels` has one class for each row, if any has one. `sha256` pins them all. A `part` of others has the
+    `numbers` that its rows have there.
     """
 
     flat: np.ndarray
@@ -50,6 +57,7 @@ class Examples:
     pad: int
     name: str
     labels: np.ndarray | None = None
+    numbers: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if len(self.starts) < 2:
@@ -85,13 +93,18 @@ class Examples:
             part = self.flat[self.starts[row] : self.starts[row + 1]]
             ids[i, : len(part)], mask[i, : len(part)] = part, True
         labels = None if self.labels is None else torch.from_numpy(self.labels[list(rows)].astype(np.int64))
-        return Batch(torch.from_numpy(ids), torch.from_numpy(mask), tuple(map(int, rows)), labels)
+        return Batch(torch.from_numpy(ids), torch.from_numpy(mask), self.numbers_of(rows), labels)
+
+    def numbers_of(self, rows: Sequence[int]) -> tuple[int, ...]:
+        """What numbers these rows have among all examples."""
+        return tuple(int(row if self.numbers is None else self.numbers[row]) for row in rows)
 
     def part(self, rows: Sequence[int]) -> Examples:
         """These rows as examples of their own."""
         pieces = [self.flat[self.starts[row] : self.starts[row + 1]] for row in rows]
         labels = None if self.labels is None else self.labels[list(rows)]
-        return of_rows(pieces, self.pad, self.name, labels)
+        found = of_rows(pieces, self.pad, self.name, labels)
+        return replace(found, numbers=np.array(self.numbers_of(rows)))
 
 
 def of_rows(pieces: Sequence[np.ndarray], pad: int, name: str, labels: np.ndarray | None = None) -> Examples:
@@ -99,6 +112,18 @@ def of_rows(pieces: Sequence[np.ndarray], pad: int, name: str, labels: np.ndarra
     starts = np.cumsum([0, *map(len, pieces)])
     flat = np.concatenate([np.empty(0, dtype=np.int32), *pieces]).astype(np.int32)
     return Examples(flat, starts, pad, name, labels)
+
+
+def split(examples: Examples, judges: int, seed: int) -> tuple[Examples, Examples]:
+    """What teaches and what judges: so many rows drawn by the seed, a fourth of all at most."""
+    count = min(judges, len(examples) // 4)
+    if not count:
+        raise DataError(
+            f"{examples.name}: {len(examples)} rows of text are too few to hold some out; give more text, or "
+            "a shorter length"
+        )
+    rows = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
+    return examples.part(sorted(rows[count:])), examples.part(sorted(rows[:count]))
 
 
 @dataclass(frozen=True)
@@ -125,11 +150,21 @@ class Order:
 
     def batch(self, number: int) -> Batch:
         """The batch with this number, counted over all epochs."""
+        return self.examples.batch(self.rows(number))
+
+    def rows(self, number: int) -> list[int]:
+        """The rows of the batch with this number."""
         epoch, at = divmod(number, self.per_epoch)
         if epoch not in self._epochs:
             self._epochs.clear()
             self._epochs[epoch] = list(self._draw(epoch))
-        return self.examples.batch(self._epochs[epoch][at])
+        return self._epochs[epoch][at]
+
+    def read(self, batches: int | None) -> list[int]:
+        """The rows that so many batches from the first read, all of them where it is None."""
+        if batches is None or batches >= self.per_epoch:
+            return list(range(len(self.examples)))
+        return sorted({row for number in range(batches) for row in self.rows(number)})
 
     @cached_property
     def _epochs(self) -> dict[int, list[list[int]]]:

@@ -89,16 +89,23 @@ class Features(nn.Module):
         for i, (mine, theirs) in enumerate(self.blocks):
             if mine not in student:
                 break
-            x, y = student[mine].float(), teacher[theirs].float()
-            x = self.projections[i](x) if len(self.projections) else x
-            if self.weights.hidden:
-                total = total + self.weights.hidden / count * hidden_distance(x, y, mask)
-            if self.weights.cosine:
-                total = total + self.weights.cosine / count * cosine_distance(x, y, mask)
+            total = total + self.distance_of(i, student[mine].float(), teacher[theirs].float(), mask) / count
         if self.weights.attention:
             total = total + self.weights.attention * self._relation(student, teacher, mask, ATTENTION)
         if self.weights.relations:
             total = total + self.weights.relations * self._relation(student, teacher, mask, RELATIONS)
+        return total
+
+    def distance_of(self, block: int, x: Tensor, y: Tensor, mask: Bool[Tensor, "n s"]) -> Float[Tensor, ""]:
+        """The weighted distances of what one block of each gives."""
+        x, total = (
+            self.projections[block](x) if len(self.projections) else x,
+            torch.zeros((), device=mask.device),
+        )
+        if self.weights.hidden:
+            total = total + self.weights.hidden * hidden_distance(x, y, mask)
+        if self.weights.cosine:
+            total = total + self.weights.cosine * cosine_distance(x, y, mask)
         return total
 
     def _related(self, which: int) -> list[str]:

@@ -106,6 +106,18 @@ class Keeper(Protocol):
         ...
 
 
+class Memory(Protocol):
+    """What batches depend on beside their number, which a checkpoint has to hold."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All of it."""
+        ...
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what `tensors` gave."""
+        ...
+
+
 def train(
     module: nn.Module,
     objective: Objective,
@@ -115,6 +127,7 @@ def train(
     *,
     told: Callable[[Course, float], None] = lambda course, done: None,
     held_out: Callable[[], float] | None = None,
+    memory: Memory | None = None,
     world: World | None = None,
 ) -> Course:
     """Train `module` in place; how it went.
@@ -127,7 +140,7 @@ def train(
     The processes of a `world` share the batches of each step and add up their gradients; what the first one
     decides (when time is up, when to stop) holds for all, and it alone keeps checkpoints.
     """
-    run = _Run(module, objective, pace, keeper, world or Solo())
+    run = _Run(module, objective, pace, keeper, (memory, world or Solo()))
     course = run.course
     start = time.perf_counter() - course.elapsed_s
     saved, cost = time.perf_counter(), 0.0
@@ -155,8 +168,14 @@ class _Run:
     """The state of a training: weights, moments, averages, and its course."""
 
     def __init__(
-        self, module: nn.Module, objective: Objective, pace: Pace, keeper: Keeper, world: World
+        self,
+        module: nn.Module,
+        objective: Objective,
+        pace: Pace,
+        keeper: Keeper,
+        given: tuple[Memory | None, World],
     ) -> None:
+        self.memory, world = given
         if pace.accumulate % world.size:
             raise UsageError(
                 f"accumulate: {world.size} processes share the batches of a step, so it must be a multiple "
@@ -257,17 +276,24 @@ class _Run:
         for kind, tensors in (("average", self.average), ("best", self.best)):
             for name, value in tensors.items():
                 yield f"{kind}.{name}", value
+        for name, value in self.memory.tensors().items() if self.memory is not None else ():
+            yield f"memory.{name}", value
 
     @torch.no_grad()
     def _restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        remembered: dict[str, Tensor] = {}
         for key, value in tensors.items():
             kind, _, name = key.partition(".")
-            if kind == "weight":
+            if kind == "memory":
+                remembered[name] = value
+            elif kind == "weight":
                 self.named[name].copy_(value)
             elif kind in ("average", "best"):
                 getattr(self, kind)[name].copy_(value)
             else:
                 self.optimizer.state[self.named[name]][kind] = value.clone()
+        if self.memory is not None:
+            self.memory.restore(remembered)
         raw = dict(facts)
         for key in ("losses", "looks"):
             raw[key] = [(int(step), float(loss)) for step, loss in raw[key]]

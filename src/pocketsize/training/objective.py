@@ -16,6 +16,7 @@ from pocketsize.distillation.divergence import Divergence, cross_entropy, diverg
 from pocketsize.distillation.ensemble import blended, by_loss
 from pocketsize.distillation.feature import pair_distance
 from pocketsize.distillation.signal import Signal, signal_divergence
+from pocketsize.errors import DataError
 from pocketsize.models.taps import tapped
 from pocketsize.training.examples import Batch
 from pocketsize.training.features import Features
@@ -79,7 +80,8 @@ class NextToken:
     """Causal language models: KL or another divergence at every position whose next token is real.
 
     Teachers are several models mixed by their shares, or by their loss on each text where `by_loss`; or
-    `signals` gives what a teacher said earlier. With no teacher at all only the true tokens teach.
+    `signals` gives what a teacher said earlier. With no teacher at all only the true tokens teach. What the
+    student wrote itself is nobody's truth: there true tokens do not count.
     """
 
     student: nn.Module
@@ -92,7 +94,7 @@ class NextToken:
 
     def __post_init__(self) -> None:
         self.head = head_of(self.student)
-        self.heads = [one.head(self.head.weight.shape[0]) for one in self.teachers]
+        self.panel = Panel(self.teachers, self.head.weight.shape[0], self.weigh_by_loss, self.dtype)
 
     def count(self, batch: Batch) -> int:
         """Predicted tokens."""
@@ -109,42 +111,65 @@ class NextToken:
                 if self.extra is not None
             ]
             hidden = states(self.student, batch.ids, batch.mask, self.dtype)[kept]
-            with torch.no_grad():
-                said = [
-                    states(t.module, t.reads(batch.ids), batch.mask, self.dtype)[kept] for t in self.teachers
-                ]
-        score = self._score(batch, kept, targets, said)
-        found = mean_over_vocabulary(hidden, self.head, score)
+            said = self.panel.says(batch, kept) if self.teachers else None
+        signal = self.signals(batch, kept) if self.signals is not None else None
+        hard = 0.0 if batch.written else self.losses.hard
+        found = mean_over_vocabulary(hidden, self.head, self._score(targets, said, signal, hard))
         if self.extra is not None:
             found = found + self.extra.distance(taps[0], taps[1], batch.mask)
         return found
 
     def _score(
-        self, batch: Batch, kept: Bool[Tensor, "n s"], targets: Int64[Tensor, "t"], said: Sequence[Tensor]
+        self,
+        targets: Int64[Tensor, "t"],
+        said: Callable[[slice], Rows] | None,
+        signal: Signal | None,
+        hard: float,
     ) -> Score:
-        signal = self.signals(batch, kept) if self.signals is not None else None
-        shares = self._shares(batch, kept, targets, said)
-
         def score(logits: Rows, part: slice) -> tuple[Float[Tensor, "t"], Rows]:
             pieces: list[tuple[float, tuple[Float[Tensor, "t"], Rows]]] = []
             if self.losses.soft and signal is not None:
                 pieces.append((self.losses.soft, signal_divergence(logits, _cut(signal, part))))
-            elif self.losses.soft and said:
-                own = [head.logits(h[part]) for head, h in zip(self.heads, said, strict=True)]
-                target = own[0] if len(own) == 1 else blended(own, shares[:, part])
-                pieces.append((self.losses.soft, divergence(logits, target, self.losses.divergence)))
-            if self.losses.hard:
-                pieces.append((self.losses.hard, cross_entropy(logits, targets[part])))
+            elif self.losses.soft and said is not None:
+                pieces.append((self.losses.soft, divergence(logits, said(part), self.losses.divergence)))
+            if hard:
+                pieces.append((hard, cross_entropy(logits, targets[part])))
             return _summed(pieces)
 
         return score
 
+
+@dataclass
+class Panel:
+    """Several teachers as one: the mixture of what they say, by their shares or their loss on each text."""
+
+    teachers: Sequence[Teacher]
+    vocabulary: int
+    weigh_by_loss: bool = False
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        self.heads = [one.head(self.vocabulary) for one in self.teachers]
+
+    @torch.no_grad()
+    def says(self, batch: Batch, kept: Bool[Tensor, "n s"]) -> Callable[[slice], Rows]:
+        """Logits at the positions `kept` of a batch, or those of the mixture, a slice at a time."""
+        said = [states(t.module, t.reads(batch.ids), batch.mask, self.dtype)[kept] for t in self.teachers]
+        shares = self._shares(batch, kept, said)
+
+        def logits(part: slice) -> Rows:
+            own = [head.logits(h[part]) for head, h in zip(self.heads, said, strict=True)]
+            return own[0] if len(own) == 1 else blended(own, shares[:, part])
+
+        return logits
+
     def _shares(
-        self, batch: Batch, kept: Bool[Tensor, "n s"], targets: Int64[Tensor, "t"], said: Sequence[Tensor]
+        self, batch: Batch, kept: Bool[Tensor, "n s"], said: Sequence[Tensor]
     ) -> Float[Tensor, "teachers t"]:
         """How much each teacher counts at each position: the same in all of a text."""
+        targets = batch.ids.roll(-1, dims=1)[kept]
         given = torch.tensor([one.share for one in self.teachers], device=targets.device)
-        shares = (given / given.sum() if len(given) else given)[:, None].expand(-1, len(targets))
+        shares = (given / given.sum())[:, None].expand(-1, len(targets))
         if len(self.teachers) < 2 or not self.weigh_by_loss:
             return shares
         text = kept.nonzero()[:, 0]
@@ -233,7 +258,9 @@ class Classes:
     def _soft(self, logits: Rows, said: Sequence[Rows], batch: Batch) -> Float[Tensor, ""]:
         given = torch.tensor([one.share for one in self.teachers], device=logits.device)
         shares = (given / given.sum())[:, None].expand(-1, len(logits))
-        if len(said) > 1 and self.weigh_by_loss and batch.labels is not None:
+        if len(said) > 1 and self.weigh_by_loss:
+            if batch.labels is None:
+                raise DataError("weigh: loss: these texts have no labels to weigh teachers by; use equal")
             shares = by_loss(torch.stack([F.cross_entropy(x, batch.labels, reduction="none") for x in said]))
         target = said[0] if len(said) == 1 else blended(said, shares)
         return cast(Float[Tensor, ""], _Closed.apply(logits, target, self.losses.divergence))

@@ -1,0 +1,160 @@
+"""Recipe step `qat`: a model teaches its quantized self, straight through the rounding."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import ClassVar, cast
+
+import torch
+from torch import nn
+
+from pocketsize.distillation.divergence import DIVERGENCES, Divergence
+from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
+from pocketsize.io.publish import publish_bytes
+from pocketsize.models.device import CPU, working_device
+from pocketsize.models.model import Model
+from pocketsize.models.skeleton import materialise
+from pocketsize.recipes.distill import Distill
+from pocketsize.recipes.grids import Quantizer
+from pocketsize.recipes.layers import finish
+from pocketsize.recipes.quantize import Gptq, Rtn
+from pocketsize.recipes.record import Finding, LayerReport, TrainingReport, built
+from pocketsize.recipes.stages import nearest
+from pocketsize.recipes.step import Context
+from pocketsize.recipes.training import (
+    COURSE,
+    Lesson,
+    Training,
+    budgeted,
+    check,
+    course_report,
+    findings_of,
+    taught,
+    training_examples,
+)
+from pocketsize.training.examples import Examples, split
+from pocketsize.training.objective import Losses, NextToken, Objective, Teacher
+from pocketsize.training.rounded import put_on_grids, taken_off
+
+STARTS = ("gptq", "rtn")
+# Windows of the training text that do not teach: they judge whether what was learned is kept.
+JUDGES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Qat(Quantizer, Training):
+    """Recipe step `qat`: quantize, then learn codes and scales from what the whole original model says.
+
+    The keys of `rtn` and those of every training, and: `start`, the step whose codes are learned further,
+    `gptq` or `rtn`; `scales`, whether scales (and free zeros) learn as well; `loss`, `temperature` and `mix`
+    as in `distill`. `rate` is in codes: how far a place moves in a step at most, about. What was learned is
+    kept only if the KL to the original falls on windows that did not teach.
+    """
+
+    start: str = "gptq"
+    scales: bool = True
+    loss: str = "forward_kl"
+    temperature: float = 1.0
+    mix: float | None = None
+    decay: float = 0.0
+
+    kind: ClassVar[str] = "qat"
+    calibrated: ClassVar[bool] = True
+    usual: ClassVar[float | None] = 1e-3
+
+    def __post_init__(self) -> None:
+        Quantizer.__post_init__(self)
+        check(self)
+        if self.start not in STARTS:
+            raise UsageError(f"qat: unknown start {self.start!r}{did_you_mean(self.start, STARTS)}")
+        if self.loss not in DIVERGENCES:
+            raise UsageError(f"qat: unknown loss {self.loss!r}{did_you_mean(self.loss, DIVERGENCES)}")
+        if self.decay:
+            raise UsageError("qat: decay: places on a grid have no zero to decay to; leave it out")
+        try:
+            Divergence(self.loss, self.temperature, self.mix)
+        except ValueError as error:
+            raise UsageError(f"qat: {error}") from error
+
+    def resolve(self, model: Model, exports: tuple[str, ...]) -> Qat:
+        """The step with grid and budget decided; refuses models that predict no tokens."""
+        if model.arch.task != "generate":
+            raise UnsupportedError(
+                f"qat: {model.config.model_type} is an encoder, which predicts no tokens; use gptq with learn"
+            )
+        return cast(Qat, budgeted(cast(Qat, Quantizer.resolve(self, model, exports))))
+
+    def rehearsal(self) -> tuple[Training, int]:
+        """The original teaches the whole of itself, at the same pace."""
+        keys = {field.name: getattr(self, field.name) for field in fields(Training)}
+        return Distill(**keys, loss=self.loss, temperature=self.temperature, mix=self.mix), 1
+
+    @property
+    def first(self) -> Gptq | Rtn:
+        """The step that quantizes before anything is learned."""
+        grid = {field.name: getattr(self, field.name) for field in fields(Quantizer)}
+        return Gptq(**grid) if self.start == "gptq" else Rtn(**grid)
+
+    def apply(self, model: Model, ctx: Context) -> Model:
+        """The model quantized by `start`, or further by learning where that is nearer to it."""
+        teach, judge = split(training_examples(model, ctx, self.length), JUDGES, ctx.seed)
+        windows = judge.batch(range(len(judge)))
+        begun: list[Model] = []
+        reports: list[LayerReport] = []
+        courses: list[TrainingReport] = []
+
+        def start(given: Model, own: Context) -> Model:
+            begun.append(self.first.apply(given, own))
+            reports.extend(own.reports[-1].layers)
+            return begun[0]
+
+        def learn(given: Model, own: Context) -> Model:
+            done, course = self._learn(given, (begun[0], reports), own, teach)
+            courses.append(course)
+            return done
+
+        ways = {self.start: start, "learned": learn}
+        best = nearest(model, ctx, ways, windows.ids, windows.mask)
+        (course,) = courses
+        own = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        ctx.reports[-1] = replace(ctx.reports[-1], kind=self.kind, options=own, training=course)
+        ctx.findings += findings_of(course)
+        if not ctx.reports[-1].stages[-1].kept:
+            said = f"what {course.steps} steps taught is no nearer to the original than {self.start}'s codes"
+            ctx.findings.append(Finding("learning-dropped", f"{said}, which were kept; try another rate"))
+        return best
+
+    def _learn(
+        self, model: Model, start: tuple[Model, list[LayerReport]], ctx: Context, examples: Examples
+    ) -> tuple[Model, TrainingReport]:
+        """The quantized model after it was taught, kept block by block, and how that went."""
+        begun, of_start = start
+
+        def write(folder: Path) -> None:
+            module = materialise(begun, torch.float32, working_device())
+            rounded = put_on_grids(module, model, begun.quantized, scales=self.scales)
+            lesson = Lesson(
+                examples, lambda student, _: self._objective(student, model), (model.origin.name,)
+            )
+            course, read = taught(self, "weights", module.train(), lesson, ctx)
+            done = taken_off(module, rounded)
+            for path in model.blocks:
+                own = {n: done[n].to(CPU) for n in model.linears_of(path) if n in done}
+                ctx.store.keep(path, own, tuple(one for one in of_start if one.name in own))
+            if ends := {name: begun.quantized[name] for name in model.ends if name in begun.quantized}:
+                ctx.store.keep("embeddings", ends, tuple(one for one in of_start if one.name in ends))
+            facts = course_report(course, lesson, read, module)
+            publish_bytes(folder / COURSE, json.dumps(asdict(facts)).encode())
+
+        folder = ctx.store.made("weights", write)
+        report: TrainingReport = built(TrainingReport, json.loads((folder / COURSE).read_bytes()))
+        units = [ctx.store.finished(path) or () for path in (*model.blocks, "embeddings")]
+        reports = [one for unit in units for one in unit]
+        return finish(self, model, ctx, reports, tokens=int(ctx.mask.sum())), report
+
+    def _objective(self, module: nn.Module, model: Model) -> Objective:
+        frozen = Teacher(materialise(model, torch.float32, working_device()))
+        losses = Losses(Divergence(self.loss, self.temperature, self.mix))
+        return NextToken(module, losses, (frozen,))

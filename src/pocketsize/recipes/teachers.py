@@ -1,0 +1,101 @@
+"""Who teaches: the models that a step names, their tokens, and what each counts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pocketsize.distillation.vocabulary import aligned
+from pocketsize.errors import UnsupportedError, UsageError
+from pocketsize.models.device import working_device
+from pocketsize.models.load import load, tokenizer_of
+from pocketsize.models.model import Model
+from pocketsize.models.skeleton import materialise
+from pocketsize.recipes.step import Context
+from pocketsize.training.objective import Teacher
+
+WEIGH = ("equal", "loss")
+
+
+@dataclass(frozen=True)
+class Taught:
+    """The keys that name teachers.
+
+    `teacher` is a model or a list of them, null for the one that the run began with; of several `weigh` says
+    how much each counts: `equal`, or by its `loss` on each text; or `shares` gives a number for each.
+    """
+
+    teacher: str | tuple[str, ...] | None = None
+    weigh: str = "equal"
+    shares: tuple[float, ...] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The teachers that are named."""
+        named = (self.teacher,) if isinstance(self.teacher, str) else self.teacher
+        return tuple(named or ())
+
+
+def check_teachers(step: Taught) -> None:
+    """Refuse a list of nobody, and shares that are not those of the teachers."""
+    if step.teacher is not None and not step.names:
+        raise UsageError("distill: teacher: an empty list; name a model, or leave it out for the original")
+    if step.weigh not in WEIGH:
+        raise UsageError(f"distill: weigh is {' or '.join(WEIGH)}, got {step.weigh!r}")
+    if step.shares is None:
+        return
+    count = max(1, len(step.names))
+    sound = all(isinstance(x, int | float) and 0 < x < float("inf") for x in step.shares)
+    if len(step.shares) != count or not sound:
+        raise UsageError(
+            f"distill: shares: a number above 0 for each of the {count} teachers, got {list(step.shares)}"
+        )
+    if step.weigh == "loss":
+        raise UsageError("distill: shares are fixed and weigh: loss is not; keep one of them")
+
+
+def teachers_of(step: Taught, ctx: Context) -> list[Model]:
+    """The models that teach."""
+    if not step.names:
+        assert ctx.original is not None
+        return [ctx.original]
+    return [load(name) for name in step.names]
+
+
+def maps_of(student: Model, teachers: Sequence[Model]) -> list[Tensor | None]:
+    """Each teacher's number for each of the student's tokens; None where they are the same."""
+    return [_same_tokens(student, one) for one in teachers]
+
+
+def frozen(
+    teachers: Sequence[Model], maps: Sequence[Tensor | None], shares: Sequence[float] | None
+) -> list[Teacher]:
+    """The teachers in memory."""
+    device = working_device()
+    return [
+        Teacher(materialise(one, torch.float32, device), ids if ids is None else ids.to(device), share)
+        for one, ids, share in zip(teachers, maps, shares or [1.0] * len(teachers), strict=True)
+    ]
+
+
+def print_of(model: Model) -> str:
+    """Pins the weights of a model, blocks that were left out included."""
+    names = {name: (entry.name, *entry.shape) for name, entry in model.checkpoint.entries.items()}
+    return hashlib.sha256(f"{model.origin.sha256} {json.dumps(names, sort_keys=True)}".encode()).hexdigest()
+
+
+def _same_tokens(student: Model, teacher: Model) -> Tensor | None:
+    if teacher.folder == student.folder:
+        return None
+    known = [dict(tokenizer_of(model).get_vocab()) for model in (student, teacher)]
+    rows = [int(model.config.vocab_size) for model in (student, teacher)]
+    try:
+        found = aligned(known[0], known[1], rows[0], rows[1])
+    except ValueError as error:
+        raise UnsupportedError(f"distill: teacher {teacher.origin.name}: {error}") from error
+    return None if found is None else torch.tensor(found)

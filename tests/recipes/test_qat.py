@@ -1,0 +1,208 @@
+"""Quantized weights that their original teaches: in every family of generators, kept only if they gain."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pocketsize.data.text import Corpus, Document
+from pocketsize.errors import DataError, Stopped, UnsupportedError, UsageError
+from pocketsize.measurement.suite import divergence
+from pocketsize.models.load import load, tokenizer_of
+from pocketsize.models.model import Model
+from pocketsize.models.skeleton import materialise
+from pocketsize.recipes.journal import open_journal
+from pocketsize.recipes.qat import Qat
+from pocketsize.recipes.quantize import Gptq
+from pocketsize.recipes.step import Context
+from pocketsize.training.rounded import put_on_grids, taken_off
+from tiny import GENERATORS, VOCAB, write_texts, write_tiny
+
+TRAINED: dict[str, Any] = {"batch": 4, "length": 32, "tokens": 4096}
+SCHEMES: dict[str, dict[str, Any]] = {
+    "W2A16": {"scheme": "W2A16", "group": 32, "symmetric": False},
+    "W2A16, one scale a row": {"scheme": "W2A16", "group": None, "symmetric": True},
+    "W4A16": {"scheme": "W4A16", "group": 32},
+    "W4A16, float zeros": {"scheme": "W4A16", "group": 32, "symmetric": False, "float_zeros": True},
+    "Q4_0": {"scheme": "Q4_0"},
+    "NF4": {"scheme": "NF4"},
+}
+# In finer grids a step of the same share of a code is a smaller one of a weight, and less is left to gain.
+RATES = {"W4A16": 0.005, "W4A16, float zeros": 0.005, "Q4_0": 0.005, "NF4": 0.005}
+
+# What stores them, where transformers' own folder does not; nothing is exported here.
+HOLDS = {
+    "W4A16, float zeros": ("gguf",),
+    "NF4": ("bitsandbytes",),
+}
+
+
+def context(folder: Path, **others: Any) -> Context:
+    folder.mkdir(parents=True, exist_ok=True)
+    text = Path(write_texts(folder)[0]).read_text()
+    corpus = Corpus("words", tuple(Document(f"{a}", text[a : a + 2000]) for a in range(0, 12000, 2000)))
+    ids = torch.randint(5, VOCAB - 1, (8, 40), generator=torch.Generator().manual_seed(0))
+    journal = open_journal(folder / "work", {}, **others)
+    return Context(ids, torch.ones_like(ids, dtype=torch.bool), journal, lambda *_: None, corpus=corpus)
+
+
+def quantized(model: Model, ctx: Context, **options: Any) -> Model:
+    given = {"scheme": "W2A16", "group": 32, "symmetric": True, **TRAINED, **options}
+    return Qat(**given).resolve(model, ("folder",)).apply(model, ctx)
+
+
+def solved(model: Model, ctx: Context) -> Model:
+    """The same grid by GPTQ alone."""
+    return Gptq("W2A16", group=32, symmetric=True).resolve(model, ("folder",)).apply(model, ctx)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load(write_tiny(tmp_path_factory.mktemp("tiny") / "m", "llama"))
+
+
+def same(a: Model, b: Model) -> bool:
+    return all(
+        torch.equal(a.quantized[n].codes, b.quantized[n].codes)
+        and torch.equal(a.quantized[n].scale, b.quantized[n].scale)
+        for n in a.linears
+    )
+
+
+@pytest.mark.parametrize("family", [f for f in GENERATORS if f not in ("mixtral", "qwen3_moe")])
+def test_learns_in_every_family(family: str, tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", family))
+    if model.arch.refuses:
+        pytest.skip(model.arch.refuses)
+    ctx = context(tmp_path)
+    done = quantized(model, ctx, rate=0.02)
+    (report,) = ctx.reports
+    assert report.kind == "qat" and {one.name for one in report.layers} >= {*model.linears}
+    assert report.training is not None and report.training.steps == 32 and not report.training.skipped
+    start, learned = report.stages
+    assert start.name == "gptq" and start.kept and learned.kept == (learned.divergence < start.divergence)
+    first, *_, last = [loss for _, loss in report.training.losses]
+    assert first > 0 and math.isfinite(last)
+    assert {*done.quantized} >= {*model.linears}
+
+
+@pytest.mark.parametrize("grid", SCHEMES)
+def test_every_grid_learns(grid: str, tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama"))
+    ctx = context(tmp_path)
+    step = Qat(**{**TRAINED, **SCHEMES[grid], "embeddings": None, "rate": RATES.get(grid, 0.02)})
+    done = step.resolve(model, HOLDS.get(grid, ("folder",))).apply(model, ctx)
+    start, learned = ctx.reports[0].stages
+    assert learned.divergence < start.divergence
+    assert all(int(q.codes.max()) <= q.scheme.top for q in done.quantized.values())
+
+
+@pytest.mark.parametrize("scales", [True, False])
+def test_the_module_starts_from_what_was_quantized(scales: bool, model: Model, tmp_path: Path) -> None:
+    begun = Gptq("W2A16", group=32).resolve(model, ("folder",)).apply(model, context(tmp_path))
+    module = materialise(begun)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        before = module(input_ids=ids).logits
+        rounded = put_on_grids(module, model, begun.quantized, scales=scales)
+        assert torch.allclose(module(input_ids=ids).logits, before, atol=1e-5)
+    for name, weight in taken_off(module, rounded).items():
+        assert torch.equal(weight.codes, begun.quantized[name].codes)
+        assert torch.equal(weight.scale, begun.quantized[name].scale)
+    learn = [p.numel() for p in module.parameters() if p.requires_grad]
+    groups = sum(q.scale.numel() for q in begun.quantized.values()) * scales
+    assert sum(learn) == sum(model.original(name).numel() for name in model.linears) + groups
+
+
+def test_ternary_weights_stay_ternary(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "qwen3", wide=True))
+    ctx = context(tmp_path)
+    step = Qat(**{**TRAINED, "scheme": "TQ2_0", "embeddings": None, "tokens": 1024, "rate": 0.02})
+    done = step.resolve(model, ("gguf",)).apply(model, ctx)
+    start, learned = ctx.reports[0].stages
+    assert learned.kept == (learned.divergence < start.divergence)
+    assert all(int(done.quantized[name].codes.max()) == 2 for name in model.linears)
+
+
+def test_what_gains_nothing_is_dropped_and_told(model: Model, tmp_path: Path) -> None:
+    ctx = context(tmp_path / "a")
+    done = quantized(model, ctx, rate=0.9, tokens=512)
+    plain = solved(model, context(tmp_path / "b"))
+    assert same(done, plain)
+    assert [stage.kept for stage in ctx.reports[0].stages] == [True, False]
+    assert "learning-dropped" in [finding.code for finding in ctx.findings]
+
+
+def test_what_is_kept_is_as_near_as_was_said(model: Model, tmp_path: Path) -> None:
+    """KL of windows of other text falls as well, and the record says what was judged."""
+    ctx = context(tmp_path / "a")
+    done = quantized(model, ctx, rate=0.02)
+    plain = solved(model, context(tmp_path / "b"))
+    text = Path(write_texts(tmp_path)[1]).read_text()
+    tokens = tokenizer_of(model)(text, add_special_tokens=False)["input_ids"][: 8 * 32]
+    ids = torch.tensor(tokens).view(8, 32)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    assert divergence(model, done, ids, mask) < divergence(model, plain, ids, mask)
+    assert not same(done, plain)
+
+
+def test_a_break_changes_nothing(model: Model, tmp_path: Path) -> None:
+    whole = quantized(model, context(tmp_path / "a"), rate=0.02)
+    asked = list[int]()
+
+    def stopping() -> bool:
+        asked.append(1)
+        return len(asked) == 11
+
+    def stop(where: str) -> None:
+        if len(asked) == 11:
+            asked.append(1)
+            raise Stopped(where)
+
+    with pytest.raises(Stopped):
+        quantized(model, context(tmp_path / "b", safe_point=stop, stopping=stopping), rate=0.02)
+    again = context(tmp_path / "b")
+    assert same(quantized(model, again, rate=0.02), whole)
+    once_more = context(tmp_path / "b")
+    assert same(quantized(model, once_more, rate=0.02), whole)  # all of it is read
+    assert once_more.reports == again.reports
+
+
+def test_round_to_nearest_as_a_start_and_scales_that_stay(model: Model, tmp_path: Path) -> None:
+    ctx = context(tmp_path / "a")
+    quantized(model, ctx, start="rtn", rate=0.02)
+    assert ctx.reports[0].stages[0].name == "rtn"
+    fixed = quantized(model, context(tmp_path / "b"), scales=False, rate=0.02)
+    plain = solved(model, context(tmp_path / "c"))
+    name = model.linears[0]
+    assert torch.equal(fixed.quantized[name].scale, plain.quantized[name].scale)
+    assert not torch.equal(fixed.quantized[name].codes, plain.quantized[name].codes)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"start": "awq"}, "unknown start"),
+        ({"loss": "kl"}, "unknown loss"),
+        ({"decay": 0.1}, "no zero to decay to"),
+        ({"scheme": "W8A8"}, "does not know of rounded inputs"),
+        ({"temperature": 0.0}, "temperature must be"),
+        ({"tokens": 5, "minutes": 5}, "one budget"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Qat(**options)
+
+
+def test_encoders_and_too_little_text_are_refused(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="predicts no tokens"):
+        Qat().resolve(load(write_tiny(tmp_path / "e", "bert")), ("folder",))
+    with pytest.raises(DataError, match="too few to hold some out"):
+        ctx = context(tmp_path)
+        ctx.corpus = Corpus("words", (Document("a", "A few words."),))
+        quantized(model, ctx)
