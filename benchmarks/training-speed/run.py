@@ -133,8 +133,8 @@ def record(rows: list[dict[str, object]], chosen: argparse.Namespace, peer: Path
             "forward KL at every position but the last of a window; AdamW, clipped at 1; float32 (bfloat16 "
             "is slower on processors without its matrix units)",
             "peer: transformers' Trainer whose compute_loss is TRL's generalized_jsd_loss with beta 0",
-            f"{chosen.steps} steps a run, {chosen.rounds} runs turn about; CPU seconds of the process per step, "
-            "median, the first step of each run left out; peak memory: VmHWM of the process",
+            f"{chosen.steps} steps a run, {chosen.rounds} runs turn about; CPU seconds of the process per "
+            "step, median, the first step of each run left out; peak memory: VmHWM of the process",
             "first_loss: the same student on the same batch, so both sides compute one loss",
         ],
         versions={part.partition("=")[0]: part.partition("=")[2] for part in said},

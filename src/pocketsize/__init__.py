@@ -28,6 +28,7 @@ __all__ = [
     "Source",
     "__version__",
     "distill",
+    "finetune",
     "load",
     "plan",
     "quantize",

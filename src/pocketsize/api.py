@@ -17,7 +17,7 @@ from pocketsize.io.console import Terminal
 from pocketsize.io.publish import publish_bytes
 from pocketsize.io.source import resolve
 from pocketsize.measurement.measurement import Measurement
-from pocketsize.models.arch import arch_of
+from pocketsize.models.arch import arch_for
 from pocketsize.models.config import read_config
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
@@ -58,6 +58,7 @@ __all__ = [
     "SmoothQuant",
     "Source",
     "distill",
+    "finetune",
     "load",
     "plan",
     "quantize",
@@ -174,6 +175,27 @@ def distill(
     return run(recipe, out=out, console=console, overwrite=overwrite)
 
 
+def finetune(
+    model: str | Path | Model,
+    *,
+    out: str | Path,
+    export: Sequence[str] | None = None,
+    data: Data | None = None,
+    console: Console | None = None,
+    dtype: str = "bf16",
+    overwrite: bool = False,
+    **options: Any,
+) -> Result:
+    """Train a model on text, or make a classifier of an encoder and of the labels in `data.train`.
+
+    `options` are the recipe keys of `finetune` (`epochs`, `tokens`, `rate`, ...); the rest is as in `run`.
+    """
+    steps = (parse_step({"finetune": options}),)
+    source = _source(model)
+    recipe = _recipe(source, steps, export or default_export(source, steps), data, dtype)
+    return run(recipe, out=out, console=console, overwrite=overwrite)
+
+
 def shrink(
     model: str | Path | Model,
     *,
@@ -254,7 +276,7 @@ def default_export(source: str, steps: Sequence[Step] = ()) -> tuple[str, ...]:
     """
     config = read_config(resolve(source))
     words = [step.scheme for step in steps if isinstance(step, Quantizer)]
-    formats = ("gguf", "folder") if arch_of(config.model_type).gguf else ("folder",)
+    formats = ("gguf", "folder") if arch_for(config).gguf else ("folder",)
     able = tuple(name for name in formats if all(unstorable(word, name) is None for word in words))
     others = (name for name in EXPORTERS if words and all(unstorable(word, name) is None for word in words))
     return able or tuple(islice(others, 1)) or formats

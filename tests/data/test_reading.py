@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
+from dataclasses import replace
 
 import pytest
 
 from pocketsize.data import reading
+from pocketsize.data.sources import Source
 from pocketsize.data.text import read_corpus
 from pocketsize.errors import DataError, RefusedError, ResourceError, UsageError
 
@@ -61,7 +63,16 @@ def test_line_ends_and_byte_order_mark_do_not_matter(tmp_path):
         ("a.jsonl", b'{"text": "a", "generated": "yes"}\n', DataError, "true or false"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', DataError, "surrogate"),
         ("a.jsonl", b"[" * 100_000, DataError, "line 1: is not JSON"),
-        ("a.csv", b"a,b", UsageError, "not .csv"),
+        ("a.csv", b"a,b\n1,2\n", DataError, "a.csv: no column text; it has a, b"),
+        (
+            "a.csv",
+            b"text,label\nfine,1\nno label\n",
+            DataError,
+            "a.csv: line 3: has another number of values",
+        ),
+        ("a.csv", b'text,label\n"fine,1\n', DataError, "a.csv: line 1: unexpected end"),
+        ("a.tsv", b"text\tlabel\n \t1\n", DataError, "a.tsv: line 2: .text. is empty"),
+        ("a.xls", b"a,b", UsageError, "not .xls"),
     ],
 )
 def test_what_is_no_text_is_refused_with_its_place(tmp_path, name, data, error, message):
@@ -87,3 +98,37 @@ def test_too_much_text_is_refused_before_it_is_read(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("a" * (2**20 + 1))
     with pytest.raises(ResourceError, match="more than 1 MiB"):
         read_corpus(["a.txt"], tmp_path)
+
+
+def test_rows_say_what_a_text_is_and_what_it_is_paired_with(tmp_path):
+    rows = '{"text": "a", "label": "x", "pair": "b"}\n{"text": "c", "label": 3, "pair": null}\n'
+    (tmp_path / "a.jsonl").write_text(rows)
+    (tmp_path / "a.csv").write_text('text,label,pair\n"a,\nb",x,\nc,3,d\n')
+    jsonl, csv = (read_corpus([name], tmp_path).documents for name in ("a.jsonl", "a.csv"))
+    assert [(d.text, d.label, d.pair) for d in jsonl] == [("a", "x", "b"), ("c", 3, "")]
+    assert [(d.text, d.label, d.pair) for d in csv] == [("a,\nb", "x", ""), ("c", "3", "d")]
+    assert csv[1].name.endswith("a.csv: line 4")
+
+
+def test_columns_of_labels_can_be_named_and_then_must_be_there(tmp_path):
+    (tmp_path / "a.tsv").write_text("says\tis\twith\none\tyes\ttwo\n")
+    source = Source(("a.tsv",), column="says", label="is", pair="with")
+    (document,) = read_corpus(source, tmp_path).documents
+    assert (document.text, document.label, document.pair) == ("one", "yes", "two")
+    with pytest.raises(DataError, match="no column kind; it has says, is, with"):
+        read_corpus(replace(source, label="kind"), tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "is": 1}\n{"text": "b"}\n')
+    with pytest.raises(DataError, match='line 2: has no "is"'):
+        read_corpus(Source(("a.jsonl",), label="is"), tmp_path)
+
+
+def test_labels_count_in_the_hash_and_their_absence_changes_none(tmp_path):
+    for name, row in (
+        ("a", '{"text": "a"}'),
+        ("b", '{"text": "a", "label": 1}'),
+        ("c", '{"text": "a", "label": 2}'),
+    ):
+        (tmp_path / f"{name}.jsonl").write_text(row)
+    (tmp_path / "d.txt").write_text("a")
+    a, b, c, d = (read_corpus([f], tmp_path).sha256 for f in ("a.jsonl", "b.jsonl", "c.jsonl", "d.txt"))
+    assert a == d and len({a, b, c}) == 3

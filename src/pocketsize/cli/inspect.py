@@ -43,6 +43,7 @@ def command(model: str, fetch_: bool, json_: bool) -> None:
     if json_:
         facts = {"origin": asdict(loaded.origin), "family": loaded.config.model_type}
         facts |= {"task": loaded.arch.task, "vocabulary": vocabulary, "refuses": loaded.arch.refuses}
+        facts |= {"classes": list(_classes(loaded))} if loaded.arch.task == "classify" else {}
         facts |= asdict(found)
         click.echo(json.dumps(facts))
         return
@@ -62,6 +63,11 @@ def _show(model: Model, found: Ledger, vocabulary: int) -> None:
     for line in (
         f"{_printable(origin.name)}: {model.config.model_type}, to {model.arch.task}",
         *_already(origin),
+        *(
+            [f"classes: {', '.join(map(_printable, _classes(model)))}"]
+            if model.arch.task == "classify"
+            else []
+        ),
         f"{origin.parameters:,} parameters, {vocabulary:,} tokens{tied}",
         f"{_megabytes(origin.source_bytes)} as downloaded, {_megabytes(origin.bf16_bytes)} in bf16",
         f"licence {_printable(origin.licence)}{revision}",
@@ -69,6 +75,12 @@ def _show(model: Model, found: Ledger, vocabulary: int) -> None:
     ):
         console.print(line)
     console.print(_table(model, found))
+
+
+def _classes(model: Model) -> tuple[str, ...]:
+    from pocketsize.measurement.classes import classes_named
+
+    return classes_named(model)
 
 
 def _already(origin: Origin) -> list[str]:

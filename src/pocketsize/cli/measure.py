@@ -55,7 +55,8 @@ def command(
     """Measure MODEL: quality, size, speed. A folder, a hub id, a sample, or a folder Pocketsize made.
 
     With --against, quality is what MODEL keeps of TEACHER. Alone, a language model has a
-    perplexity and bits per byte; an encoder has a size and a speed. With --cache, what MODEL keeps of itself
+    perplexity and bits per byte, a classifier an accuracy on --data with labels; an encoder has a size and a
+    speed. With --cache, what MODEL keeps of itself
     when its attention reads keys and values in fewer bits, and the bytes they take.
     """
     from pocketsize.cli.network import fetch_first
@@ -115,6 +116,8 @@ def _quality(original: Model, small: Model, data: Sequence[str], tokens: int) ->
     from pocketsize.measurement.suite import quality_of
 
     alone = small is original
+    if small.arch.task == original.arch.task == "classify":
+        return _classes(None if alone else original, small, data)
     if original.arch.task != small.arch.task:
         raise click.UsageError(f"{small.folder} and {original.folder} do different tasks; nothing to compare")
     if alone and small.arch.task != "generate":
@@ -127,6 +130,25 @@ def _quality(original: Model, small: Model, data: Sequence[str], tokens: int) ->
         return found
     own = [replace(m, subject="model") for m in found.measurements if m.subject == "original"]
     return Quality(tuple(own), tuple(said for said in found.protocol if not said.startswith("KL ")))
+
+
+def _classes(original: Model | None, small: Model, data: Sequence[str]) -> Quality:
+    """How right a classifier is, or what a small one keeps of it; nothing of one alone without data."""
+    from dataclasses import replace
+
+    from pocketsize.data.text import default_corpora, read_corpus
+    from pocketsize.measurement.classes import class_quality
+    from pocketsize.measurement.quality import Quality
+
+    if original is None and not data:
+        return Quality((), ())
+    if original is not None:
+        _same_tokens(original, small)
+    corpus = read_corpus(data, Path.cwd()) if data else default_corpora()[1]
+    found = class_quality(original, small, corpus, seed=0)
+    if original is not None:
+        return found
+    return replace(found, measurements=tuple(replace(m, subject="model") for m in found.measurements))
 
 
 def _cached(

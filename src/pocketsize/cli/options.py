@@ -235,18 +235,29 @@ def raw_distill(
     **_: Any,
 ) -> list[dict[str, Any]]:
     """The steps that the options of `distill` stand for, as a recipe has them."""
-    chosen: dict[str, Any] = _budget(budget)
+    chosen: dict[str, Any] = _budget(budget) | _set(set_)
     if loss is not None:
         chosen["loss"] = loss
     if teacher:
         chosen["teacher"] = teacher[0] if len(teacher) == 1 else list(teacher)
-    for word in set_:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise click.UsageError(f"--set is KEY=VALUE, such as hidden=1, got {word!r}")
-        chosen[key.strip()] = _plain(value.strip())
     cut = [] if layers is None else [{"layers": {"keep": layers, "pick": pick}}]
     return [*cut, {"distill": chosen}]
+
+
+def raw_finetune(*, budget: str | None, set_: tuple[str, ...], **_: Any) -> list[dict[str, Any]]:
+    """The step that the options of `finetune` stand for, as a recipe has it."""
+    return [{"finetune": ({} if budget is None else _budget(budget)) | _set(set_)}]
+
+
+def _set(words: tuple[str, ...]) -> dict[str, Any]:
+    """`KEY=VALUE` as keys of a recipe."""
+    chosen: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set is KEY=VALUE, such as rate=2e-4, got {word!r}")
+        chosen[key.strip()] = _plain(value.strip())
+    return chosen
 
 
 def _budget(words: str) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import glob
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pocketsize.data import tables
@@ -14,7 +15,8 @@ from pocketsize.data.sources import Source
 from pocketsize.errors import DataError, RefusedError, ResourceError, UsageError
 
 TEXTS = (".txt", ".md")
-SUFFIXES = (*TEXTS, ".jsonl", *tables.SUFFIXES)
+SEPARATED = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (*TEXTS, ".jsonl", *SEPARATED, *tables.SUFFIXES)
 # Text beyond this never changes a calibration, but would fill the memory.
 LIMIT_BYTES = 64 * 2**20
 
@@ -22,19 +24,24 @@ _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f\x7f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 Message = Mapping[str, object]
+# Rows of tables come with their columns called by what they hold.
+_AS_NAMED = Source(("table",))
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One text of a file, and whether it is marked as written by a model.
 
-    A row of a chat has `messages` and no text until a chat template gives it one.
+    A row of a chat has `messages` and no text until a chat template gives it one. `label` is what the file
+    says that the text is, of whatever type; `pair` a second text beside it.
     """
 
     name: str
     text: str
     generated: bool
     messages: tuple[Message, ...] = ()
+    label: object = None
+    pair: str = ""
 
 
 def read_documents(source: Source, base: Path) -> Iterator[Row]:
@@ -53,7 +60,7 @@ def _rows_of(path: Path, source: Source, total: int) -> Iterator[tuple[Row, int]
     generated = path.stem.endswith(".generated")
     if path.suffix in tables.SUFFIXES:
         _require_table(path)
-        for number, raw in enumerate(tables.table_rows(path, source.column, source.rows), start=1):
+        for number, raw in enumerate(tables.table_rows(path, source), start=1):
             row = _table_row(f"{path}: row {number}", raw, generated)
             if row is not None:
                 texts = [row.text, *(str(message["content"]) for message in row.messages)]
@@ -66,7 +73,8 @@ def _rows_of(path: Path, source: Source, total: int) -> Iterator[tuple[Row, int]
     if path.suffix in TEXTS:
         yield Row(str(path), text, generated), size
         return
-    for number, row in enumerate(_jsonl(path, text, source.column, generated)):
+    read = _separated if path.suffix in SEPARATED else _jsonl
+    for number, row in enumerate(read(path, text, source, generated)):
         if number == source.rows:
             return
         yield row, 0 if number else size
@@ -150,7 +158,8 @@ def _line(data: bytes, position: int) -> int:
     return data.count(b"\n", 0, position) + 1
 
 
-def _jsonl(path: Path, text: str, column: str | None, generated: bool) -> Iterator[Row]:
+def _jsonl(path: Path, text: str, source: Source, generated: bool) -> Iterator[Row]:
+    column = source.column
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -170,19 +179,48 @@ def _jsonl(path: Path, text: str, column: str | None, generated: bool) -> Iterat
             )
         if not value.strip():
             raise DataError(f'{name}: "{key}" is empty; leave the row out')
-        yield Row(name, _sound(name, key, value), generated or _mark(name, row))
+        yield _labelled(Row(name, _sound(name, key, value), generated or _mark(name, row)), row, source)
+
+
+def _separated(path: Path, text: str, source: Source, generated: bool) -> Iterator[Row]:
+    """The rows of a table of comma- or tab-separated values whose first line names the columns."""
+    lines = csv.DictReader(text.splitlines(keepends=True), delimiter=SEPARATED[path.suffix], strict=True)
+    names, column = lines.fieldnames or [], source.column or "text"
+    for wanted in (column, source.label, source.pair):
+        if wanted is not None and wanted not in names:
+            raise DataError(f"{path}: no column {wanted}; it has {', '.join(names)}")
+    try:
+        for row in lines:
+            name = f"{path}: line {lines.line_num}"
+            if None in row or None in row.values():
+                raise DataError(f"{name}: has another number of values than the first line has names")
+            if not row[column].strip():
+                raise DataError(f'{name}: "{column}" is empty; leave the row out')
+            yield _labelled(Row(name, row[column], generated), {k: v or None for k, v in row.items()}, source)
+    except csv.Error as error:
+        raise DataError(f"{path}: line {lines.line_num}: {error}") from error
+
+
+def _labelled(row: Row, raw: Mapping[str, object], source: Source) -> Row:
+    """The row with its label and the second text of a pair, where it has them."""
+    label, pair = (raw.get(name) for name in tables.labels_of(source).values())
+    if source.label is not None and label is None:
+        raise DataError(f'{row.name}: has no "{source.label}"; give every row a label')
+    if source.pair is not None and not isinstance(pair, str):
+        raise DataError(f'{row.name}: has no text in "{source.pair}"; give every row the pair of its text')
+    return replace(row, label=label, pair=pair if isinstance(pair, str) else "")
 
 
 def _table_row(name: str, raw: Mapping[str, object], generated: bool) -> Row | None:
     """A row of a table; None where it has no text, as tables of lines have for blank ones."""
     generated = generated or _mark(name, raw)
     for key, value in raw.items():
-        if key == "generated":
+        if key in ("generated", "label", "pair"):
             continue
         if value is None or (isinstance(value, str) and not value.strip()):
             return None
         if isinstance(value, str):
-            return Row(name, value, generated)
+            return _labelled(Row(name, value, generated), raw, _AS_NAMED)
         if isinstance(value, list):
             return Row(name, "", generated, _messages(name, key, value))
         raise DataError(f"{name}: holds {type(value).__name__}, not text or a list of messages")

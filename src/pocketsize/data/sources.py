@@ -16,14 +16,18 @@ class Source:
     """Files that belong together, such as those of one language.
 
     `files` are paths or globs, `share` the part of all windows that comes from them. In files with
-    rows (jsonl, parquet, `datasets` folders), `column` holds the text or the messages (null for
+    rows (jsonl, csv, parquet, `datasets` folders), `column` holds the text or the messages (null for
     `text`, else `messages`), and at most the first `rows` rows of each file are read (null for all).
+    For classifiers, `label` holds what a text is, and `pair` the second text of a pair (null for
+    `label` and `pair`, where there are such columns).
     """
 
     files: tuple[str, ...]
     share: float = 1.0
     column: str | None = None
     rows: int | None = None
+    label: str | None = None
+    pair: str | None = None
 
     def __post_init__(self) -> None:
         if not self.files or not all(isinstance(file, str) and file for file in self.files):
@@ -31,8 +35,10 @@ class Source:
         share = self.share
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise UsageError(f"share must lie between 0 and 1, got {share!r}")
-        if self.column is not None and (not isinstance(self.column, str) or not self.column):
-            raise UsageError(f"column must be the name of a column, got {self.column!r}")
+        for key in ("column", "label", "pair"):
+            name = getattr(self, key)
+            if name is not None and (not isinstance(name, str) or not name):
+                raise UsageError(f"{key} must be the name of a column, got {name!r}")
         rows = self.rows
         if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
             raise UsageError(f"rows must be a positive number, got {rows!r}")

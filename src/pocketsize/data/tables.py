@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pocketsize.data.sources import Source
 from pocketsize.errors import DataError, RefusedError, UnsupportedError, UsageError
 from pocketsize.io.strictjson import read_json_object
 
@@ -47,15 +48,16 @@ def _inside(folder: Path, name: object) -> Path:
     return folder / name
 
 
-def table_rows(path: Path, column: str | None, rows: int | None) -> Iterator[dict[str, object]]:
-    """Each row as an object with the keys `text` or `messages`, and `generated` where there is such a column.
+def table_rows(path: Path, source: Source) -> Iterator[dict[str, object]]:
+    """Each row as an object with the keys `text` or `messages`, and `generated`, `label` and `pair` where
+    there are such columns.
 
-    `column` is read in place of them; at most the first `rows` rows are.
+    The columns that `source` names are read in place of them; at most its first `rows` rows are.
     """
     arrow = _pyarrow(path)
     try:
-        for number, row in enumerate(_rows(arrow, path, column)):
-            if number == rows:
+        for number, row in enumerate(_rows(arrow, path, source)):
+            if number == source.rows:
                 return
             yield row
     # Arrow raises its own classes, OSError and ValueError, each for some way of being damaged.
@@ -64,43 +66,52 @@ def table_rows(path: Path, column: str | None, rows: int | None) -> Iterator[dic
         raise DataError(f"{path}: not a readable {kind} file: {_line(error)}") from error
 
 
-def _rows(arrow: Any, path: Path, column: str | None) -> Iterator[dict[str, object]]:
+def _rows(arrow: Any, path: Path, source: Source) -> Iterator[dict[str, object]]:
     """Rows of a file. Nothing is mapped into memory: a file that shrinks is then an error, not a signal."""
     if path.suffix == ".parquet":
         with arrow.OSFile(str(path)) as raw:
             file = importlib.import_module("pyarrow.parquet").ParquetFile(raw, pre_buffer=False)
-            names = _columns(path, file.schema_arrow.names, column)
+            names = _columns(path, file.schema_arrow.names, source)
             for batch in file.iter_batches(_BATCH, columns=names, use_threads=False):
-                yield from _named(batch, column)
+                yield from _named(batch, source)
         return
     with path.open("rb") as head:
         whole = head.read(len(_ARROW_FILE)) == _ARROW_FILE
     with arrow.OSFile(str(path)) as raw:
         reader = arrow.ipc.open_file(raw) if whole else arrow.ipc.open_stream(raw)
-        names = _columns(path, reader.schema.names, column)
+        names = _columns(path, reader.schema.names, source)
         batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if whole else reader
         for batch in batches:
-            yield from _named(batch.select(names), column)
+            yield from _named(batch.select(names), source)
 
 
-def _named(batch: Any, column: str | None) -> Iterator[dict[str, object]]:
+def _named(batch: Any, source: Source) -> Iterator[dict[str, object]]:
     """The rows of a batch; a chosen column is called by what it holds."""
     for row in batch.to_pylist():
-        if column is not None:
-            value = row.pop(column)
+        beside = {key: row.pop(name) for key, name in labels_of(source).items() if name in row}
+        if source.column is not None:
+            value = row.pop(source.column)
             row["messages" if isinstance(value, list) else "text"] = value
-        yield row
+        yield row | beside
 
 
-def _columns(path: Path, names: Sequence[str], column: str | None) -> list[str]:
+def labels_of(source: Source) -> dict[str, str]:
+    """What the columns of label and pair are called."""
+    return {"label": source.label or "label", "pair": source.pair or "pair"}
+
+
+def _columns(path: Path, names: Sequence[str], source: Source) -> list[str]:
     """The columns to read; each must be there once."""
+    column = source.column
     wanted = [column] if column else [name for name in ("text", "messages") if name in names][:1]
     has = f"it has {', '.join(names)}" if names else "it has none"
     if not wanted:
         raise DataError(f"{path}: no column text or messages; {has}: name one of them with `column:`")
-    if wanted[0] not in names:
-        raise DataError(f"{path}: no column {wanted[0]}; {has}")
-    wanted += [name for name in ("generated",) if name in names and name != column]
+    for name in (wanted[0], source.label, source.pair):
+        if name is not None and name not in names:
+            raise DataError(f"{path}: no column {name}; {has}")
+    beside = ("generated", *labels_of(source).values())
+    wanted += [name for name in beside if name in names and name not in wanted]
     for name in wanted:
         if list(names).count(name) > 1:
             raise DataError(f"{path}: column {name} is there twice")

@@ -31,10 +31,12 @@ _MODULES = """
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text with a name a reader can find it by."""
+    """One text with a name a reader can find it by; what it is said to be, and its pair, if it has them."""
 
     name: str
     text: str
+    label: object = None
+    pair: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,28 +53,31 @@ class Corpus:
 
     @property
     def sha256(self) -> str:
-        """Pins the texts and their order, whatever the files are called."""
+        """Pins the texts, their labels and their order, whatever the files are called."""
         digest = hashlib.sha256()
         for document in self.documents:
             data = document.text.encode()
             digest.update(len(data).to_bytes(8, "little"))
             digest.update(data)
+            if document.label is not None or document.pair:
+                digest.update(repr((document.label, document.pair)).encode())
         return digest.hexdigest()
 
 
 def read_corpus(files: Sequence[str] | Source, base: Path, render: Render | None = None) -> Corpus:
     """The text of files, sorted by path, each file once.
 
-    Files are `.txt`, `.md`, `.jsonl`, `.parquet` and `.arrow` files, globs of them (`**` too), and
-    folders that `datasets` saved, relative to `base`. Rows hold a `text`, or the `messages` of a
-    chat, which `render` makes text of. Text that a model wrote is marked by `"generated": true` in a
-    row, or by a file name that ends in `.generated.txt` (or another of the endings).
+    Files are `.txt`, `.md`, `.jsonl`, `.csv`, `.tsv`, `.parquet` and `.arrow` files, globs of them (`**`
+    too), and folders that `datasets` saved, relative to `base`. Rows hold a `text`, perhaps with a `label`
+    and a second text (`pair`), or the `messages` of a chat, which `render` makes text of. Text
+    that a model wrote is marked by `"generated": true` in a row, or by a file name that ends in
+    `.generated.txt` (or another of the endings).
     """
     if not files:
         raise UsageError("no data files were named; give at least one file or glob")
     source = files if isinstance(files, Source) else Source(tuple(files))
     rows = _rendered(list(read_documents(source, base)), render)
-    documents = tuple(Document(row.name, row.text) for row in rows)
+    documents = tuple(Document(row.name, row.text, row.label, row.pair) for row in rows)
     return Corpus(source.name, documents, any(row.generated for row in rows))
 
 

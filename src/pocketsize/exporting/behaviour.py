@@ -34,8 +34,8 @@ def behaviour_of(model: Model, read: Read | None = None) -> dict[str, Any]:
     """The config, fingerprints of tensors and tokenizer, and the answers to `TEXTS`, as a JSON object.
 
     `read` gives each parameter as an artefact stores it; without it the model's own weights are
-    taken. Generators: the likeliest token and its logit at every position. Encoders: the first
-    numbers of the mean over the last hidden states.
+    taken. Generators: the likeliest token and its logit at every position. Classifiers: the logits of
+    the classes. Encoders: the first numbers of the mean over the last hidden states.
     """
     prints: dict[str, str] = {}
     tokenizer = tokenizer_of(model)
@@ -132,17 +132,19 @@ def _answers(model: Model, read: Read, texts: list[list[int]]) -> list[dict[str,
     return [_shown(model, ids, out) for ids, out in zip(texts, outputs, strict=True)]
 
 
-def _shown(model: Model, ids: list[int], out: Float[Tensor, "n width"]) -> dict[str, str]:
+def _shown(model: Model, ids: list[int], out: Float[Tensor, "*n width"]) -> dict[str, str]:
     """Ids and answer as texts of numbers, which keeps the record short."""
     if model.arch.task == "generate":
         best, token = out.max(dim=-1)
         return {"ids": _words(ids), "tokens": _words(token.tolist()), "logits": _numbers(best)}
+    if model.arch.task == "classify":
+        return {"ids": _words(ids), "classes": _numbers(out)}
     return {"ids": _words(ids), "embedding": _numbers(out.mean(dim=0)[:_SHOWN])}
 
 
 def _gap(old: Mapping[str, str], new: Mapping[str, str]) -> str | None:
     """How two answers differ by more than rounding; None when they do not."""
-    key = "logits" if "logits" in old else "embedding"
+    key = next(word for word in ("logits", "classes", "embedding") if word in old)
     a, b = (torch.tensor([float(x) for x in answer[key].split()]) for answer in (old, new))
     if a.shape != b.shape or not bool(torch.isfinite(b).all()):
         return f"the {key} are of another length, or not finite"

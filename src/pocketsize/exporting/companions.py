@@ -28,13 +28,19 @@ NAMES = (
     "NOTICE",
 )
 MODULES = "modules.json"
+_OF_SENTENCES = (MODULES, "config_sentence_transformers.json", "sentence_bert_config.json")
 _PARTS = ("config.json", "model.safetensors")
 
 
-def copy_companions(source: Path, out: Path) -> dict[str, str]:
-    """Copy the companions that `source` has, byte for byte; their SHA-256 by name."""
+def copy_companions(source: Path, out: Path, *, sentences: bool = True) -> dict[str, str]:
+    """Copy the companions that `source` has, byte for byte; their SHA-256 by name.
+
+    Without `sentences`, what says how an encoder makes embeddings of sentences is left behind.
+    """
     copied: dict[str, str] = {}
     for name in companions(source):
+        if not sentences and (name in _OF_SENTENCES or "/" in name):
+            continue
         make_folder((out / name).parent)
         try:
             data = (source / name).read_bytes()

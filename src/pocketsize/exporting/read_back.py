@@ -21,7 +21,7 @@ from pocketsize.exporting.plain_codes import FORMATS, MIXED, from_stored, scheme
 from pocketsize.io.checkpoint import Checkpoint, Entry, open_checkpoint
 from pocketsize.io.gguf.header import read_header
 from pocketsize.io.strictjson import read_json_object
-from pocketsize.models.arch import Arch, arch_of
+from pocketsize.models.arch import Arch, arch_for, arch_of
 from pocketsize.models.load import as_module_names
 from pocketsize.models.model import Model, Origin
 from pocketsize.models.packing import recognise
@@ -45,7 +45,8 @@ def read_folder(folder: Path) -> Model:
     mixed = quantization.get("format") == MIXED  # of another's writing it is no input
     how = None if mixed else recognise(raw, path)
     raw.pop("quantization_config", None)
-    config, arch = _config(raw, path), arch_of(str(raw["model_type"]))
+    config = _config(raw, path)
+    arch = arch_for(config)
     if (
         how is not None and how.method != "compressed-tensors"
     ):  # float4 of compressed-tensors has its own name

@@ -19,22 +19,22 @@ from pocketsize.exporting.compressed_tensors import stored_value
 from pocketsize.models.inputs import round_inputs
 from pocketsize.models.load import tokenizer_of
 from pocketsize.models.model import Model
+from pocketsize.models.skeleton import AUTO
 
 # The same sums in the same order, give or take a thread: far below any difference that matters.
 TOLERANCE = 1e-4
 _SECONDS = 600
 _SCRIPT = """
 import io, os, sys, numpy, torch
-from transformers import AutoModel, AutoModelForCausalLM
+import transformers
 answer = os.fdopen(os.dup(1), "wb")
 os.dup2(2, 1)
-folder, task, threads = sys.argv[1:]
+folder, auto, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
-auto = AutoModelForCausalLM if task == "generate" else AutoModel
-model = auto.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+model = getattr(transformers, auto).from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
 ids = numpy.load(io.BytesIO(sys.stdin.buffer.read()), allow_pickle=False)
 with torch.no_grad():
-    out = model(input_ids=torch.from_numpy(ids))[0]
+    out = torch.cat([model(input_ids=torch.from_numpy(row[None]))[0] for row in ids])
 given = io.BytesIO()
 numpy.save(given, out.float().numpy())
 answer.write(given.getvalue())
@@ -52,12 +52,12 @@ def reload_check(model: Model, out: Path) -> tuple[str, ...]:
             "not loaded in transformers: python -m pip install 'pocketsize[transformers]' to check that too",
         )
     ids = _ids(model)
-    got = _elsewhere(out, ids, model.arch.task)
+    got = _elsewhere(out, ids, AUTO[model.arch.task].__name__)
     expected = _here(model, ids)
     if got.shape != expected.shape or not bool(torch.isfinite(got).all()):
         raise IntegrityError(f"{out}: stock transformers computes {tuple(got.shape)}, or no finite numbers")
     worst = float((got - expected).abs().max() / (expected.max() - expected.min()))
-    what = "logits" if model.arch.task == "generate" else "hidden states"
+    what = "hidden states" if model.arch.task == "embed" else "logits"
     if worst > TOLERANCE:
         raise IntegrityError(f"{out}: stock transformers' {what} are off by {worst:.2g} of their range")
     return (
@@ -77,15 +77,15 @@ def _ids(model: Model) -> Tensor:
 def _here(model: Model, ids: Tensor) -> Tensor:
     module: nn.Module = loaded(model, lambda name: stored_value(model, name))
     round_inputs(module, model.rounds)
-    return module(input_ids=ids)[0].to(torch.float32)
+    return torch.cat([module(input_ids=row[None])[0] for row in ids]).to(torch.float32)
 
 
-def _elsewhere(out: Path, ids: Tensor, task: str) -> Tensor:
+def _elsewhere(out: Path, ids: Tensor, auto: str) -> Tensor:
     """What the other process computes; ids and answer go through pipes, so nothing can be left behind."""
     asked = io.BytesIO()
     np.save(asked, ids.numpy())
     # -P: no module is taken from the folder that we happen to be in.
-    command = [sys.executable, "-P", "-c", _SCRIPT, str(out.absolute()), task, str(torch.get_num_threads())]
+    command = [sys.executable, "-P", "-c", _SCRIPT, str(out.absolute()), auto, str(torch.get_num_threads())]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run(
         command, input=asked.getvalue(), capture_output=True, env=environment, timeout=_SECONDS, check=False

@@ -172,10 +172,20 @@ def _protocol(corpus: Corpus, n: int, seed: int) -> tuple[str, ...]:
     )
 
 
+# What `--keep` means, by task; of several names the first that was measured.
+_KEPT = {
+    "generate": ("perplexity_ratio",),
+    "embed": ("spearman",),
+    "classify": ("accuracy_ratio", "agreement"),
+}
+
+
 def keep_of(measurements: Sequence[Measurement], task: str) -> float:
-    """The share that was kept, as `--keep` means it: perplexity ratio, or rank correlation for encoders."""
-    name = "perplexity_ratio" if task == "generate" else "spearman"
-    found = [m.value for m in measurements if m.name == name and m.subject == "compressed"]
-    if not found:
-        raise UsageError(f"{name} was not measured, so the share kept is not known")
-    return found[0]
+    """The share that was kept, as `--keep` means it: perplexity ratio, rank correlation for encoders,
+    accuracy ratio for classifiers (agreement where no text had labels).
+    """
+    names = _KEPT[task]
+    measured = {m.name: m.value for m in measurements if m.subject == "compressed"}
+    if found := [measured[name] for name in names if name in measured]:
+        return found[0]
+    raise UsageError(f"{' or '.join(names)} was not measured, so the share kept is not known")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pocketsize.data.calibration import Windows
 from pocketsize.data.text import Corpus
+from pocketsize.measurement.classes import class_distance, class_quality
 from pocketsize.measurement.embedding import embedding_quality, window_distance
 from pocketsize.measurement.latency import torch_latency
 from pocketsize.measurement.measurement import Measurement
@@ -25,7 +26,13 @@ PROMPT = 256
 
 
 def quality_of(original: Model, compressed: Model, windows: Windows, corpus: Corpus, *, seed: int) -> Quality:
-    """What is kept, by the model's task: generators read the windows, encoders sentences of the corpus."""
+    """What is kept, by the model's task: generators read the windows, others texts of the corpus.
+
+    A classifier that was made of something else is scored alone.
+    """
+    if compressed.arch.task == "classify":
+        before = original if original.arch.task == "classify" else None
+        return class_quality(before, compressed, corpus, seed=seed)
     if original.arch.task == "generate":
         return quality(original, compressed, windows, seed=seed)
     return embedding_quality(original, compressed, corpus, seed=seed)
@@ -36,9 +43,11 @@ def divergence(
 ) -> float:
     """How far a model is from its original on windows of tokens, in one number.
 
-    Of a generator KL(original || compressed), mean over tokens, nats; of an encoder 1 - cosine of its
-    embeddings, mean over windows.
+    Of a generator KL(original || compressed), mean over tokens, nats; of a classifier that of its classes,
+    mean over windows; of an encoder 1 - cosine of its embeddings, mean over windows.
     """
+    if original.arch.task == "classify":
+        return class_distance(original, compressed, ids, mask)
     if original.arch.task != "generate":
         return window_distance(original, compressed, ids, mask)
     windows = Windows(ids, mask, torch.zeros(len(ids)), "windows that judge", "", 0)

@@ -7,9 +7,16 @@ import pkgutil
 import re
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 from pocketsize.errors import UnsupportedError, did_you_mean
 from pocketsize.models import archs
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+# How stock classes are named that have a head for classes.
+CLASSIFIER = "ForSequenceClassification"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +69,8 @@ class Cuts:
 class Arch:
     """A model family: where its blocks are, and which linears of a block read the same tensor.
 
-    `task` is `generate` for causal language models and `embed` for encoders. `blocks` is the
+    `task` is `generate` for causal language models, `embed` for encoders, and `classify` for either with a
+    head for classes on it, which `classifying` derives from the literal. `blocks` is the
     path of the list of blocks below the loaded module. `groups` are in running order. `embedding`
     and `head` name the parameters at the two ends (`head` None: the model has none).
     `gguf` is the architecture's name in llama.cpp, None where no GGUF can be written.
@@ -77,6 +85,8 @@ class Arch:
     `optional` lists beginnings of names that a checkpoint may hold or lack without harm, `*` standing
     for a number: parts, which end in a dot and are kept, and tables that loaders compute themselves.
     `renames` are patterns of names in checkpoints, each with what the module says instead.
+    `prefix` is what an encoder is called inside a model that has a head on it; generators have None, as
+    their names begin alike with any head.
     """
 
     task: str
@@ -93,6 +103,12 @@ class Arch:
     experts: str | None = None
     joins: bool = False
     cuts: Cuts | None = None
+    prefix: str | None = None
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees those before it alone."""
+        return self.prefix is None
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -134,6 +150,8 @@ class Arch:
 
     def module_name(self, stored: str) -> str:
         """What the module calls a tensor that a checkpoint calls `stored`."""
+        if self.task == "embed":
+            stored = stored.removeprefix(f"{self.prefix}.")
         for pattern, replacement in self.renames:
             stored = re.sub(pattern, replacement, stored)
         return stored
@@ -142,6 +160,36 @@ class Arch:
 def families() -> list[str]:
     """The `model_type`s that have a literal in `models/archs/`."""
     return sorted(m.name for m in pkgutil.iter_modules(archs.__path__))
+
+
+def classifying(arch: Arch) -> Arch:
+    """The family with a head for classes: what is outside the base model has other names, or is gone.
+
+    Tables and poolers of the base model stay optional; heads of other tasks are not.
+    """
+    inside = "" if arch.prefix is None else f"{arch.prefix}."
+    kept = [part for part in arch.optional if arch.causal or not part.endswith(".") or part == "pooler."]
+    return replace(
+        arch,
+        task="classify",
+        blocks=f"{inside}{arch.blocks}",
+        embedding=f"{inside}{arch.embedding}",
+        head=None,
+        gguf=None,
+        optional=tuple(f"{inside}{part}" for part in kept),
+    )
+
+
+def arch_for(config: PretrainedConfig) -> Arch:
+    """The family of a config, with a head for classes if the model chooses one class of several by it.
+
+    Heads that give a single number, or several classes at once, are left beside the encoder unused.
+    """
+    arch, kind = arch_of(config.model_type), getattr(config, "problem_type", None)
+    if len(config.id2label or ()) < 2 or kind in ("regression", "multi_label_classification"):
+        return arch
+    names = config.architectures or ()
+    return classifying(arch) if any(str(name).endswith(CLASSIFIER) for name in names) else arch
 
 
 def arch_of(model_type: str) -> Arch:

@@ -56,7 +56,7 @@ def capture(module: nn.Module, model: Model, input_ids: Tensor, mask: Tensor) ->
     calls: list[Call] = []
     states = torch.empty(0)
     size = windows_per_batch(input_ids.shape[1])
-    extra = {"use_cache": False} if model.arch.task == "generate" else {}
+    extra = {"use_cache": False} if model.arch.causal else {}
     for ids, batch_mask in zip(input_ids.split(size), mask.split(size), strict=True):
         attend = None if bool(batch_mask.all()) else batch_mask.long()
         call = _arguments(module, blocks, {"input_ids": ids, "attention_mask": attend} | extra)

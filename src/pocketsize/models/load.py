@@ -24,7 +24,7 @@ from pocketsize.errors import (
 from pocketsize.io.checkpoint import SINGLE, Checkpoint, Entry, open_checkpoint
 from pocketsize.io.source import GGUF_CACHE, ORIGIN, resolve
 from pocketsize.io.strictjson import read_json_object
-from pocketsize.models.arch import Arch, arch_of
+from pocketsize.models.arch import Arch, arch_for
 from pocketsize.models.config import NAME, read_config, refuse_code
 from pocketsize.models.model import Model, Origin
 from pocketsize.models.packing import Prequantized, recognise
@@ -61,7 +61,7 @@ def _load_named(folder: Path, source: Path) -> Model:
 
 def _load(folder: Path) -> Model:
     config = read_config(folder)
-    arch = arch_of(config.model_type)
+    arch = arch_for(config)
     if (folder / _TOKENIZER_FILES[1]).is_file():
         _read_tokenizer_file(folder / _TOKENIZER_FILES[1])
         probe_tokenizer(folder / _TOKENIZER_FILES[1])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from pocketsize.errors import DataError, UnsupportedError
 from pocketsize.models.config import NAME
@@ -17,6 +18,14 @@ from pocketsize.models.grouped import regroup
 from pocketsize.models.model import Model
 from pocketsize.models.quiet import quiet
 
+AUTO = MappingProxyType(
+    {
+        "generate": AutoModelForCausalLM,
+        "classify": AutoModelForSequenceClassification,
+        "embed": AutoModel,
+    }
+)
+
 
 def skeleton(model: Model, device: torch.device = CPU) -> nn.Module:
     """The model's module with every stored tensor on the meta device.
@@ -24,7 +33,7 @@ def skeleton(model: Model, device: torch.device = CPU) -> nn.Module:
     Tables that no checkpoint stores (rotary frequencies, position numbers) are on `device`. An optional
     part that the checkpoint lacks (the pooler of a sentence encoder) is taken out.
     """
-    auto = AutoModelForCausalLM if model.arch.task == "generate" else AutoModel
+    auto = AUTO[model.arch.task]
     config = copy.deepcopy(model.config)  # from_config writes into it
     try:
         with quiet(), torch.device("meta"):

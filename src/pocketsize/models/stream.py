@@ -46,11 +46,11 @@ def stream(module: nn.Module, model: Model, read: Read, calls: Sequence[Callable
     driver = getcurrent()
     blocks = [module.get_submodule(path) for path in model.blocks]
 
-    def wait(block: nn.Module, _: object) -> None:
+    def wait(block: nn.Module) -> None:
         driver.switch(block)
 
     runs: list[Any] = [greenlet(call) for call in calls]
-    with hooked(blocks, wait):
+    with _entered(blocks, wait):
         stops = [run.switch() for run in runs]
         for block, path in zip(blocks, model.blocks, strict=True):
             if any(stop is not block for stop in stops):
@@ -61,6 +61,26 @@ def stream(module: nn.Module, model: Model, read: Read, calls: Sequence[Callable
     if not all(run.dead for run in runs):
         raise UnsupportedError(f"{model.blocks[-1]}: the forward pass of its family goes on to another block")
     return stops
+
+
+@contextmanager
+def _entered(blocks: Sequence[nn.Module], wait: Callable[[nn.Module], None]) -> Iterator[None]:
+    """Something to do before the forward pass of each block, also where a family calls that by its name."""
+
+    def waiting(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **options: Any) -> Any:
+            wait(block)
+            return forward(*args, **options)
+
+        return run
+
+    for block in blocks:
+        block.forward = waiting(block, block.forward)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
 
 
 @contextmanager

@@ -10,14 +10,17 @@ import torch
 from torch import nn
 
 from pocketsize.distillation.divergence import DIVERGENCES, Divergence
-from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
+from pocketsize.errors import DataError, UnsupportedError, UsageError, did_you_mean
+from pocketsize.measurement.classes import classes_named
 from pocketsize.models.device import working_device
 from pocketsize.models.model import Model
+from pocketsize.recipes.classifier import begun, with_classes
 from pocketsize.recipes.generations import JUDGES, generations
 from pocketsize.recipes.signals import Heard, Room, check_signals, heard
 from pocketsize.recipes.step import Context
 from pocketsize.recipes.teachers import Taught, check_teachers, frozen, maps_of, teachers_of
 from pocketsize.recipes.training import (
+    Auto,
     Lesson,
     Reading,
     Training,
@@ -29,7 +32,7 @@ from pocketsize.recipes.training import (
 from pocketsize.recipes.writing import Writing, check_writing, policy, written_examples
 from pocketsize.training.examples import Examples, Order, split
 from pocketsize.training.features import Features, Weights
-from pocketsize.training.objective import Embedding, Losses, NextToken, Objective, Teacher
+from pocketsize.training.objective import Classes, Embedding, Losses, NextToken, Objective, Teacher
 from pocketsize.training.progressive import Progressive, Stages
 from pocketsize.training.signals import Signals
 
@@ -41,11 +44,12 @@ class Distill(Writing, Heard, Taught, Training):
     The keys of `finetune`; those that name teachers (`Taught`), that say what is kept of them (`Heard`) and
     who writes the text (`Writing`); and: `loss` is forward_kl, reverse_kl, skew_kl, skew_reverse_kl or js, at
     `temperature`, with `mix` for the last three. `soft` is what the teacher counts, `hard` what the true
-    tokens count. `hidden`, `cosine` and `attention` count the distance of hidden states and of attention,
-    block by block, `relations` that of queries, keys and values of the last blocks, cut into `heads` heads.
-    `pairs` counts how near texts are to each other (embedders). `progressive` is the share of the budget in
-    which blocks learn one after the other what theirs give, before all learn together. The student of each
-    of the `generations` is the teacher of the next, and is kept only if it is better on held-out text.
+    tokens or labels count. `hidden`, `cosine` and `attention` count the distance of hidden states and of
+    attention, block by block, `relations` that of queries, keys and values of the last blocks, cut into
+    `heads` heads. `pairs` counts how near texts are to each other (embedders). `progressive` is the share of
+    the budget in which blocks learn one after the other what theirs give, before all learn together. The
+    student of each of the `generations` is the teacher of the next, and is kept only if it is better on
+    held-out text.
     """
 
     loss: str = "forward_kl"
@@ -121,7 +125,7 @@ class Distill(Writing, Heard, Taught, Training):
                     )
             if self.generations > 1:
                 raise UnsupportedError("distill: generations are judged by their tokens; leave it out")
-        return cast(Distill, budgeted(self))
+        return cast(Distill, budgeted(self, model.arch.task))
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The student after it was taught."""
@@ -144,10 +148,13 @@ class Distill(Writing, Heard, Taught, Training):
     ) -> Lesson:
         """What the student is given; `teacher` instead of those that the step names."""
         teachers = teachers_of(self, ctx) if teacher is None else [teacher]
+        _require_same_task(model, teachers)
         maps = maps_of(model, teachers)
         if self.written is not None:
             text = written_examples(self, teachers, maps, min(self.length, model.positions), ctx)
         whole = text or training_examples(model, ctx, self.length)
+        if model.arch.task == "classify" and (self.hard or self.weigh == "loss"):
+            _require_labels(whole, "hard" if self.hard else "weigh: loss")
         room, kept = Room(model, teachers, maps, whole), list[Signals]()
 
         def hear(rows: Sequence[int]) -> None:
@@ -170,10 +177,11 @@ class Distill(Writing, Heard, Taught, Training):
         shares = None if len(room.teachers) == 1 else self.shares
         teachers = frozen(room.teachers, room.maps, shares)
         features = Features(model, first, self.features()).to(working_device()) if self.features() else None
+        by_loss = self.weigh == "loss"
         if model.arch.task == "generate":
-            found: Objective = NextToken(
-                module, losses, teachers, extra=features, weigh_by_loss=self.weigh == "loss"
-            )
+            found: Objective = NextToken(module, losses, teachers, extra=features, weigh_by_loss=by_loss)
+        elif model.arch.task == "classify":
+            found = Classes(module, losses, teachers, extra=features, weigh_by_loss=by_loss)
         else:
             found = _embedding(module, teachers, losses, features, (model, first))
         if not self.progressive:
@@ -229,28 +237,94 @@ def _check_together(step: Distill) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Finetune(Training):
-    """Recipe step `finetune`: the true tokens alone teach; the keys are those of every training."""
+    """Recipe step `finetune`: the true tokens or labels alone teach.
+
+    Of an encoder it makes a classifier of the `classes`, `auto` for those that the labels of the training
+    text name. The other keys are those of every training.
+    """
+
+    classes: tuple[str, ...] | Auto = "auto"
 
     kind: ClassVar[str] = "finetune"
 
-    def resolve(self, model: Model, exports: tuple[str, ...]) -> Finetune:
-        """The step with a budget; refuses models that predict no tokens."""
-        if model.arch.task != "generate":
-            raise UnsupportedError(
-                f"finetune: {model.config.model_type} is an encoder, which predicts no tokens; use distill"
+    def __post_init__(self) -> None:
+        check(self)
+        if self.classes == "auto":
+            return
+        names = tuple(map(str, self.classes))
+        if isinstance(self.classes, str) or len({*names}) < max(2, len(names)):
+            raise UsageError(
+                f"finetune: classes is auto or a list of two or more names, got {self.classes!r}"
             )
-        return cast(Finetune, budgeted(self))
+        object.__setattr__(self, "classes", names)
+
+    def resolve(self, model: Model, exports: tuple[str, ...]) -> Finetune:
+        """The step with a budget; refuses classes that the model has not, or can have none."""
+        task = model.arch.task
+        if self.classes != "auto" and task == "generate":
+            raise UsageError(f"finetune: classes: {model.config.model_type} writes text; leave them out")
+        if task == "classify" and self.classes not in ("auto", own := classes_named(model)):
+            raise UsageError(f"finetune: classes: the model's own are {', '.join(own)}; leave them out")
+        return cast(Finetune, budgeted(self, "generate" if task == "generate" else "classify"))
+
+    def outline(self, model: Model) -> Model:
+        """The same model, with a head for the classes if it is an encoder."""
+        return with_classes(model, self.classes) if model.arch.task == "embed" else model
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The model after it was trained."""
+        student = self.outline(model)
+        make = NextToken if student.arch.task == "generate" else Classes
 
         def lesson() -> Lesson:
             def objective(module: nn.Module, examples: Examples) -> Objective:
-                return NextToken(module, Losses(soft=0.0, hard=1.0))
+                return make(module, Losses(soft=0.0, hard=1.0))
 
-            return Lesson(training_examples(model, ctx, self.length), objective)
+            def begin() -> nn.Module:
+                return begun(model, student, ctx.seed, working_device())
 
-        return trained(self, self.kind, model, ctx, lesson)
+            examples = training_examples(student, ctx, self.length)
+            if student.arch.task == "classify":
+                _require_labels(examples, "finetune")
+            return Lesson(examples, objective, begin=begin if student is not model else None)
+
+        return trained(self, self.kind, student, ctx, lesson)
+
+
+def _require_labels(examples: Examples, what: str) -> None:
+    if examples.labels is None:
+        raise DataError(
+            f"{examples.name}: its texts have no labels, from which {what} learns; "
+            "name labelled text as `train`"
+        )
+
+
+def _require_same_task(student: Model, teachers: Sequence[Model]) -> None:
+    """Refuses teachers that do something else than the student."""
+    if student.arch.task == "classify":
+        _require_same_classes(student, teachers)
+    elif others := [one for one in teachers if one.arch.task != student.arch.task]:
+        raise UnsupportedError(
+            f"distill: teacher {others[0].origin.name} is to {others[0].arch.task}, the student to "
+            f"{student.arch.task}; name a teacher of the same task"
+        )
+
+
+def _require_same_classes(student: Model, teachers: Sequence[Model]) -> None:
+    """Refuses teachers of a classifier that are none, or have other classes."""
+    for teacher in teachers:
+        name = teacher.origin.name
+        if teacher.arch.task != "classify":
+            raise UnsupportedError(
+                f"distill: teacher {name}: is no classifier; fine-tune one first (`pocketsize finetune`) and "
+                "name its folder as teacher"
+            )
+        both = zip(classes_named(student), classes_named(teacher), strict=False)
+        odd = next((f"{b!r} where the student has {a!r}" for a, b in both if a != b), None)
+        counts = [len(classes_named(model)) for model in (teacher, student)]
+        if odd is not None or counts[0] != counts[1]:
+            told = odd or f"{counts[0]} of them, the student {counts[1]}"
+            raise UnsupportedError(f"distill: teacher {name}: has other classes: {told}")
 
 
 def _embedding(

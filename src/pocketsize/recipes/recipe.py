@@ -18,6 +18,8 @@ from pocketsize.errors import DataError, UnsupportedError, UsageError, did_you_m
 from pocketsize.exporting.table import EXPORTERS
 from pocketsize.models.dtype import NAMES
 from pocketsize.models.model import Model
+from pocketsize.recipes.classifier import classes_in
+from pocketsize.recipes.distill import Finetune
 from pocketsize.recipes.grids import Quantizer
 from pocketsize.recipes.step import Step
 from pocketsize.recipes.table import STEPS
@@ -35,7 +37,8 @@ class Data:
     `calibrate` and `evaluate` are files or globs relative to the recipe's folder, or sources with
     shares that add up to 1. `train` is what trainings read, the calibration text where it is empty; shares
     mean nothing there. `sequences` windows of `length` tokens calibrate; `tokens` tokens are
-    evaluated, in windows of `length` (encoders: at most 256 sentences instead). `written` is the
+    evaluated, in windows of `length` (encoders: at most 256 sentences instead, classifiers: at most 1000
+    labelled texts, a tenth of `train` where no `evaluate` is named). `written` is the
     share of the calibration windows that the model writes itself; `auto` means half of them where
     no files are named and a model is small enough to be run for it, else none.
     """
@@ -116,9 +119,15 @@ class Recipe:
         steps: list[Step] = []
         outline = model
         for step in self.steps:
-            steps.append(step.resolve(outline, self.export))
+            steps.append(self._informed(step, outline).resolve(outline, self.export))
             outline = steps[-1].outline(outline)
         return replace(self, steps=tuple(steps), data=self.data.resolved(model))
+
+    def _informed(self, step: Step, outline: Model) -> Step:
+        """The step with the classes that the training text has, where it makes a classifier of them."""
+        if not isinstance(step, Finetune) or step.classes != "auto" or outline.arch.task != "embed":
+            return step
+        return replace(step, classes=classes_in(self.data.train, self.base))
 
     def outline(self, model: Model) -> Model:
         """What the model will be like when all steps of a resolved recipe are done: config and shapes."""
@@ -345,8 +354,8 @@ def _fits(value: object, hint: Any) -> bool:
 
 
 def _is(value: object, one: Any) -> bool:
-    if get_origin(one) in (tuple, Mapping):
-        return isinstance(value, get_origin(one))  # what is in it is looked at where it is used
+    if (kind := get_origin(one)) in (tuple, Mapping):  # what is in it is looked at where it is used
+        return isinstance(value, (list, tuple) if kind is tuple else kind)
     if not isinstance(one, type):
         return isinstance(value, str) and value == one
     if isinstance(value, bool):

@@ -197,7 +197,8 @@ def settle(original: Model, recipe: Recipe) -> tuple[Model, Recipe, Texts]:
     if any(EXPORTERS[name].is_folder for name in recipe.export):
         require_storable(original)
     trains = any(isinstance(step, Training) and step.reads for step in recipe.steps)
-    return original, recipe, read_texts(recipe.data, recipe.base, original, trains=trains)
+    outline = recipe.outline(original)
+    return original, recipe, read_texts(recipe.data, recipe.base, original, trains=trains, outline=outline)
 
 
 def written(model: Model, data: Data, kept: Path, *, length: int) -> Int64[Tensor, "n length"]:
@@ -316,7 +317,7 @@ def _record(
         recipe=done.recipe.to_dict(),
         recipe_sha256=done.recipe.sha256,
         origin=origin,
-        task=done.original.arch.task,
+        task=done.model.arch.task,
         seed=done.recipe.data.seed,
         machine=machine(),
         versions=versions(),

@@ -13,9 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from pocketsize.data.calibration import Windows, evaluation_windows, joined_windows, windows
 from pocketsize.data.chat import chat_renderer
+from pocketsize.data.labels import class_numbers, held_out, is_labelled
 from pocketsize.data.sources import Source, apportion
 from pocketsize.data.text import Corpus, default_corpora, joined, overlap, read_corpus
 from pocketsize.errors import UnsupportedError, UsageError
+from pocketsize.measurement.classes import TEXTS, chosen_texts, classes_named
 from pocketsize.measurement.embedding import sentences
 from pocketsize.models.load import tokenizer_of
 from pocketsize.models.model import Model
@@ -26,6 +28,8 @@ from pocketsize.recipes.record import Finding, TextRecord
 OVERLAP = 0.01
 # So does it where no more than this share of the calibration windows differ.
 REPEATS = 0.9
+# Tokens of a window of labelled texts, which only stands for them where windows are asked for.
+SHORT = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,45 +56,42 @@ class _Part:
     count: int
 
 
-def read_texts(data: Data, base: Path, model: Model, *, trains: bool = False) -> Texts:
+def read_texts(
+    data: Data, base: Path, model: Model, *, trains: bool = False, outline: Model | None = None
+) -> Texts:
     """Calibration and evaluation windows, and what there is to say about them.
 
     Where something `trains`, the text it reads has an entry of its own; it is the calibration text unless
-    other files were named for it.
+    other files were named for it. `outline` is what the steps make of the model.
     """
-    tokenizer = tokenizer_of(model)
-    length = min(data.length, model.positions)
-    # Reading Python's documentation takes a second, so not where all texts were named.
-    standard = (None, None) if data.calibrate and data.evaluate else default_corpora()
+    outline, tokenizer = outline or model, tokenizer_of(model)
+    task = outline.arch.task
+    length, places = min(data.length, model.positions), (base, model.folder)
+    named = _train(data, base, tokenizer, model.folder)
+    (*standard, train), findings = _standard(data, named, task, length)
     count = data.sequences - data.written_windows
-    first = _parts(data.calibrate, standard[0], count, tokenizer, (base, model.folder))
-    second = _parts(data.evaluate, standard[1], -(-data.tokens // length), tokenizer, (base, model.folder))
-    if len(second) > 1 and model.arch.task != "generate":
+    first = _parts(data.calibrate, standard[0], count, tokenizer, places)
+    second = _parts(data.evaluate, standard[1], -(-data.tokens // length), tokenizer, places)
+    if len(second) > 1 and task != "generate":
         raise UnsupportedError(
             "data: evaluate: shares are of windows, and encoders are evaluated on sentences; "
             "name the files in one list"
         )
+    corpora = [joined([p.corpus for p in parts]) for parts in (first, second)]
+    findings += _about_labels(outline, train if trains else None, corpora[1], data.seed)
     calibrate = [
         windows(p.corpus, tokenizer, count=p.count, length=length, seed=data.seed, special=True)
         for p in first
     ]
-    evaluate = [
-        evaluation_windows(p.corpus, tokenizer, tokens=p.count * length, length=length, special=True)
-        for p in second
-    ]
-    corpora = [joined([p.corpus for p in parts]) for parts in (first, second)]
-    findings = [*_about_length(data, length), *_about_overlap(*corpora)]
+    evaluate = [_judging(p, tokenizer, length, task) for p in second]
+    findings += [*_about_length(data, length), *_about_overlap(*corpora)]
     findings += _about_counts("calibration", first, calibrate)
     findings += _about_repeats(torch.cat([w.input_ids for w in calibrate]))
     findings += _about_counts("evaluation", second, evaluate) if len(second) > 1 else []
-    of = count / data.sequences
-    records = [_record("calibrate", p.share * of, w) for p, w in zip(first, calibrate, strict=True)]
-    if model.arch.task == "generate":
-        records += [_record("evaluate", p.share, w) for p, w in zip(second, evaluate, strict=True)]
-    else:
-        records.append(_sentence_record(corpora[1], data.seed, tokenizer))
-    train = _training_text(data, base, model, tokenizer) if data.train else corpora[0]
-    findings += _about_overlap(train, corpora[1]) if data.train else []
+    records = _records(data, (first, calibrate), (second, evaluate), task, tokenizer)
+    if train is not None and standard[0] is not train:
+        findings += _about_overlap(train, corpora[1])
+    train = corpora[0] if train is None else train
     if trains:
         records.append(TextRecord("train", train.name, train.sha256, len(train.documents), 0, 0, 0))
     return Texts(
@@ -103,12 +104,57 @@ def read_texts(data: Data, base: Path, model: Model, *, trains: bool = False) ->
     )
 
 
-def _training_text(data: Data, base: Path, model: Model, tokenizer: PreTrainedTokenizerBase) -> Corpus:
-    """All files that trainings were given; shares mean nothing there."""
-    sources = [source for source in data.train if isinstance(source, Source)]
-    sources = sources or [Source(tuple(name for name in data.train if isinstance(name, str)))]
-    render = chat_renderer(tokenizer, model.folder)
+def _train(data: Data, base: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Corpus | None:
+    """The text that was named to train with."""
+    if not data.train:
+        return None
+    named = [source for source in data.train if isinstance(source, Source)]
+    sources = named or [Source(tuple(name for name in data.train if isinstance(name, str)))]
+    render = chat_renderer(tokenizer, folder)
     return joined([read_corpus(source, base, render) for source in sources])
+
+
+def _standard(
+    data: Data, train: Corpus | None, task: str, length: int
+) -> tuple[tuple[Corpus | None, Corpus | None, Corpus | None], list[Finding]]:
+    """The texts that calibrate and evaluate where none were named, and what is left to train with."""
+    findings: list[Finding] = []
+    judge: Corpus | None = None
+    if task == "classify" and train is not None and is_labelled(train) and not data.evaluate:
+        name = train.name
+        train, judge = held_out(train)
+        told = f"no text to evaluate with was named: {len(judge.documents)} texts of {name} were held out"
+        findings.append(Finding("held-out", told))
+    calibrate = train if task == "classify" and train is not None and _fills(train, length) else None
+    # Reading Python's documentation takes a second, so not where all texts were named.
+    whole = (data.calibrate or calibrate) and (data.evaluate or judge)
+    default = (None, None) if whole else default_corpora()
+    return (calibrate or default[0], judge or default[1], train), findings
+
+
+def _about_labels(outline: Model, train: Corpus | None, evaluate: Corpus, seed: int) -> list[Finding]:
+    """Refuses labels that a classifier will not know, and too few to judge by, before any work."""
+    if outline.arch.task != "classify":
+        return []
+    classes = classes_named(outline)
+    chosen_texts(evaluate, classes, seed)
+    if train is not None and is_labelled(train):
+        class_numbers(train, classes)
+    if is_labelled(evaluate):
+        return []
+    told = "the text to evaluate with has no labels: accuracy is not known, agreement stands for it"
+    return [Finding("no-labels", told)]
+
+
+def _judging(part: _Part, tokenizer: PreTrainedTokenizerBase, length: int, task: str) -> Windows:
+    """The windows that evaluate. They are for generators; labelled texts may be too few for a long one."""
+    wide = min(length, SHORT) if task == "classify" else length
+    return evaluation_windows(part.corpus, tokenizer, tokens=part.count * length, length=wide, special=True)
+
+
+def _fills(corpus: Corpus, length: int) -> bool:
+    """Whether a corpus surely fills a window: a token is rarely longer than eight letters."""
+    return sum(len(document.text) for document in corpus.documents) >= 8 * length
 
 
 def _parts(
@@ -136,6 +182,25 @@ def _parts(
         _Part(read_corpus(source, base, render), source.share, own)
         for source, own in zip(sources, counts, strict=True)
     ]
+
+
+def _records(
+    data: Data,
+    calibrate: tuple[Sequence[_Part], Sequence[Windows]],
+    evaluate: tuple[Sequence[_Part], Sequence[Windows]],
+    task: str,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[TextRecord]:
+    """An entry for each source that calibrates or evaluates."""
+    of = (data.sequences - data.written_windows) / data.sequences
+    records = [_record("calibrate", p.share * of, w) for p, w in zip(*calibrate, strict=True)]
+    if task == "generate":
+        return records + [_record("evaluate", p.share, w) for p, w in zip(*evaluate, strict=True)]
+    corpus = joined([p.corpus for p in evaluate[0]])
+    if task == "classify" and is_labelled(corpus):
+        count = len(corpus.documents)
+        return [*records, TextRecord("evaluate", corpus.name, corpus.sha256, count, min(count, TEXTS), 0, 0)]
+    return [*records, _sentence_record(corpus, data.seed, tokenizer)]
 
 
 def _about_length(data: Data, length: int) -> Iterator[Finding]:

@@ -16,9 +16,10 @@ from torch import nn
 
 from pocketsize.errors import UsageError
 from pocketsize.exporting.companions import copy_companions
-from pocketsize.exporting.plain import CONFIG
+from pocketsize.exporting.plain import CONFIG, as_json
 from pocketsize.io.checkpoint import SINGLE, TensorSpec, write_safetensors
 from pocketsize.io.publish import publish_bytes
+from pocketsize.measurement.classes import classes_named
 from pocketsize.measurement.machine import cpu_seconds
 from pocketsize.models.device import working_device
 from pocketsize.models.load import load, tokenizer_of
@@ -38,7 +39,7 @@ _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
 RATES = {"generate": 3e-4, "embed": 1e-4, "classify": 5e-5}
 # Of the examples, what judges where a training may end early; so many batches at most.
 HELD_OUT, JUDGES = 0.05, 8
-TOKENS = 2_000_000
+TOKENS, EPOCHS = 2_000_000, 3.0
 # What a busy core takes, roughly, for the energy that progress tells: an estimate, in no record.
 WATTS = 10
 
@@ -126,10 +127,10 @@ def count_of(tokens: int | str) -> int:
     return count
 
 
-def budgeted(step: Training) -> Training:
-    """The step with a budget: 2M tokens where none was named."""
+def budgeted(step: Training, task: str) -> Training:
+    """The step with a budget: 2M tokens where none was named, 3 epochs for a classifier."""
     if step.tokens is None and step.epochs is None and step.minutes is None:
-        return replace(step, tokens=TOKENS)
+        return replace(step, epochs=EPOCHS) if task == "classify" else replace(step, tokens=TOKENS)
     return step if step.tokens is None else replace(step, tokens=count_of(step.tokens))
 
 
@@ -149,6 +150,7 @@ class Lesson:
     before: Callable[[Sequence[int]], None] | None = None
     # What the student reads instead of the batches of an order, by the number of batches; None by minutes.
     reading: Callable[[nn.Module, Order, int | None], Reading] | None = None
+    begin: Callable[[], nn.Module] | None = None
 
 
 @dataclass(frozen=True)
@@ -160,15 +162,20 @@ class Reading:
 
 
 def trained(step: Training, kind: str, model: Model, ctx: Context, lesson: Callable[[], Lesson]) -> Model:
-    """The student that a training makes of the model, kept in the store; `lesson` is asked once it begins."""
+    """The student that a training makes of the model, kept in the store; `lesson` is asked once it begins.
+
+    Where the lesson says how to `begin`, the model is an outline, and its numbers come from there.
+    """
 
     def write(folder: Path) -> None:
         given = lesson()
-        module = _trainable(model, step)
+        module = _trainable(
+            given.begin() if given.begin else materialise(model, device=working_device()), step
+        )
         course, examples = taught(step, kind, module, given, ctx)
         facts = course_report(course, given, examples, module)
         publish_bytes(folder / COURSE, json.dumps(asdict(facts)).encode())
-        write_student(model, module, folder)
+        write_student(model, module, folder, new=given.begin is not None)
 
     folder = ctx.made(kind, write, together=True)
     report: TrainingReport = built(TrainingReport, json.loads((folder / COURSE).read_bytes()))
@@ -186,28 +193,32 @@ def trained(step: Training, kind: str, model: Model, ctx: Context, lesson: Calla
     return replace(student, origin=origin, dtype=model.dtype)
 
 
-def write_student(model: Model, module: nn.Module, folder: Path) -> None:
-    """A model folder with the weights of a module, float32, and config and companions of the model."""
+def write_student(model: Model, module: nn.Module, folder: Path, *, new: bool = False) -> None:
+    """A model folder with the weights of a module, float32, and config and companions of the model.
+
+    A `new` classifier has a config of its own, and no word on embeddings of sentences beside it.
+    """
     own = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
     specs = [
         TensorSpec(entry.name, torch.float32, entry.shape, lambda name=name: own[name].detach().float())
         for name, entry in model.checkpoint.entries.items()
     ]
     write_safetensors(folder / SINGLE, specs, {"format": "pt"})
-    publish_bytes(folder / CONFIG, (model.folder / CONFIG).read_bytes())
-    copy_companions(model.folder, folder)
+    config = as_json(model.config.to_dict()) if new else (model.folder / CONFIG).read_bytes()
+    publish_bytes(folder / CONFIG, config)
+    copy_companions(model.folder, folder, sentences=not new)
 
 
 def training_examples(model: Model, ctx: Context, length: int) -> Examples:
     """The text of the run as examples for this model; a run without a text of its own has none."""
     assert ctx.corpus is not None
-    return examples_of(
-        ctx.corpus, tokenizer_of(model), length=min(length, model.positions), task=model.arch.task
-    )
+    task = model.arch.task
+    classes = classes_named(model) if task == "classify" else ()
+    length = min(length, model.positions)
+    return examples_of(ctx.corpus, tokenizer_of(model), length=length, task=task, classes=classes)
 
 
-def _trainable(model: Model, step: Training) -> nn.Module:
-    module = materialise(model, torch.float32, working_device())
+def _trainable(module: nn.Module, step: Training) -> nn.Module:
     module.requires_grad_(True)
     if step.recompute:
         module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]

@@ -11,7 +11,16 @@ import yaml
 from pocketsize.recipes.record import RunRecord
 from pocketsize.reporting import compare, figure
 
-_PIPELINE = {"generate": "text-generation", "embed": "feature-extraction"}
+_PIPELINE = {
+    "generate": "text-generation",
+    "embed": "feature-extraction",
+    "classify": "text-classification",
+}
+_AUTO = {
+    "generate": "AutoModelForCausalLM",
+    "embed": "AutoModel",
+    "classify": "AutoModelForSequenceClassification",
+}
 _GENERATE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -31,6 +40,12 @@ with torch.no_grad():
 mask = inputs["attention_mask"].unsqueeze(-1)
 embeddings = (hidden * mask).sum(1) / mask.sum(1)   # mean pooling over the real tokens"""
 
+_CLASSIFY = """\
+from transformers import pipeline
+
+classify = pipeline("text-classification", model=".")
+print(classify(["a text", "another one"]))"""
+_SNIPPETS = {"generate": _GENERATE, "embed": _EMBED, "classify": _CLASSIFY}
 _GPTQ = """\
 from gptqmodel import GPTQModel
 
@@ -123,7 +138,7 @@ def _how_to_run(record: RunRecord) -> str:
             command = f"llama-cli -m {_shell(artifact.path)}"
             parts.append(f"With llama.cpp, {figure.size(artifact.bytes)}:\n\n```sh\n{command}\n```")
         elif artifact.format == "folder":
-            snippet = _EMBED if record.task == "embed" else _GENERATE
+            snippet = _SNIPPETS.get(record.task, _GENERATE)
             parts.append(
                 f"With transformers, {figure.size(artifact.bytes)}, in this folder "
                 f"(`pip install transformers compressed-tensors`):\n\n```python\n{snippet}\n```"
@@ -131,7 +146,7 @@ def _how_to_run(record: RunRecord) -> str:
         elif artifact.format in _PEERS:
             where = "this folder" if artifact.path == "." else code(artifact.path)
             peer, packages, lines = _PEERS[artifact.format]
-            auto = "AutoModelForCausalLM" if record.task == "generate" else "AutoModel"
+            auto = _AUTO.get(record.task, "AutoModel")
             parts.append(
                 f"With {peer}, {figure.size(artifact.bytes)}, in {where} (`pip install {packages}`):\n\n"
                 f"```python\n{lines.format(path=artifact.path, auto=auto)}\n```"

@@ -240,9 +240,18 @@ def _smaller(record: RunRecord) -> str:
     return f"{times:.1f}× smaller than bf16" if times >= 1 else f"{size(ships.bytes)}, larger than bf16"
 
 
+# The figures that `--keep` asks for, and of what they are a share.
+_KEPT = (
+    ("perplexity_ratio", "perplexity"),
+    ("spearman", "similarity ranking"),
+    ("accuracy_ratio", "accuracy"),
+    ("agreement", "choices"),
+)
+
+
 def _kept(record: RunRecord) -> str:
     ships = smallest(record)
-    for name, what in (("perplexity_ratio", "perplexity"), ("spearman", "similarity ranking")):
+    for name, what in _KEPT:
         m = (ships and figure_named(record, name, ships.path)) or figure_named(record, name)
         if m is not None:
             return f"{written(m.value, 'percent')} of the {what} kept"

@@ -141,6 +141,9 @@ def lead(record: RunRecord) -> tuple[str, ...]:
     if top1 is not None:
         share = figure.percent(top1.value)
         sentences.append(f"Both models agree on the first choice for {share} of the held-out tokens")
+    same = compare.figure_named(record, "agreement")
+    if same is not None:
+        sentences.append(f"Both models put {figure.percent(same.value)} of the texts into the same class")
     cosine = compare.figure_named(record, "one_minus_cosine")
     if cosine is not None:
         sentences.append(f"Embeddings moved by {figure.number(cosine.value)} (1 − cosine) on average")

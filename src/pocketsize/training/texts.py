@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from pocketsize.data.calibration import frame_of
+from pocketsize.data.labels import class_numbers, is_labelled
 from pocketsize.data.text import Corpus
 from pocketsize.errors import UsageError
 from pocketsize.training.examples import Examples, of_rows
@@ -17,10 +18,22 @@ from pocketsize.training.examples import Examples, of_rows
 LEAST = 4
 
 
-def examples_of(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, length: int, task: str) -> Examples:
-    """Packed windows for a generator, texts of at most `length` tokens for an encoder."""
+def examples_of(
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    task: str,
+    classes: Sequence[str] = (),
+) -> Examples:
+    """Packed windows for a generator, texts of at most `length` tokens for an encoder.
+
+    For a classifier those of a labelled set, each with the number of its class among `classes`.
+    """
     if task == "generate":
         return packed(corpus, tokenizer, length=length)
+    if task == "classify" and is_labelled(corpus):
+        return labelled(corpus, tokenizer, length=length, classes=classes)
     return separate(corpus, tokenizer, length=length)
 
 
@@ -52,8 +65,26 @@ def separate(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, length: int)
         for text in _paragraphs(document.text)
         for ids in _framed(tokenizer, text, length, frame)
     ]
-    pad = 0 if tokenizer.pad_token_id is None else cast(int, tokenizer.pad_token_id)
-    return of_rows(pieces, pad, corpus.name)
+    return of_rows(pieces, _pad(tokenizer), corpus.name)
+
+
+def labelled(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, length: int, classes: Sequence[str]
+) -> Examples:
+    """Every text by itself, or with its pair, framed as the tokenizer frames it and cut at `length`."""
+    labels = class_numbers(corpus, classes)
+    pieces = [
+        np.array(
+            tokenizer(d.text, d.pair or None, truncation=True, max_length=length)["input_ids"],
+            dtype=np.int32,
+        )
+        for d in corpus.documents
+    ]
+    return of_rows(pieces, _pad(tokenizer), corpus.name, labels)
+
+
+def _pad(tokenizer: PreTrainedTokenizerBase) -> int:
+    return 0 if tokenizer.pad_token_id is None else cast(int, tokenizer.pad_token_id)
 
 
 def _paragraphs(text: str) -> Iterator[str]:

@@ -13,8 +13,8 @@ ARCH = Arch(
     ),
     embedding="embeddings.word_embeddings.weight",
     optional=("embeddings.position_ids", "pooler.", "cls.", "classifier.", "qa_outputs."),
+    prefix="bert",
     renames=(
-        (r"^bert\.", ""),
         (r"LayerNorm\.gamma$", "LayerNorm.weight"),
         (r"LayerNorm\.beta$", "LayerNorm.bias"),
     ),

@@ -21,7 +21,6 @@ ARCH = Arch(
         "classifier.",
         "qa_outputs.",
     ),
-    renames=((r"^distilbert\.", ""),),
     cuts=Cuts(
         heads=(
             "attention.q_lin:out",
@@ -33,4 +32,5 @@ ARCH = Arch(
         inner="hidden_dim",
         square=True,
     ),
+    prefix="distilbert",
 )

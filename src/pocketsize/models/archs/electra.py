@@ -13,5 +13,5 @@ ARCH = Arch(
     ),
     embedding="embeddings.word_embeddings.weight",
     optional=("embeddings.position_ids", "discriminator_predictions.", "classifier.", "qa_outputs."),
-    renames=((r"^electra\.", ""),),
+    prefix="electra",
 )

@@ -23,5 +23,5 @@ ARCH = Arch(
     ),
     embedding="embeddings.word_embeddings.weight",
     optional=("embeddings.position_ids", "pooler.", "cls.", "classifier.", "qa_outputs."),
-    renames=((r"^mobilebert\.", ""),),
+    prefix="mobilebert",
 )

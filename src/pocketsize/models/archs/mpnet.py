@@ -13,7 +13,7 @@ ARCH = Arch(
     ),
     embedding="embeddings.word_embeddings.weight",
     optional=("embeddings.position_ids", "pooler.", "lm_head."),
-    renames=((r"^mpnet\.", ""),),
+    prefix="mpnet",
     offset=2,
     cuts=Cuts(
         heads=(

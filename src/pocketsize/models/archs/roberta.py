@@ -13,7 +13,7 @@ ARCH = Arch(
     ),
     embedding="embeddings.word_embeddings.weight",
     optional=("embeddings.position_ids", "pooler.", "lm_head.", "classifier.", "qa_outputs."),
-    renames=((r"^roberta\.", ""),),
+    prefix="roberta",
     offset=2,
     cuts=Cuts(
         heads=(

@@ -8,6 +8,6 @@ ARCH = Arch(
     groups=(),
     embedding="embeddings.word_embeddings.weight",
     optional=("embeddings.position_ids", "cls.", "classifier.", "qa_outputs."),
-    renames=((r"^transformer\.", ""),),
+    prefix="transformer",
     refuses="its blocks are grouped convolutions, and no export format here stores those in fewer bits",
 )

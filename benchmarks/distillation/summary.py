@@ -1,0 +1,126 @@
+"""Runs of labelled sets as rows and bars: kept shares with intervals, and what a teacher adds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from bars import Bar
+from tasks import TASKS
+
+from pocketsize.measurement.classes import above_chance
+from pocketsize.measurement.stats import RESAMPLES
+
+# The runs of a task by name, and what a run gave.
+Runs = Mapping[str, Mapping[str, Any]]
+NAMES = {
+    "teacher": "teacher",
+    "half-taught": "half the blocks, taught",
+    "half-control": "half the blocks, labels alone",
+    "small-taught": "a sixth of the blocks, taught",
+    "small-control": "a sixth of the blocks, labels alone",
+}
+MODELS = {"quick": "minilm-l6", "full": "mpnet-base"}
+
+
+def rows_of(row: str, tasks: Mapping[str, Runs]) -> list[dict[str, object]]:
+    """A row for each model: its score in each task, the average, what is kept, its size and speed."""
+    found: list[dict[str, object]] = []
+    for name, said in NAMES.items():
+        runs = [task[name] for task in tasks.values()]
+        one: dict[str, object] = {"weights": MODELS[row], "method": said}
+        one |= {task: round(score(runs[name]), 4) for task, runs in tasks.items()}
+        one["average"] = round(_mean(tasks, name), 4)
+        kept, low, high = kept_of(tasks, name)
+        one["kept"] = {"median": round(kept, 4), "min": round(low, 4), "max": round(high, 4)}
+        one["parameters_m"] = round(runs[0]["parameters"] / 1e6, 2)
+        one["mb_bf16"] = round(runs[0]["bytes"] / 1e6, 2)
+        one["compute_share"] = round(_compute(tasks, name), 4)
+        one["times_faster"] = 1.0 if name == "teacher" else round(_faster(tasks, name), 3)
+        found.append(one)
+    return found
+
+
+def bars(row: str, tasks: Mapping[str, Runs]) -> list[Bar]:
+    """The claims of a row."""
+    said = f"{MODELS[row]}, {len(tasks)} of {len(TASKS)} tasks"
+    share = {name: _parameters(tasks, name) / _parameters(tasks, "teacher") for name in NAMES}
+    return [
+        Bar(f"{said}: half the blocks, score kept", kept_of(tasks, "half-taught")[0], "", "higher", 0.97),
+        Bar(f"{said}: half the blocks, parameters saved", 1 - share["half-taught"], "", "higher", 0.39),
+        Bar(f"{said}: half the blocks, times faster", _faster(tasks, "half-taught"), "x", "higher", 1.6),
+        Bar(f"{said}: half the blocks, score won by a teacher", _gain(tasks, "half"), "", "higher", 0.001),
+        Bar(
+            f"{said}: at a fifth of the compute, score kept",
+            kept_of(tasks, "small-taught")[0],
+            "",
+            "higher",
+            0.95,
+        ),
+        Bar(
+            f"{said}: at a fifth of the compute, score won by a teacher",
+            _gain(tasks, "small"),
+            "",
+            "higher",
+            0.001,
+        ),
+    ]
+
+
+def score(run: Mapping[str, Any]) -> float:
+    """Accuracy above chance."""
+    return above_chance(np.array(run["labels"]), np.array(run["said"]))
+
+
+def kept_of(tasks: Mapping[str, Runs], name: str) -> tuple[float, float, float]:
+    """The average score over that of the teacher, with its interval: the same texts are drawn for both."""
+
+    def ratio(take: Callable[[Runs, str], float]) -> float:
+        both = [np.mean([take(runs, who) for runs in tasks.values()]) for who in (name, "teacher")]
+        return float(both[0] / both[1])
+
+    draws = np.random.default_rng(0)
+    drawn = []
+    for _ in range(RESAMPLES):
+        rows = {
+            id(runs): draws.integers(0, n, n)
+            for runs in tasks.values()
+            if (n := len(runs["teacher"]["labels"]))
+        }
+
+        def again(runs: Runs, who: str, rows: dict[int, Any] = rows) -> float:
+            picked = rows[id(runs)]
+            return above_chance(np.array(runs[who]["labels"])[picked], np.array(runs[who]["said"])[picked])
+
+        drawn.append(ratio(again))
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return ratio(lambda runs, who: score(runs[who])), float(low), float(high)
+
+
+def _mean(tasks: Mapping[str, Runs], name: str) -> float:
+    return float(np.mean([score(runs[name]) for runs in tasks.values()]))
+
+
+def _gain(tasks: Mapping[str, Runs], size: str) -> float:
+    return _mean(tasks, f"{size}-taught") - _mean(tasks, f"{size}-control")
+
+
+def _parameters(tasks: Mapping[str, Runs], name: str) -> float:
+    return statistics.mean(runs[name]["parameters"] for runs in tasks.values())
+
+
+def _compute(tasks: Mapping[str, Runs], name: str) -> float:
+    """The share of the teacher's multiplications: an embedding multiplies nothing."""
+    runs = next(iter(tasks.values()))
+    return runs[name]["block_parameters"] / runs["teacher"]["block_parameters"]
+
+
+def _faster(tasks: Mapping[str, Runs], name: str) -> float:
+    """The median over tasks of how much sooner it answers than its teacher."""
+    ratios = [
+        statistics.median(runs[name]["teacher_ms"]) / statistics.median(runs[name]["ms"])
+        for runs in tasks.values()
+    ]
+    return statistics.median(ratios)

@@ -1,0 +1,71 @@
+"""Labels: which classes there are, which each text has, and what is refused with its place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pocketsize.data.labels import class_numbers, classes_of, held_out, is_labelled
+from pocketsize.data.text import Corpus, Document
+from pocketsize.errors import DataError
+
+
+def corpus(*labels: Any) -> Corpus:
+    return Corpus("set", tuple(Document(f"f: row {i}", f"text {i}", label) for i, label in enumerate(labels)))
+
+
+def test_names_are_sorted_and_numbers_rise() -> None:
+    assert classes_of(corpus("b", "a", "b", "a")) == ("a", "b")
+    assert classes_of(corpus(10, 9, 10, 9)) == ("9", "10")
+    assert classes_of(corpus("1", 1.0, "0", 0)) == ("0", "1")  # csv has texts, parquet with nulls floats
+    assert classes_of(corpus(True, False, True, False)) == ("false", "true")
+    assert not is_labelled(corpus(None, None)) and is_labelled(corpus(None, 0))
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (("a", "a"), "all texts have the label 'a'; two are needed"),
+        (("a", "b", "a"), "f: row 1: the only text with the label 'b'; 2 of each"),
+        (("a", "b", None), "f: row 2: has no label"),
+        (("a", 0.5), "f: row 1: label 0.5 is no class"),
+        (("a", -1), "f: row 1: label -1 is no class"),
+        (("a", ["b"]), "f: row 1: label .* is no class"),
+        (("a", " "), "f: row 1: label ' ' is no class"),
+    ],
+)
+def test_what_is_no_labelled_set_is_refused(labels: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        classes_of(corpus(*labels))
+
+
+def test_labels_are_found_by_name_and_by_number() -> None:
+    assert class_numbers(corpus("spam", "ham", 1, "0"), ("ham", "spam")).tolist() == [1, 0, 1, 0]
+    assert class_numbers(corpus(1, "0"), ("LABEL_0", "LABEL_1")).tolist() == [1, 0]
+    assert class_numbers(corpus(5, "1"), ("1", "5")).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "label, classes, message",
+    [
+        ("hamm", ("ham", "spam"), "f: row 0: label 'hamm' is no class of the model; did you mean 'ham'"),
+        (2, ("ham", "spam"), "label '2' is no class"),
+        (0, ("1", "5"), "label '0' is no class"),  # names are numbers: 0 is none of them
+        (7, ("LABEL_0", "LABEL_1"), "known: 0 to 1"),
+    ],
+)
+def test_labels_that_the_model_has_not_are_refused(
+    label: Any, classes: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        class_numbers(corpus(label), classes)
+
+
+def test_a_tenth_is_held_out_and_stays_so_when_texts_are_added() -> None:
+    few, many = corpus(*[0, 1] * 300), corpus(*[0, 1] * 600)
+    teach, judge = held_out(few)
+    assert 30 < len(judge.documents) < 90 and len(teach.documents) + len(judge.documents) == 600
+    assert {d.text for d in judge.documents} <= {d.text for d in held_out(many)[1].documents}
+    with pytest.raises(DataError, match="2 texts are too few"):
+        held_out(corpus(0, 1))

@@ -1,0 +1,303 @@
+"""Encoders become classifiers, classifiers get smaller, and stock transformers loads what comes of it."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+import pocketsize as ps
+from pocketsize.cli.main import command
+from pocketsize.data.sources import Source
+from pocketsize.errors import DataError, UnsupportedError, UsageError
+from pocketsize.exporting import table
+from pocketsize.io.checkpoint import open_checkpoint
+from pocketsize.models.load import load
+from pocketsize.models.skeleton import skeleton, stored
+from pocketsize.recipes.body import Layers
+from pocketsize.recipes.classifier import begun, with_classes
+from pocketsize.recipes.distill import Distill, Finetune
+from pocketsize.recipes.quantize import Rtn
+from pocketsize.recipes.recipe import Data, Recipe, parse_recipe
+from pocketsize.recipes.run import prepare
+from pocketsize.training import loop
+from tiny import ENCODERS, write_texts, write_tiny
+
+WORDS = {
+    "animal": ("fox", "dog", "lazy", "sleeps"),
+    "maths": ("weight", "grid", "error", "numbers"),
+    "thing": ("pocket", "model", "answers", "dates"),
+}
+SHORT: dict[str, Any] = {"batch": 16, "length": 32, "rate": 1e-3}
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only some tests need a process that knows nothing of Pocketsize; it takes seconds to start."""
+    if "stock" not in request.node.name:
+        monkeypatch.setattr(table, "reload_check", lambda *_: ())
+
+
+class Quiet:
+    """A console that says nothing, and may stop the run at a step of a training."""
+
+    def __init__(self, stop: int = 0) -> None:
+        self.stop = stop
+
+    def phase(self, text: str) -> None:
+        pass
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        if self.stop and "loss" in what and done == self.stop:
+            raise KeyboardInterrupt
+
+
+def labelled(path: Path, count: int = 240, *, label: bool = True, seed: int = 0) -> str:
+    """Rows of words that tell their class, among others that do not."""
+    draw, lines = random.Random(seed), []
+    for i in range(count):
+        name = list(WORDS)[i % 3]
+        words = draw.choices(WORDS[name], k=6) + draw.choices(("the", "is", "and", "on"), k=4)
+        draw.shuffle(words)
+        lines.append(json.dumps({"text": " ".join(words)} | ({"label": name} if label else {})))
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+def data(tmp_path: Path, **options: Any) -> Data:
+    train = labelled(tmp_path / "train.jsonl")
+    evaluate = labelled(tmp_path / "evaluate.jsonl", 60, seed=1)
+    return Data(**({"train": (train,), "evaluate": (evaluate,), "sequences": 4, "length": 32} | options))
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    found = open_checkpoint(folder)
+    return {name: found.read(name) for name in found.entries}
+
+
+def made(tmp_path: Path, family: str = "bert", name: str = "clf", **options: Any) -> ps.Result:
+    source = write_tiny(tmp_path / f"encoder-{family}", family)
+    step = Finetune(**(SHORT | {"epochs": 6.0} | options))
+    return ps.run(source, [step], out=tmp_path / name, data=data(tmp_path), console=Quiet(), dtype="fp32")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier that several tests make smaller."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "reload_check", lambda *_: ())
+        return made(tmp_path_factory.mktemp("teacher")).folder
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet"])
+def test_an_encoder_learns_the_classes_of_its_text_and_stock_transformers_loads_it(
+    family: str, tmp_path: Path
+) -> None:
+    done = made(tmp_path, family)
+    assert done.record.task == "classify" and done.measurements["accuracy"].value > 0.95
+    assert "accuracy_ratio" not in done.measurements
+    assert "same logits" in done.record.artifacts[0].checks[0]
+    assert all(check.ok for check in ps.verify(done.folder))
+    stock = AutoModelForSequenceClassification.from_pretrained(done.folder)
+    assert stock.config.id2label == dict(enumerate(WORDS))
+    assert done.record.recipe["steps"][0]["finetune"]["classes"] == tuple(WORDS)
+    card = (done.folder / "README.md").read_text()
+    assert (
+        "pipeline_tag: text-classification" in card and 'pipeline("text-classification", model=".")' in card
+    )
+    classify = pipeline("text-classification", model=str(done.folder))
+    assert classify("the fox and the lazy dog sleeps")[0]["label"] == "animal"
+    AutoTokenizer.from_pretrained(done.folder)
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_a_new_head_has_the_shapes_that_its_outline_says(family: str, tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path, family))
+    outline = with_classes(model, ["x", "y", "z"])
+    first, again, other = (begun(model, outline, seed, torch.device("cpu")) for seed in (0, 0, 1))
+    shapes = {name: tuple(t.shape) for name, t in stored(skeleton(outline))}
+    assert {name: entry.shape for name, entry in outline.checkpoint.entries.items()} == shapes
+    own = dict(stored(first))
+    for name, entry in outline.checkpoint.entries.items():
+        if entry.file:
+            assert torch.equal(own[name], model.weight(name.removeprefix(f"{model.arch.prefix}.")))
+    assert all(torch.equal(t, dict(stored(again))[name]) for name, t in own.items())
+    assert any(not torch.equal(t, dict(stored(other))[name]) for name, t in own.items())
+    assert all(bool(t.isfinite().all()) for t in own.values())
+
+
+def test_a_student_is_cut_out_of_a_classifier_and_taught(teacher: Path, tmp_path: Path) -> None:
+    for options in ({"hard": 0.5, "hidden": 0.1}, {"relations": 1.0, "temperature": 2.0}):
+        out = tmp_path / "-".join(options)
+        steps = [Layers(keep=1), Distill(epochs=6.0, **SHORT, **options)]
+        done = ps.run(teacher, steps, out=out, data=data(tmp_path), console=Quiet())
+        assert done.measurements["accuracy_ratio"].value > 0.9
+        assert {m.subject for m in done.record.measurements if m.name == "accuracy"} == {
+            "original",
+            "compressed",
+        }
+        assert AutoModelForSequenceClassification.from_pretrained(out).config.num_hidden_layers == 1
+
+
+def test_a_teacher_is_heard_on_text_without_labels_too(teacher: Path, tmp_path: Path) -> None:
+    plain = labelled(tmp_path / "plain.jsonl", label=False, seed=2)
+    texts = data(tmp_path, train=(plain,))
+    steps = [Layers(keep=1), Distill(epochs=6.0, **SHORT)]
+    done = ps.run(teacher, steps, out=tmp_path / "o", data=texts, console=Quiet())
+    assert done.measurements["agreement"].value > 0.9
+    with pytest.raises(DataError, match="its texts have no labels, from which hard learns"):
+        step = Distill(epochs=1.0, hard=1.0, **SHORT)
+        ps.run(teacher, [Layers(keep=1), step], out=tmp_path / "p", data=texts, console=Quiet())
+    with pytest.raises(DataError, match="no labels, from which finetune learns"):
+        ps.run(teacher, [Finetune(epochs=1.0, **SHORT)], out=tmp_path / "q", data=texts, console=Quiet())
+
+
+def test_a_classifier_is_quantized_after_it_was_made(tmp_path: Path) -> None:
+    source = write_tiny(tmp_path / "m", "bert")
+    steps = [Finetune(epochs=4.0, **SHORT), Rtn(scheme="W8A16")]
+    done = ps.run(source, steps, out=tmp_path / "o", data=data(tmp_path), console=Quiet())
+    assert done.measurements["accuracy"].value > 0.9
+    assert all(check.ok for check in ps.verify(done.folder))
+
+
+def test_shrink_keeps_accuracy(teacher: Path, tmp_path: Path) -> None:
+    done = ps.shrink(teacher, out=tmp_path / "o", keep=0.95, data=data(tmp_path), console=Quiet())
+    assert done.measurements["accuracy_ratio"].value >= 0.95
+    assert "accuracy kept" in done.report(tmp_path / "r.html").read_text().lower()
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "EVERY_S", 0.0)
+    monkeypatch.setattr(loop, "SHARE", 1e9)
+    whole = made(tmp_path).folder
+    source = tmp_path / "encoder-bert"
+    steps = [Finetune(**(SHORT | {"epochs": 6.0}))]
+    with pytest.raises(KeyboardInterrupt):
+        ps.run(source, steps, out=tmp_path / "o", data=data(tmp_path), console=Quiet(stop=40), dtype="fp32")
+    ps.run(source, steps, out=tmp_path / "o", data=data(tmp_path), console=Quiet(), dtype="fp32")
+    first, second = tensors(whole), tensors(tmp_path / "o")
+    assert first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+def test_a_tenth_is_held_out_where_nothing_evaluates(tmp_path: Path) -> None:
+    source = write_tiny(tmp_path / "m", "bert")
+    step = Finetune(epochs=1.0, **SHORT)
+    texts = data(tmp_path, evaluate=())
+    done = ps.run(source, [step], out=tmp_path / "o", data=texts, console=Quiet())
+    (finding,) = [f for f in done.record.findings if f.code == "held-out"]
+    evaluate, train = (next(t for t in done.record.texts if t.role == role) for role in ("evaluate", "train"))
+    assert f"{evaluate.documents} texts" in finding.message
+    assert evaluate.documents + train.documents == 240
+    assert done.measurements["accuracy"].samples == evaluate.documents
+
+
+def test_quality_without_labels_says_so(tmp_path: Path) -> None:
+    model = write_tiny(tmp_path / "m", "bert", classes=("a", "b"))
+    calibrate, _ = write_texts(tmp_path)
+    texts = Data((calibrate,), sequences=4, length=32)
+    done = ps.run(model, [Rtn(scheme="W8A16")], out=tmp_path / "o", data=texts, console=Quiet())
+    assert any(f.code == "no-labels" for f in done.record.findings)
+    assert "accuracy" not in done.measurements and done.measurements["agreement"].value > 0.5
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"train": ()}, UsageError, "name labelled text as `train`"),
+        ({"train": (Source(("plain.jsonl",)),)}, DataError, "line 1: has no label"),
+        ({"evaluate": ("other.jsonl",)}, DataError, "other.jsonl: line 1: label 'else' is no class"),
+        ({"evaluate": ("few.jsonl",)}, DataError, "2 labelled texts, 16 are needed"),
+    ],
+)
+def test_labels_that_are_missing_or_unknown_are_refused_before_work(
+    options: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    labelled(tmp_path / "plain.jsonl", label=False)
+    (tmp_path / "other.jsonl").write_text('{"text": "the fox", "label": "else"}\n' * 20)
+    labelled(tmp_path / "few.jsonl", 2)
+    source = write_tiny(tmp_path / "m", "bert")
+    recipe = Recipe(
+        str(source), (Finetune(epochs=1.0, **SHORT),), data=data(tmp_path, **options), base=tmp_path
+    )
+    with pytest.raises(error, match=message):
+        prepare(recipe)
+
+
+def test_teachers_that_know_other_classes_or_none_are_refused(tmp_path: Path) -> None:
+    student = write_tiny(tmp_path / "s", "bert", classes=tuple(WORDS))
+    others = {
+        "e": (write_tiny(tmp_path / "e", "bert"), "is no classifier"),
+        "c": (
+            write_tiny(tmp_path / "c", "bert", classes=("animal", "art", "thing")),
+            "'art' where the student",
+        ),
+        "f": (write_tiny(tmp_path / "f", "bert", classes=("animal", "maths")), "2 of them, the student 3"),
+    }
+    for name, (teacher, message) in others.items():
+        step = Distill(epochs=1.0, teacher=str(teacher), **SHORT)
+        with pytest.raises(UnsupportedError, match=message):
+            ps.run(student, [step], out=tmp_path / f"o{name}", data=data(tmp_path), console=Quiet())
+    with pytest.raises(UnsupportedError, match="is to classify, the student to embed"):
+        step = Distill(epochs=1.0, teacher=str(student), **SHORT)
+        ps.run(tmp_path / "e", [step], out=tmp_path / "p", data=data(tmp_path), console=Quiet())
+
+
+@pytest.mark.parametrize("classes", ["ab", ["a"], ["a", "a"]])
+def test_classes_that_are_none_are_refused(classes: Any) -> None:
+    with pytest.raises(UsageError, match="finetune: classes is auto or a list"):
+        Finetune(classes=classes)
+
+
+def test_classes_are_an_encoders_alone(tmp_path: Path) -> None:
+    step = Finetune(classes=("a", "b"))
+    assert step.resolve(load(write_tiny(tmp_path / "e", "bert")), ()).epochs == 3
+    with pytest.raises(UsageError, match="llama writes text"):
+        step.resolve(load(write_tiny(tmp_path / "l", "llama")), ())
+    with pytest.raises(UsageError, match="the model's own are x, y"):
+        step.resolve(load(write_tiny(tmp_path / "c", "bert", classes=("x", "y"))), ())
+
+
+def test_the_plan_knows_the_classifier_and_the_time(tmp_path: Path) -> None:
+    source = write_tiny(tmp_path / "m", "bert")
+    steps = [Finetune(epochs=2.0, **SHORT)]
+    plan = ps.plan(source, steps, out=tmp_path / "o", data=data(tmp_path), console=Quiet())
+    assert plan.exit_code == 0
+    assert any(stage.name == "finetune" and (stage.time_s or 0) > 0 for stage in plan.stages)
+    done = ps.run(source, steps, out=tmp_path / "o", data=data(tmp_path), console=Quiet())
+    assert plan.exports[0].bytes == done.record.artifacts[0].bytes
+
+
+def test_a_recipe_names_columns_and_finetuning_is_a_command(tmp_path: Path) -> None:
+    lines = ["says,is"] + [f"the {WORDS[c][i % 4]} is {i},{c}" for i in range(70) for c in WORDS]
+    (tmp_path / "rows.csv").write_text("\n".join(lines))
+    raw = {
+        "model": str(write_tiny(tmp_path / "m", "bert")),
+        "data": {
+            "train": {"files": "rows.csv", "column": "says", "label": "is"},
+            "length": 32,
+            "sequences": 4,
+        },
+        "steps": [{"finetune": {"epochs": 1, "length": 32}}],
+    }
+    recipe = parse_recipe(yaml.safe_load(yaml.safe_dump(raw)), base=tmp_path)
+    done = ps.run(recipe, out=tmp_path / "a", console=Quiet())
+    assert load(done.folder).config.id2label == dict(enumerate(WORDS))
+    train = labelled(tmp_path / "train.jsonl")
+    words = ["finetune", str(tmp_path / "m"), "--train", train, "--budget", "1epochs", "--set", "length=32"]
+    ran = CliRunner().invoke(command, [*words, "--length", "32", "-o", str(tmp_path / "b")], obj=[])
+    assert ran.exit_code == 0, ran.output
+    assert "accuracy" in ran.output and "held out" in ran.output.replace("\n", " ")
+    shown = CliRunner().invoke(command, ["inspect", str(tmp_path / "b")], obj=[])
+    assert "to classify" in shown.output and "classes: animal, maths, thing" in shown.output
+    told = CliRunner().invoke(command, ["measure", str(tmp_path / "b"), "--data", train, "--json"], obj=[])
+    names = {m["name"] for m in json.loads(told.output)["measurements"]}
+    assert {"accuracy", "macro_f1", "above_chance", "input_time"} <= names
