@@ -84,7 +84,7 @@ class Qat(Quantizer, Training):
             raise UnsupportedError(
                 f"qat: {model.config.model_type} is an encoder, which predicts no tokens; use gptq with learn"
             )
-        return cast(Qat, budgeted(cast(Qat, Quantizer.resolve(self, model, exports))))
+        return cast(Qat, budgeted(cast(Qat, Quantizer.resolve(self, model, exports)), "generate"))
 
     def rehearsal(self) -> tuple[Training, int]:
         """The original teaches the whole of itself, at the same pace."""
