@@ -156,7 +156,7 @@ class _Xllamacpp:
             self._server: Any = xllamacpp.Server(params)
         except RuntimeError as error:
             raise DataError(f"{path}: llama.cpp cannot load it") from error
-        self._path = path
+        self._path, self._begun = path, False
         self._bias = [[self.tokenize("a", False)[0], _FORCED]]
 
     def top(self, ids: list[int], n: int) -> list[tuple[int, float]]:
@@ -171,6 +171,7 @@ class _Xllamacpp:
         reply = self._server.handle_chat_completions(
             {"messages": messages, "max_tokens": max_tokens, "temperature": 0.0, "cache_prompt": False}
         )
+        self._begun = True
         return self._sound(reply)["choices"][0]["message"]["content"]
 
     def chat_tokens(self, messages: list[dict[str, str]]) -> int:
@@ -188,6 +189,10 @@ class _Xllamacpp:
         return Timings(t["prompt_n"], t["predicted_n"], t["prompt_per_second"], t["predicted_per_second"])
 
     def close(self) -> None:
+        # A server that is told to end before its loop began never ends: on a busy machine the loop may begin
+        # later than the first answers that need none. One token is sure to come from the loop.
+        if self._server is not None and not self._begun:
+            self._complete([0], 1)
         self._server = None
 
     def _asked(self, path: str, *keys: str, body: dict[str, object] | None = None) -> Any:
@@ -210,7 +215,9 @@ class _Xllamacpp:
 
     def _complete(self, ids: list[int], n: int, **options: object) -> dict[str, Any]:
         request = {"prompt": ids, "n_predict": n, "temperature": 0.0, "top_k": 1, **options}
-        return self._sound(self._server.handle_completions(request))
+        reply = self._server.handle_completions(request)
+        self._begun = True
+        return self._sound(reply)
 
     def _sound(self, reply: dict[str, Any]) -> dict[str, Any]:
         if "error" in reply:
