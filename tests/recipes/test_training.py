@@ -261,7 +261,7 @@ def test_what_a_model_cannot_have_is_refused_before_work(tmp_path: Path) -> None
     ):
         with pytest.raises(UsageError, match=word):
             Recipe("m", (step,)).resolved(llama)
-    with pytest.raises(UnsupportedError, match="name labelled text as `train`"):
+    with pytest.raises(UsageError, match="name labelled text as `train`"):
         Recipe("m", (Finetune(),)).resolved(bert)
     with pytest.raises(UnsupportedError, match="has no true tokens"):
         Recipe("m", (Distill(hard=1.0),)).resolved(bert)
