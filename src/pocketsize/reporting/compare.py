@@ -219,11 +219,12 @@ def summary(record: RunRecord) -> str:
 
 def in_transformers(record: RunRecord) -> str:
     """What the folder does in stock transformers; nothing where none was written, or nothing quantized."""
-    if not record.steps or not any(artifact.format == "folder" for artifact in record.artifacts):
+    quantized = any(step.layers for step in record.steps)
+    if not quantized or not any(artifact.format == "folder" for artifact in record.artifacts):
         return ""
     return (
         "Stock transformers unpacks the folder to a dense model as it loads it: the folder is smaller to "
-        "keep and to send, but runs neither faster nor in less memory than the original in the same dtype."
+        "keep and to send, but runs neither faster nor in less memory than the same model unquantized."
     )
 
 
