@@ -52,6 +52,10 @@ bench: $(VENV)/ready
 	$(BIN)/python benchmarks/cache/run.py
 	$(BIN)/python benchmarks/w8a8/run.py
 	$(BIN)/python benchmarks/students/run.py
+	$(BIN)/python benchmarks/distillation/run.py
+	$(BIN)/python benchmarks/teaching/run.py
+	$(BIN)/python benchmarks/recovery/run.py
+	$(BIN)/python benchmarks/training-speed/run.py
 	$(BIN)/python benchmarks/kquants/run.py
 
 clean:
