@@ -41,7 +41,8 @@ from pocketsize.training.texts import packed
 KEEP, LENGTH, BATCH, RATE, EVALUATED = 20, 512, 8, 3e-4, 16384
 REQUIREMENTS = ("transformers", "accelerate", "trl", "datasets")
 TAUGHT = {"batch": BATCH, "length": LENGTH, "rate": RATE}
-BETAS = {"GKD of TRL, beta 0.5 (its default)": 0.5}
+# GKD by its default: half way between forward and reverse.
+BETAS = {"GKD of TRL": 0.5}
 QUESTION = (
     "Of the perplexity that a third of the blocks was worth, how much does teaching win back, and is it more "
     "than fine-tuning on the same tokens, and than a peer's loop?"
