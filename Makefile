@@ -21,7 +21,7 @@ demo: $(VENV)/ready
 	@echo "The page that shows what was kept: $(DEMO)/report.html"
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: $(VENV)/ready
 	$(BIN)/ruff format --check .
