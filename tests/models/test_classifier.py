@@ -30,7 +30,9 @@ def test_every_family_computes_what_stock_transformers_does(family: str, tmp_pat
     stock = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     ids = torch.randint(5, 300, (1, 12))
     with torch.no_grad():
-        assert torch.equal(materialise(model)(input_ids=ids).logits, stock(input_ids=ids).logits)
+        found, wanted = materialise(model)(input_ids=ids).logits, stock(input_ids=ids).logits
+    # Grouped convolutions are products here, which round otherwise.
+    assert torch.equal(found, wanted) if family != "squeezebert" else torch.allclose(found, wanted, atol=1e-5)
     assert {row.name for row in ledger(model).rows if row.role == "compressible"} == set(model.linears)
 
 
