@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +30,7 @@ from pocketsize.recipes.plan import Plan
 from pocketsize.recipes.plan import plan as plan_recipe
 from pocketsize.recipes.qat import Qat
 from pocketsize.recipes.quantize import EFFORTS, Gptq, Hqq, Rtn
-from pocketsize.recipes.recipe import Data, Recipe, parse_recipe, parse_step, read_recipe
+from pocketsize.recipes.recipe import Data, Recipe, parse_step, read_recipe
 from pocketsize.recipes.record import RunRecord, read_record
 from pocketsize.recipes.run import Console
 from pocketsize.recipes.smooth import SmoothQuant
@@ -138,16 +138,8 @@ def quantize(
 
     `options` are its recipe keys; the rest is as in `run`.
     """
-    source = _source(model)
-    chosen = list(export or default_export(source, (parse_step({method: options}),)))
-    raw = {"model": source, "steps": [{method: options}], "export": chosen, "dtype": dtype}
-    recipe = parse_recipe(raw, base=Path())
-    return run(
-        recipe if data is None else replace(recipe, data=data),
-        out=out,
-        console=console,
-        overwrite=overwrite,
-    )
+    recipe = _recipe(_source(model), (parse_step({method: options}),), export, data, dtype)
+    return run(recipe, out=out, console=console, overwrite=overwrite)
 
 
 def distill(
@@ -191,8 +183,7 @@ def finetune(
     `options` are the recipe keys of `finetune` (`epochs`, `tokens`, `rate`, ...); the rest is as in `run`.
     """
     steps = (parse_step({"finetune": options}),)
-    source = _source(model)
-    recipe = _recipe(source, steps, export or default_export(source, steps), data, dtype)
+    recipe = _recipe(model, steps, export, data, dtype)
     return run(recipe, out=out, console=console, overwrite=overwrite)
 
 

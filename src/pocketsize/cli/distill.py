@@ -43,24 +43,9 @@ from pocketsize.cli import options
     metavar="GLOB",
     help="Text to learn from (repeatable). Default: the calibration text.",
 )
-@options.target
-@options.dtype
-@options.output
-@options.overwrite
-@options.texts
-@options.threads
-@options.fetch
-@options.as_json
+@options.outcome
 def command(model: str, target: str | None, out: Path, **rest: Any) -> None:
     """Cut a student out of MODEL, teach it to say what MODEL says, measure, export, report."""
-    from pocketsize import api
-    from pocketsize.cli.network import fetch_first
-    from pocketsize.cli.summary import data_of, formats, show, use_threads
-    from pocketsize.recipes.recipe import Recipe, parse_step
+    from pocketsize.cli.summary import carry_out
 
-    fetch_first(rest["fetch_"], model, json_=rest["json_"])
-    use_threads(rest["threads"])
-    steps = tuple(parse_step(step) for step in options.raw_distill(**rest))
-    exports = tuple(formats(target) or api.default_export(model, steps))
-    recipe = Recipe(model, steps, exports, data_of(**rest), dtype=rest["dtype"])
-    show(api.run(recipe, out=out, overwrite=rest["overwrite"]), json_=rest["json_"])
+    carry_out(model, lambda: options.raw_distill(**rest), target, out, rest)

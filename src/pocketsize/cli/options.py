@@ -107,6 +107,13 @@ def texts(function: F) -> F:
     )(function)
 
 
+def outcome(function: F) -> F:
+    """What every command that makes an output has: formats, where it goes, texts, and how it talks."""
+    for option in (as_json, fetch, threads, texts, overwrite, output, dtype, target):
+        function = option(function)
+    return function
+
+
 def effort(function: F) -> F:
     """How much time quality is worth."""
     return click.option(

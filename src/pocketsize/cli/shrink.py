@@ -22,14 +22,7 @@ from pocketsize.cli import options
     help="Widths of a generator matrix by matrix, by what each costs, or one width for all linears.",
 )
 @options.effort
-@options.target
-@options.dtype
-@options.output
-@options.overwrite
-@options.texts
-@options.threads
-@options.fetch
-@options.as_json
+@options.outcome
 def command(
     model: str,
     keep: str | None,

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
 from rich.table import Table
 
+from pocketsize import api
 from pocketsize.api import Result
 from pocketsize.cli.main import visible
+from pocketsize.cli.network import fetch_first
 from pocketsize.cli.screen import screen
 from pocketsize.errors import UsageError
 from pocketsize.measurement.measurement import Measurement
-from pocketsize.recipes.recipe import Data
+from pocketsize.recipes.recipe import Data, Recipe, parse_step
 
 
 def use_threads(threads: int | None) -> None:
@@ -48,6 +51,22 @@ def data_of(
     except ValueError as error:
         raise UsageError(f"--written is auto or a share such as 0.5, got {written!r}") from error
     return Data(tuple(calibrate), tuple(evaluate), sequences, length, tokens, seed, share, tuple(train))
+
+
+def carry_out(
+    model: str,
+    raw: Callable[[], Iterable[Mapping[str, Any]]],
+    target: str | None,
+    out: Path,
+    rest: Mapping[str, Any],
+) -> None:
+    """Run the steps that a command's options stand for on a model, and show what came of it."""
+    fetch_first(rest["fetch_"], model, json_=rest["json_"])
+    use_threads(rest["threads"])
+    steps = tuple(parse_step(step) for step in raw())
+    exports = tuple(formats(target) or api.default_export(model, steps))
+    recipe = Recipe(model, steps, exports, data_of(**rest), dtype=rest["dtype"])
+    show(api.run(recipe, out=out, overwrite=rest["overwrite"]), json_=rest["json_"])
 
 
 def show(result: Result, *, json_: bool) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
+from greenlet import getcurrent, greenlet
 from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
 from pocketsize.distillation.slices import Importance
+from pocketsize.models.body import body_of, uncached
 from pocketsize.models.device import working_device
 from pocketsize.models.model import Model
 from pocketsize.models.stream import stream, without_blocks
@@ -31,25 +33,27 @@ def slice_importance(
     """
     device = working_device()
     module = without_blocks(model, model.weight)
-    prefix = cast(str, module.base_model_prefix)
-    body = module.get_submodule(prefix) if hasattr(module, prefix) else module
-    plain = {"use_cache": False} if hasattr(cast(Any, body).config, "use_cache") else {}
+    body = body_of(module)
     found = {
         path: Importance.zeros(model.matrix_shape(f"{path}.weight")[1] // width, width)
         for path, width in watched.items()
     }
     rows = max(1, BATCH_TOKENS // input_ids.shape[1])
-    here: list[Tensor] = []
+    # Batches take turns at every block, so that each is read once.
+    kept: dict[greenlet, Bool[Tensor, "b s"]] = {}
 
     def see(path: str, _: nn.Module, args: Any) -> None:
-        found[path].update(args[0], here[-1])
+        found[path].update(args[0], kept[getcurrent()])
+
+    def run(ids: Int64[Tensor, "b s"], real: Bool[Tensor, "b s"]) -> None:
+        kept[getcurrent()] = real
+        body(input_ids=ids, attention_mask=real.long(), **uncached(body))
 
     handles = [module.get_submodule(p).register_forward_pre_hook(partial(see, p)) for p in watched]
     try:
-        for ids, real in zip(input_ids.split(rows), mask.split(rows), strict=True):
-            here.append(real.to(device))
-            call = partial(body, input_ids=ids.to(device), attention_mask=here[-1].long(), **plain)
-            stream(module, model, model.weight, [call])
+        batches = zip(input_ids.split(rows), mask.split(rows), strict=True)
+        calls = [partial(run, ids.to(device), real.to(device)) for ids, real in batches]
+        stream(module, model, model.weight, calls)
     finally:
         for handle in handles:
             handle.remove()

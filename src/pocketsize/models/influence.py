@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from greenlet import getcurrent, greenlet
 from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
+from pocketsize.models.body import body_of, uncached
 from pocketsize.models.device import working_device
 from pocketsize.models.model import Model
 from pocketsize.models.stream import stream, without_blocks
@@ -28,8 +29,7 @@ def block_influence(
     """
     device = working_device()
     module = without_blocks(model, model.weight)
-    prefix = cast(str, module.base_model_prefix)
-    body = module.get_submodule(prefix) if hasattr(module, prefix) else module
+    body = body_of(module)
     sums = dict.fromkeys(model.blocks, 0.0)
     # Batches take turns at every block, so what each brought there is kept by the batch.
     before: dict[tuple[str, greenlet], Tensor] = {}
@@ -45,7 +45,7 @@ def block_influence(
 
     def run(ids: Int64[Tensor, "b s"], kept: Bool[Tensor, "b s"]) -> None:
         real[getcurrent()] = kept
-        body(input_ids=ids, attention_mask=kept.long(), **_plain(body))
+        body(input_ids=ids, attention_mask=kept.long(), **uncached(body))
 
     batches = zip(input_ids.split(_rows(input_ids)), mask.split(_rows(mask)), strict=True)
     calls = [partial(run, ids.to(device), kept.to(device)) for ids, kept in batches]
@@ -63,7 +63,3 @@ def block_influence(
 
 def _rows(x: Tensor) -> int:
     return max(1, BATCH_TOKENS // x.shape[1])
-
-
-def _plain(body: nn.Module) -> dict[str, bool]:
-    return {"use_cache": False} if hasattr(cast(Any, body).config, "use_cache") else {}

@@ -138,7 +138,7 @@ class Qat(Quantizer, Training):
             lesson = Lesson(
                 examples, lambda student, _: self._objective(student, model), (model.origin.name,)
             )
-            course, read = taught(self, "weights", module.train(), lesson, ctx)
+            course, read = taught(self, "weights", module.train(), lesson, ctx, "generate")
             done = taken_off(module, rounded)
             for path in model.blocks:
                 own = {n: done[n].to(CPU) for n in model.linears_of(path) if n in done}

@@ -172,7 +172,7 @@ def trained(step: Training, kind: str, model: Model, ctx: Context, lesson: Calla
         module = _trainable(
             given.begin() if given.begin else materialise(model, device=working_device()), step
         )
-        course, examples = taught(step, kind, module, given, ctx)
+        course, examples = taught(step, kind, module, given, ctx, model.arch.task)
         facts = course_report(course, given, examples, module)
         publish_bytes(folder / COURSE, json.dumps(asdict(facts)).encode())
         write_student(model, module, folder, new=given.begin is not None)
@@ -226,12 +226,12 @@ def _trainable(module: nn.Module, step: Training) -> nn.Module:
 
 
 def taught(
-    step: Training, kind: str, module: nn.Module, lesson: Lesson, ctx: Context
+    step: Training, kind: str, module: nn.Module, lesson: Lesson, ctx: Context, task: str
 ) -> tuple[Course, Examples]:
     """Train the module in place; how it went, and what of the examples taught it."""
     examples, judges = _held_out(lesson.examples, step, ctx.seed)
     order = Order(examples, step.batch, ctx.seed)
-    pace = _pace(step, order, rate_of(step, _task_of(module)), ctx.seed)
+    pace = _pace(step, order, rate_of(step, task), ctx.seed)
     batches = None if pace.steps is None else pace.steps * pace.accumulate
     if lesson.before is not None:
         other = () if judges is None else judges.numbers_of(range(len(judges)))
@@ -262,15 +262,6 @@ def taught(
         world=ctx.world,
     )
     return course, examples
-
-
-def _task_of(module: nn.Module) -> str:
-    name = type(module).__name__
-    return (
-        "generate"
-        if name.endswith("ForCausalLM") or name.endswith("LMHeadModel")
-        else ("classify" if name.endswith("ForSequenceClassification") else "embed")
-    )
 
 
 def _pace(step: Training, order: Order, rate: float, seed: int) -> Pace:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from pocketsize.distillation.feature import (
 )
 from pocketsize.errors import UnsupportedError, UsageError
 from pocketsize.models.model import Model
+from pocketsize.models.taps import tapped
 
 # Relations of which of queries, keys and values, as their places among the three.
 ATTENTION, RELATIONS = ((0, 1),), ((0, 0), (1, 1), (2, 2))
@@ -144,6 +146,22 @@ class Features(nn.Module):
                     f"heads: {self.heads} do not divide a width of {odd[0]} ({model.config.model_type}); "
                     "give a number that divides both models' queries, keys and values"
                 )
+
+
+@contextmanager
+def followed(
+    features: Features | None, *modules: nn.Module
+) -> Iterator[Callable[[Bool[Tensor, "n s"]], Float[Tensor, ""] | float]]:
+    """What `features` make of the forward passes of student and teacher inside the block, once both ran.
+
+    Without features that is nothing.
+    """
+    if features is None:
+        yield lambda mask: 0.0
+        return
+    with ExitStack() as stack:
+        taps = [stack.enter_context(tapped(module, features.paths(i))) for i, module in enumerate(modules)]
+        yield lambda mask: features.distance(taps[0], taps[1], mask)
 
 
 def _attending(model: Model) -> tuple[str, ...]:

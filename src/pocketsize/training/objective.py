@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
@@ -17,9 +16,9 @@ from pocketsize.distillation.ensemble import blended, by_loss
 from pocketsize.distillation.feature import pair_distance
 from pocketsize.distillation.signal import Signal, signal_divergence
 from pocketsize.errors import DataError
-from pocketsize.models.taps import tapped
+from pocketsize.models.body import body_of, uncached
 from pocketsize.training.examples import Batch
-from pocketsize.training.features import Features
+from pocketsize.training.features import Features, followed
 from pocketsize.training.head import Head, Score, head_of, mean_over_vocabulary
 
 Rows = Float[Tensor, "t vocab"]
@@ -104,20 +103,13 @@ class NextToken:
         """The mean over predicted tokens, and what features add."""
         kept = _predicted(batch.mask)
         targets = batch.ids.roll(-1, dims=1)[kept]
-        with ExitStack() as stack:
-            taps = [
-                stack.enter_context(tapped(module, self.extra.paths(i)))
-                for i, module in enumerate((self.student, *(one.module for one in self.teachers[:1])))
-                if self.extra is not None
-            ]
+        with followed(self.extra, self.student, *(one.module for one in self.teachers[:1])) as apart:
             hidden = states(self.student, batch.ids, batch.mask, self.dtype)[kept]
             said = self.panel.says(batch, kept) if self.teachers else None
         signal = self.signals(batch, kept) if self.signals is not None else None
         hard = 0.0 if batch.written else self.losses.hard
         found = mean_over_vocabulary(hidden, self.head, self._score(targets, said, signal, hard))
-        if self.extra is not None:
-            found = found + self.extra.distance(taps[0], taps[1], batch.mask)
-        return found
+        return found + apart(batch.mask)
 
     def _score(
         self,
@@ -168,8 +160,7 @@ class Panel:
     ) -> Float[Tensor, "teachers t"]:
         """How much each teacher counts at each position: the same in all of a text."""
         targets = batch.ids.roll(-1, dims=1)[kept]
-        given = torch.tensor([one.share for one in self.teachers], device=targets.device)
-        shares = (given / given.sum())[:, None].expand(-1, len(targets))
+        shares = _fixed(self.teachers, targets)
         if len(self.teachers) < 2 or not self.weigh_by_loss:
             return shares
         text = kept.nonzero()[:, 0]
@@ -199,12 +190,7 @@ class Embedding:
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """1 - cosine of the embeddings, the distance of their similarities, and what features add."""
         features = cast(Features | None, dict(self.extra.items()).get("features"))
-        with ExitStack() as stack:
-            taps = [
-                stack.enter_context(tapped(module, features.paths(i)))
-                for i, module in enumerate((self.student, self.teacher.module))
-                if features is not None
-            ]
+        with followed(features, self.student, self.teacher.module) as apart:
             x = pooled(states(self.student, batch.ids, batch.mask, self.dtype), batch.mask)
             with torch.no_grad():
                 ids = self.teacher.reads(batch.ids)
@@ -213,9 +199,7 @@ class Embedding:
         if self.losses.soft:
             there = self.extra["projection"](x) if "projection" in self.extra else x
             found = found + self.losses.soft * (1 - F.cosine_similarity(there, y, dim=-1)).mean()
-        if features is not None:
-            found = found + features.distance(taps[0], taps[1], batch.mask)
-        return found
+        return found + apart(batch.mask)
 
 
 @dataclass
@@ -235,12 +219,7 @@ class Classes:
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """The mean over texts, and what features add."""
-        with ExitStack() as stack:
-            taps = [
-                stack.enter_context(tapped(module, self.extra.paths(i)))
-                for i, module in enumerate((self.student, *(one.module for one in self.teachers[:1])))
-                if self.extra is not None
-            ]
+        with followed(self.extra, self.student, *(one.module for one in self.teachers[:1])) as apart:
             logits = class_logits(self.student, batch.ids, batch.mask, self.dtype)
             with torch.no_grad():
                 said = [
@@ -251,13 +230,10 @@ class Classes:
             found = found + self.losses.soft * self._soft(logits, said, batch)
         if self.losses.hard and batch.labels is not None:
             found = found + self.losses.hard * F.cross_entropy(logits, batch.labels)
-        if self.extra is not None:
-            found = found + self.extra.distance(taps[0], taps[1], batch.mask)
-        return found
+        return found + apart(batch.mask)
 
     def _soft(self, logits: Rows, said: Sequence[Rows], batch: Batch) -> Float[Tensor, ""]:
-        given = torch.tensor([one.share for one in self.teachers], device=logits.device)
-        shares = (given / given.sum())[:, None].expand(-1, len(logits))
+        shares = _fixed(self.teachers, logits)
         if len(said) > 1 and self.weigh_by_loss:
             if batch.labels is None:
                 raise DataError("weigh: loss: these texts have no labels to weigh teachers by; use equal")
@@ -285,10 +261,9 @@ def states(
     module: nn.Module, ids: Int64[Tensor, "n s"], mask: Bool[Tensor, "n s"], dtype: torch.dtype
 ) -> Float[Tensor, "n s width"]:
     """The last hidden states of a batch, float32; `dtype` is that of products inside (autocast)."""
-    prefix = cast(str, module.base_model_prefix)
-    body = module.get_submodule(prefix) if hasattr(module, prefix) else module
+    body = body_of(module)
     with torch.autocast(ids.device.type, dtype, enabled=dtype != torch.float32):
-        out = body(input_ids=ids, attention_mask=_attends(mask, body), **_plain(body))
+        out = body(input_ids=ids, attention_mask=_attends(mask, body), **uncached(body))
     return out.last_hidden_state.float()
 
 
@@ -312,15 +287,17 @@ def _attends(mask: Bool[Tensor, "n s"], module: nn.Module) -> Tensor | None:
     return None if causal and bool(mask.all()) else mask.long()
 
 
-def _plain(body: nn.Module) -> dict[str, bool]:
-    return {"use_cache": False} if hasattr(cast(Any, body).config, "use_cache") else {}
-
-
 def _predicted(mask: Bool[Tensor, "n s"]) -> Bool[Tensor, "n s"]:
     """Positions whose next token is real."""
     following = mask.roll(-1, dims=1)
     following[:, -1] = False
     return mask & following
+
+
+def _fixed(teachers: Sequence[Teacher], rows: Tensor) -> Float[Tensor, "teachers t"]:
+    """The shares that teachers were given, the same for every row."""
+    given = torch.tensor([one.share for one in teachers], device=rows.device)
+    return (given / given.sum())[:, None].expand(-1, len(rows))
 
 
 def _cut(signal: Signal, part: slice) -> Signal:
