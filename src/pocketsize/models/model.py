@@ -9,14 +9,18 @@ from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PretrainedConfig
 
 from pocketsize.io.checkpoint import Checkpoint
 from pocketsize.models.arch import Arch, Linears
+from pocketsize.pruning.pattern import Pattern, pattern_of
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.scheme import Scheme
+
+# What a config calls the pattern of a model's zeros; stock loaders leave it alone.
+SPARSITY = "sparsity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,16 @@ class Model:
         if isinstance(self.quantized, Schemed):
             return self.quantized.schemes
         return {name: weight.scheme for name, weight in self.quantized.items()}
+
+    @property
+    def pattern(self) -> Pattern | None:
+        """Where the linears have zeros that later steps keep (config key `sparsity`), else None."""
+        known = getattr(self.config, SPARSITY, None)
+        return None if known is None else pattern_of(str(known["structure"]), float(known["share"]))
+
+    def mask(self, name: str) -> Bool[Tensor, "out in"]:
+        """Which weights of a linear are not zero: those that may change in a pruned model."""
+        return self.as_stored(name, self.kept(name)) != 0
 
     @property
     def rounds(self) -> dict[str, Scheme]:
