@@ -44,6 +44,11 @@ def summed(parts: Sequence[Float[Tensor, "slices"]]) -> Float[Tensor, "slices"]:
     return torch.stack([part / part.mean().clamp_min(1e-30) for part in parts]).sum(0)
 
 
+def added(parts: Sequence[Float[Tensor, "slices"]]) -> Float[Tensor, "slices"]:
+    """The importance of slices that several places share, where its square is a cost: costs add up."""
+    return torch.stack(list(parts)).square().sum(0).sqrt()
+
+
 def best(importance: Float[Tensor, "slices"], count: int) -> list[int]:
     """The numbers of the most important slices, rising; of equal ones the first."""
     if not 0 < count <= len(importance):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from pocketsize.models.device import working_device
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import assign, fill, skeleton
+from pocketsize.models.stream import surroundings
 
 
 @dataclass(slots=True)
@@ -44,18 +46,24 @@ class Ends:
 def backward_walk(
     model: Model, input_ids: Int64[Tensor, "n length"], mask: Bool[Tensor, "n length"], *, seed: int
 ) -> Iterator[tuple[str, Mapping[str, Seen] | Ends]]:
-    """The blocks of a causal model from the last to the first, with what each of their linears saw.
+    """The blocks of a model from the last to the first, with what each of their linears saw.
 
-    The loss is the negative log-likelihood of tokens drawn from the model's own predictions, summed over
-    all positions: the mean of its squared gradients is the Fisher information, which is what KL is made
-    of to second order. Hidden states in front of every block stay in memory until the block's turn comes.
-    The last that comes is `Ends`, under the name `ends`.
+    The loss is the negative log-likelihood of tokens (of a classifier: classes) drawn from the model's own
+    predictions, summed over all positions: the mean of its squared gradients is the Fisher information, which
+    is what KL is made of to second order. Of an encoder it is its embedding of a window, of length 1, times a
+    direction drawn by chance: the mean square of its changes is the embedding's own, which is twice
+    1 - cosine. Hidden states in front of every block stay in memory until the block's turn comes. The last
+    that comes, of a causal language model alone, is `Ends`, under the name `ends`.
     """
     device = working_device()
     module = skeleton(model, device)
     calls = capture(module, model, input_ids.to(device), mask.to(device))
     before = _forward(module, model, calls)
-    slopes, hidden = _uncertainty(module, model, calls, seed)
+    hidden: list[Tensor] = []
+    if model.arch.task == "generate":
+        slopes, hidden = _uncertainty(module, model, calls, seed)
+    else:
+        slopes = _probed(module, model, calls, seed)
     for path in reversed(model.blocks):
         block = module.get_submodule(path)
         fill(module, path, lambda name: model.weight(name).to(forward_dtype()), device)
@@ -67,6 +75,8 @@ def backward_walk(
         yield path, seen.linears
         del before[path]
         block.to("meta")
+    if model.arch.task != "generate":
+        return
     rows = [slope[call.mask] for slope, call in zip(slopes, calls, strict=True)]
     tokens = input_ids.to(device)[mask.to(device)]
     yield "ends", Ends(hidden, torch.cat(rows).float(), tokens)
@@ -119,6 +129,32 @@ def _uncertainty(
             slopes.append(slope)
     handle.remove()
     return slopes, hidden
+
+
+@torch.enable_grad()
+def _probed(module: nn.Module, model: Model, calls: Sequence[Call], seed: int) -> list[Tensor]:
+    """The same gradient for an encoder or a classifier, by batch."""
+    generator = torch.Generator(device=calls[0].hidden.device).manual_seed(seed)
+    classifies = model.arch.task == "classify"
+    for name in surroundings(module, model) if classifies else ():
+        fill(module, name, lambda full: model.weight(full).to(forward_dtype()), working_device())
+    width, slopes = model.checkpoint.entries[model.arch.embedding].shape[1], list[Tensor]()
+    with replayed(module, model) as replay:
+        for call in calls:
+            hidden = call.hidden.detach().requires_grad_()
+            if classifies:
+                replay.hidden, empty = hidden, hidden.new_zeros(*call.mask.shape, width)
+                logits = module(inputs_embeds=empty, attention_mask=call.mask.long()).logits
+                p = logits.float().log_softmax(-1)
+                loss = -p.gather(-1, torch.multinomial(p.detach().exp(), 1, generator=generator)).sum()
+            else:
+                kept = call.mask[..., None]
+                found = F.normalize((hidden.float() * kept).sum(1) / kept.sum(1), dim=-1)
+                probe = torch.randn(found.shape, generator=generator, device=found.device)
+                loss = (found * probe).sum()
+            (slope,) = torch.autograd.grad(loss, hidden)
+            slopes.append(slope)
+    return slopes
 
 
 @torch.enable_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -67,9 +67,17 @@ def sizes_of(model: Model) -> Sizes:
 
 
 def selection(
-    model: Model, sizes: Sizes, importance: Mapping[str, Importance], tokens: Sequence[int] | None
+    model: Model,
+    sizes: Sizes,
+    importance: Mapping[str, Importance],
+    tokens: Sequence[int] | None,
+    *,
+    together: Callable[[Sequence[Tensor]], Tensor] = summed,
 ) -> Selection:
-    """The most important slices; `importance` has one for what each linear named by `watched` reads."""
+    """The most important slices; `importance` has one for what each linear named by `watched` reads.
+
+    `together` is what slices are worth that several places share.
+    """
     own, cuts = sizes_of(model), model.arch.cuts
     found = Selection(tokens=None if tokens is None else tuple(tokens))
     if cuts is None:
@@ -78,7 +86,7 @@ def selection(
         reader = cuts.reader(cuts.heads)
         each = [importance[f"{path}.{reader}"].value() for path in model.blocks]
         if cuts.per_head:  # one table for the heads of all blocks
-            each = [summed(each)] * len(each)
+            each = [together(each)] * len(each)
         made = [kept_heads(x, own.kv_heads, sizes.heads, sizes.kv_heads) for x in each]
         found = replace(found, heads=tuple(made))
     if own.ffn != sizes.ffn:
@@ -87,7 +95,7 @@ def selection(
         found = replace(found, ffn=tuple(tuple(one) for one in kept))
     if own.hidden != sizes.hidden:
         names = [f"{path}.{name}" for path in model.blocks for name in readers_of_width(model)]
-        width = best(summed([importance[name].value() for name in names]), sizes.hidden)
+        width = best(together([importance[name].value() for name in names]), sizes.hidden)
         found = replace(found, width=tuple(width))
     return found
 
@@ -107,9 +115,13 @@ def watched(model: Model, sizes: Sizes) -> dict[str, int]:
 
 def readers_of_width(model: Model) -> list[str]:
     """One linear of a block for each tensor of the model's width that is read: what a norm gives."""
+    return [group.names[0] for group in model.groups if group.names[0] not in writers_of(model)]
+
+
+def writers_of(model: Model) -> tuple[str, str]:
+    """The linears of a block whose outputs are added to what passes it: behind attention, behind channels."""
     cuts = cuts_of(model)
-    inner = {cuts.reader(cuts.heads), cuts.reader(cuts.ffn)}
-    return [group.names[0] for group in model.groups if group.names[0] not in inner]
+    return cuts.reader(cuts.heads), cuts.reader(cuts.ffn)
 
 
 def sides(model: Model, name: str) -> tuple[str | None, ...]:
@@ -170,6 +182,18 @@ def cut_tensor(model: Model, name: str, chosen: Selection) -> Tensor:
     return W.contiguous()
 
 
+def cut_outputs(model: Model, name: str, Y: Tensor, chosen: Selection) -> Tensor:
+    """What stays of what a linear of a block gives, channels last."""
+    block = re.match(rf"{re.escape(model.arch.blocks)}\.(\d+)\.", name)
+    assert block is not None
+    side, index, d = sides(model, name)[0], int(block[1]), model.head_width
+    if side == "keys" and chosen.heads is not None:
+        parts = Y.unflatten(-1, (-1, d))
+        return torch.cat([parts[..., list(group), :].mean(-2) for group in chosen.heads[index].keys], -1)
+    rows = _rows(chosen, side, index, d)
+    return Y if rows is None else Y[..., list(rows)]
+
+
 def _rows(chosen: Selection, side: str | None, index: int, d: int) -> Sequence[int] | None:
     """The numbers of the rows that stay; None: all of them."""
     if side in ("heads", "head") and chosen.heads is not None:
@@ -211,6 +235,16 @@ def outlined(model: Model, sizes: Sizes, *, tied: bool = False) -> Model:
     raw = cut_config(model, sizes, tied=tied)
     stored = {name: model.checkpoint.entries[name].name for name in names}
     return promised(model, raw, shapes, stored)
+
+
+def laid(model: Model, sizes: Sizes, chosen: Selection) -> Model:
+    """The model with these slices alone; a tensor is cut when it is read."""
+    made = outlined(model, sizes)
+    packed = {
+        entry.name: Packed(partial(cut_tensor, model, name, chosen), ())
+        for name, entry in made.checkpoint.entries.items()
+    }
+    return replace(made, checkpoint=replace(made.checkpoint, packed=MappingProxyType(packed)), changed={})
 
 
 def promised(

@@ -122,7 +122,7 @@ def walk(
     device = working_device()
     module = skeleton(model, device)  # tables such as rotary frequencies stay float32, as stock loaders do
     calls = capture(module, model, input_ids.to(device), mask.to(device))
-    shelf = _shelf(model, calls)
+    shelf = shelf_for(model, calls)
     originals = _copied(calls) if beside else []
     wanted = _Wanted(hold_out, sampled)
     round_inputs(module, rounds, wanted.divisors)
@@ -131,14 +131,14 @@ def walk(
         done = finished(path)
         if done is None or originals:
             fill(module, path, lambda name: model.weight(name).to(forward_dtype()), device)
-        _through(block, originals, shelf, path)
+        through(block, originals, shelf, path)
         if done is None:
             yield from _visit(block, path, model, (calls, originals), shelf, wanted=wanted)
         elif head or path != model.blocks[-1]:
             fill(module, path, lambda name, new=done: _either(new, model, name).to(forward_dtype()), device)
-            _through(block, calls, shelf, path)
+            through(block, calls, shelf, path)
         for number, call in enumerate(calls):
-            _finite(call.hidden, path, number)
+            require_finite(call.hidden, path, number)
         block.to("meta")
     if head and model.arch.head is not None:
         yield _head(module, model, calls)
@@ -174,10 +174,10 @@ def _visit(
     def wait(linear: nn.Module, args: tuple[Tensor, ...]) -> None:
         driver.switch((linear, args))
 
-    runs = [_Batch(block, call, shelf) for call in calls]
+    runs = [Batch(block, call, shelf) for call in calls]
     with hooked(firsts, wait):
         for number, (group, first) in enumerate(zip(groups, firsts, strict=True)):
-            stops = (_reached(run.go_on(), first, path, group.names) for run in runs)
+            stops = (reached(run.go_on(), first, path, group.names) for run in runs)
             names = tuple(f"{path}.{name}.weight" for name in group.names)
             gram = Gram.zeros(model.matrix_shape(names[0])[1], device)
             site = Site(path, names, (), gram, last=number == len(groups) - 1)
@@ -195,9 +195,9 @@ def _visit(
             del site, gram
         if not originals:
             for run, call in zip(runs, calls, strict=True):
-                _keep(run.go_on(), call, path)
+                keep(run.go_on(), call, path)
     if originals:
-        _through(block, calls, shelf, path)
+        through(block, calls, shelf, path)
 
 
 def _gather(
@@ -230,7 +230,7 @@ def _gather(
         site.sample = sampler.sample() if sampler is not None else None
 
 
-def _shelf(model: Model, calls: Sequence[Call]) -> Shelf:
+def shelf_for(model: Model, calls: Sequence[Call]) -> Shelf:
     """Room for what the widest linears of a block read, and beside it for hidden states."""
     first = model.blocks[0]
     widths = [model.matrix_shape(f"{first}.{group.names[0]}.weight")[1] for group in model.groups]
@@ -239,7 +239,7 @@ def _shelf(model: Model, calls: Sequence[Call]) -> Shelf:
     return Shelf(tokens * (max(widths) + 4 * hidden.shape[-1]) * hidden.element_size())
 
 
-class _Batch:
+class Batch:
     """A batch on its way through a block; wherever it waits, all that it holds is put on the shelf."""
 
     def __init__(self, block: nn.Module, call: Call, shelf: Shelf) -> None:
@@ -269,13 +269,13 @@ def _tensors(arguments: object) -> Iterator[Tensor]:
             yield from _tensors(one)
 
 
-def _through(block: nn.Module, calls: Sequence[Call], shelf: Shelf, path: str) -> None:
+def through(block: nn.Module, calls: Sequence[Call], shelf: Shelf, path: str) -> None:
     """Run a block on all batches, one after the other."""
     for call in calls:
-        _keep(_Batch(block, call, shelf).go_on(), call, path)
+        keep(Batch(block, call, shelf).go_on(), call, path)
 
 
-def _keep(out: Tensor, call: Call, path: str) -> None:
+def keep(out: Tensor, call: Call, path: str) -> None:
     """Write a block's output over its input: states that outlive a block all lie in one piece of memory.
 
     As tensors of their own among those of each batch they would leave holes that nothing else fits:
@@ -289,7 +289,7 @@ def _keep(out: Tensor, call: Call, path: str) -> None:
     call.hidden.copy_(out)
 
 
-def _reached(stop: object, first: nn.Module, path: str, names: tuple[str, ...]) -> tuple[Tensor, ...]:
+def reached(stop: object, first: nn.Module, path: str, names: tuple[str, ...]) -> tuple[Tensor, ...]:
     """What the linears read that a batch waits at, provided they are the ones expected."""
     if not isinstance(stop, tuple) or stop[0] is not first:
         raise UnsupportedError(
@@ -303,7 +303,7 @@ def _replace(block: nn.Module, name: str, new: Tensor) -> None:
     assign(block, name, new.to(forward_dtype()))
 
 
-def _finite(hidden: Tensor, path: str, batch: int) -> None:
+def require_finite(hidden: Tensor, path: str, batch: int) -> None:
     """NaN and infinity are found where they arise, not at the end."""
     # A sum is finite only if all its terms are; in float32 it cannot overflow where bfloat16 states do not.
     if not bool(torch.isfinite(hidden.sum(dtype=torch.float32))):

@@ -12,6 +12,8 @@ from pocketsize.exporting.table import EXPORTERS, gguf_name_of, place
 from pocketsize.io.checkpoint import TensorSpec, file_bytes
 from pocketsize.models.model import Model
 from pocketsize.quantization.scheme import Scheme
+from pocketsize.recipes.adapters import learned_parameters
+from pocketsize.recipes.body import Layers
 from pocketsize.recipes.grids import Quantizer, scheme_of
 from pocketsize.recipes.quantize import steps_learned
 from pocketsize.recipes.recipe import Recipe
@@ -75,9 +77,12 @@ def _made(model: Model, recipe: Recipe) -> int:
         if isinstance(step, Training):
             size = 4 * model.origin.parameters
             copies = 3 + (step.average is not None) + (step.patience > 0)
-            students, most = students + size, max(most, 2 * copies * size)
+            learned = 4 * learned_parameters(step, model)
+            students, most = students + size, max(most, 2 * copies * learned)
         model = step.outline(model)
-        students += 4 * model.origin.parameters if isinstance(step, Student) else 0
+        healed = isinstance(step, Layers | Student) and step.heal is True
+        # What was healed lies there block by block until the model is made.
+        students += 4 * model.origin.parameters * ((isinstance(step, Student) or healed) + healed)
     return students + most
 
 

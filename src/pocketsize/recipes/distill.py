@@ -14,6 +14,7 @@ from pocketsize.errors import DataError, UnsupportedError, UsageError, did_you_m
 from pocketsize.measurement.classes import classes_named
 from pocketsize.models.device import working_device
 from pocketsize.models.model import Model
+from pocketsize.recipes.adapters import Adapted, check_adapters, settle_adapters
 from pocketsize.recipes.classifier import begun, with_classes
 from pocketsize.recipes.generations import JUDGES, generations
 from pocketsize.recipes.signals import Heard, Room, check_signals, heard
@@ -38,18 +39,18 @@ from pocketsize.training.signals import Signals
 
 
 @dataclass(frozen=True, slots=True)
-class Distill(Writing, Heard, Taught, Training):
+class Distill(Writing, Heard, Taught, Adapted, Training):
     """Recipe step `distill`: the student learns to say what its teacher says.
 
-    The keys of `finetune`; those that name teachers (`Taught`), that say what is kept of them (`Heard`) and
-    who writes the text (`Writing`); and: `loss` is forward_kl, reverse_kl, skew_kl, skew_reverse_kl or js, at
-    `temperature`, with `mix` for the last three. `soft` is what the teacher counts, `hard` what the true
-    tokens or labels count. `hidden`, `cosine` and `attention` count the distance of hidden states and of
-    attention, block by block, `relations` that of queries, keys and values of the last blocks, cut into
-    `heads` heads. `pairs` counts how near texts are to each other (embedders). `progressive` is the share of
-    the budget in which blocks learn one after the other what theirs give, before all learn together. The
-    student of each of the `generations` is the teacher of the next, and is kept only if it is better on
-    held-out text.
+    The keys of `finetune` but `classes`; those that name teachers (`Taught`), that say what is kept of them
+    (`Heard`) and who writes the text (`Writing`); and: `loss` is forward_kl, reverse_kl, skew_kl,
+    skew_reverse_kl or js, at `temperature`, with `mix` for the last three. `soft` is what the teacher
+    counts, `hard` what the true tokens or labels count. `hidden`, `cosine` and `attention` count the
+    distance of hidden states and of attention, block by block, `relations` that of queries, keys and values
+    of the last blocks, cut into `heads` heads. `pairs` counts how near texts are to each other (embedders).
+    `progressive` is the share of the budget in which blocks learn one after the other what theirs give,
+    before all learn together. The student of each of the `generations` is the teacher of the next, and is
+    kept only if it is better on held-out text.
     """
 
     loss: str = "forward_kl"
@@ -73,6 +74,7 @@ class Distill(Writing, Heard, Taught, Training):
         for name in ("teacher", "shares"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_adapters(self, self.kind)
         check_teachers(self)
         check_signals(self)
         check_writing(self)
@@ -116,6 +118,7 @@ class Distill(Writing, Heard, Taught, Training):
         """The step with a budget; refuses losses that the family has no place for."""
         if self.hard and model.arch.task == "embed":
             raise UnsupportedError("distill: hard: an encoder of texts has no true tokens; use hard: 0")
+        settle_adapters(self, model, self.kind)
         if model.arch.task != "generate":
             for key in ("cached", "on_policy", "written"):
                 if getattr(self, key):
@@ -236,11 +239,11 @@ def _check_together(step: Distill) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Finetune(Training):
+class Finetune(Adapted, Training):
     """Recipe step `finetune`: the true tokens or labels alone teach.
 
     Of an encoder it makes a classifier of the `classes`, `auto` for those that the labels of the training
-    text name. The other keys are those of every training.
+    text name. The other keys are those of every training, and `lora` and `alpha` (`Adapted`).
     """
 
     classes: tuple[str, ...] | Auto = "auto"
@@ -249,6 +252,7 @@ class Finetune(Training):
 
     def __post_init__(self) -> None:
         check(self)
+        check_adapters(self, self.kind)
         if self.classes == "auto":
             return
         names = tuple(map(str, self.classes))
@@ -260,6 +264,7 @@ class Finetune(Training):
 
     def resolve(self, model: Model, exports: tuple[str, ...]) -> Finetune:
         """The step with a budget; refuses classes that the model has not, or can have none."""
+        settle_adapters(self, model, self.kind)
         task = model.arch.task
         if self.classes != "auto" and task == "generate":
             raise UsageError(f"finetune: classes: {model.config.model_type} writes text; leave them out")

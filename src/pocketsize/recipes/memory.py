@@ -22,6 +22,7 @@ from pocketsize.measurement.tokens import LOGITS, STATES
 from pocketsize.models.calls import BATCH_TOKENS
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
+from pocketsize.recipes.adapters import learned_parameters
 from pocketsize.recipes.distill import Distill
 from pocketsize.recipes.grids import Quantizer
 from pocketsize.recipes.qat import Qat
@@ -197,15 +198,17 @@ def _learned(model: Model) -> list[float]:
 
 
 def _training(teacher: Model, student: Model, step: Training) -> Iterator[list[float]]:
-    """A teacher, and of the student weights, gradients, two moments of them and what is averaged, in float32;
+    """A teacher, the student, and of what learns gradients, two moments and averages, in float32;
     activations of a batch, roughly; and one chunk of logits of both with what is made of them."""
-    copies = 4 + (step.average is not None) + (step.patience > 0)
+    copies = 3 + (step.average is not None) + (step.patience > 0)  # beside the weights
     teachers = _all(teacher, 4) if isinstance(step, Distill | Qat) else []
     tokens, width = step.batch * step.length, int(student.config.hidden_size)
     # Per token and block: inputs of the linears, what attention and activation functions keep.
     inner = getattr(student.config, "intermediate_size", None) or 4 * width
     kept = 4 * tokens * (8 * width + 4 * inner) * (1 if step.recompute else len(student.blocks))
-    yield [*teachers, *(_all(student, 4) * copies), kept, *[4.0 * CHUNK] * 6, SCRATCH]
+    count = learned_parameters(step, student)
+    learned = _all(student, 4) if count == student.origin.parameters else [4.0 * count / 2] * 2
+    yield [*teachers, *_all(student, 4), *(learned * copies), kept, *[4.0 * CHUNK] * 6, SCRATCH]
 
 
 def _cut(model: Model, step: Student) -> Iterator[list[float]]:

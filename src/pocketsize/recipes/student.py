@@ -14,14 +14,14 @@ from typing import ClassVar, Literal
 import torch
 
 from pocketsize.distillation.slices import kept_heads
-from pocketsize.errors import UnsupportedError, UsageError
+from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
 from pocketsize.exporting.plain import CONFIG, as_json
 from pocketsize.io.checkpoint import SINGLE, TensorSpec, write_safetensors
 from pocketsize.io.publish import publish_bytes
 from pocketsize.models.arch import arch_of
-from pocketsize.models.importance import slice_importance
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import Model
+from pocketsize.models.shares import sizes_without
 from pocketsize.models.student import (
     Body,
     Family,
@@ -31,20 +31,11 @@ from pocketsize.models.student import (
     random_weights,
     shapes_of,
 )
-from pocketsize.models.surgery import (
-    Sizes,
-    cut_config,
-    cut_tensor,
-    cuts_of,
-    outlined,
-    promised,
-    selection,
-    sizes_of,
-    watched,
-)
+from pocketsize.models.surgery import Sizes, cut_config, cuts_of, outlined, promised, sizes_of
 from pocketsize.models.vocabulary import Speller, kept_tokens, read_vocabulary, renumbered_config
-from pocketsize.recipes.body import WINDOWS
+from pocketsize.recipes import heal as healing
 from pocketsize.recipes.record import Finding, StepReport
+from pocketsize.recipes.slicing import IMPORTANCES, STAGES, healed, selected, stages_of, tensor
 from pocketsize.recipes.step import Context
 from pocketsize.recipes.timing import quickest_within
 from pocketsize.recipes.training import count_of
@@ -64,8 +55,11 @@ class Student:
 
     Without `family` it is cut from the model: `heads`, `kv_heads`, `ffn` and `hidden` are how many query
     heads, keys and values, inner channels and channels stay, the most important ones on the calibration
-    text; keys and values become fewer by their mean. `vocabulary` is how many tokens stay, or `corpus`: those
-    that the training text uses. `tied` makes the head the embedding.
+    text; keys and values become fewer by their mean. Or `remove` is the share of the blocks' parameters that
+    goes. `importance` says by what: `activation`, what they carry; `taylor`, what their weights cost to first
+    order; `kl`, how much heads are missed, measured, and channels by taylor. `heal`: what is left is solved
+    anew to make up for what is gone, and that is kept if it helps. `vocabulary` is how many tokens
+    stay, or `corpus`: those that the training text uses. `tied` makes the head the embedding.
 
     With `family` it is built, with random weights: `layers`, `hidden`, `heads`, `kv_heads` and `ffn` where
     they are given, the rest by a budget: `parameters` (20M), `megabytes` of the folder, or `latency_ms` of a
@@ -87,6 +81,9 @@ class Student:
     embedding: int | None = None
     window: int | None = None
     norm: str | None = None
+    remove: float | None = None
+    importance: str = "activation"
+    heal: healing.Heal = "auto"
 
     kind: ClassVar[str] = "student"
 
@@ -100,8 +97,17 @@ class Student:
         given = [name for name in _BUDGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise UsageError(f"student: one budget at a time; keep one of {' and '.join(given)}")
+        if self.importance not in IMPORTANCES:
+            hint = did_you_mean(self.importance, IMPORTANCES)
+            raise UsageError(f"student: unknown importance {self.importance!r}{hint}")
+        if self.heal not in (True, False, "auto"):
+            raise UsageError(f"student: heal is auto, true or false, got {self.heal!r}")
         if self.family is None:
             self._check_cut(given)
+        elif self.remove is not None:
+            raise UsageError(
+                "student: remove is for a student that is cut; give a budget, such as parameters"
+            )
         elif self.vocabulary == "corpus":
             raise UsageError(
                 "student: vocabulary: corpus is not known before the text is read, and a body that is built "
@@ -116,23 +122,27 @@ class Student:
             raise UsageError(f"student: {alone[0]} is for a student that is built; {way}name its family")
         if self.tied is False:
             raise UsageError("student: tied: false would add a head; leave it out, or name a family")
-        if not any(getattr(self, name) for name in (*_CUT, "vocabulary", "tied")):
+        sizes = [name for name in _CUT if getattr(self, name) is not None]
+        if self.remove is not None and not 0 < self.remove < 1:
+            raise UsageError(f"student: remove is a share between 0 and 1, got {self.remove}")
+        if self.remove is not None and sizes:
+            raise UsageError(f"student: remove chooses sizes; leave out it or {' and '.join(sizes)}")
+        if not sizes and not any((self.remove, self.vocabulary, self.tied)):
             raise UsageError(
-                "student: says nothing; give hidden, heads, kv_heads, ffn, vocabulary or a family"
+                "student: says nothing; give remove, hidden, heads, kv_heads, ffn, vocabulary or a family"
             )
 
     @property
     def calibrated(self) -> bool:
         """Whether it looks at the calibration tokens: to tell what is important."""
-        return self.family is None and any(getattr(self, name) is not None for name in _CUT)
+        return self.family is None and any(getattr(self, name) is not None for name in (*_CUT, "remove"))
 
     def resolve(self, model: Model, exports: tuple[str, ...]) -> Student:
         """The step with every size chosen; refuses sizes that the model or the family cannot have."""
         if isinstance(self.vocabulary, int):
             self._check_vocabulary(model, self.vocabulary)
         if self.family is None:
-            self.outline(model)
-            return self
+            return self._settled(model)
         body = self._body(model)
         names = ("layers", "hidden", "heads", "kv_heads", "ffn")
         return replace(
@@ -140,6 +150,22 @@ class Student:
             **dict.fromkeys(_BUDGETS),
             **{name: getattr(body, name) for name in names},  # type: ignore[arg-type]
         )
+
+    def _settled(self, model: Model) -> Student:
+        """The cut with its sizes; refuses those that the model cannot have."""
+        if not self.calibrated:
+            self.outline(model)
+            return replace(self, heal=False)
+        if model.pattern is not None:
+            raise UsageError(
+                "student: slices of a pruned model take its pattern apart; cut first, then prune"
+            )
+        sizes = self._sizes(model)
+        self.outline(model)
+        named = {name: getattr(sizes, name) for name in _CUT} if self.remove is not None else {}
+        if named and cuts_of(model).square:
+            del named["kv_heads"]
+        return replace(self, **named, remove=None, heal=healing.chosen(self.heal, model, self.kind))
 
     def outline(self, model: Model) -> Model:
         """A model of these sizes; with `vocabulary: corpus` it still has all tokens, the most it can have."""
@@ -157,7 +183,9 @@ class Student:
         before, after = model.origin.parameters, student.origin.parameters
         options: dict[str, object] = {f.name: getattr(self, f.name) for f in fields(self)}
         told = {"parameters_before": before, "parameters_after": after}
-        ctx.reports.append(StepReport(self.kind, options | told | asdict(_shown(student))))
+        stages = stages_of(folder)
+        ctx.reports.append(StepReport(self.kind, options | told | asdict(_shown(student)), stages=stages))
+        ctx.findings += healing.findings_of(stages, self.kind)
         ctx.progress(1, 1, f"{after / 1e6:.1f}M of {before / 1e6:.1f}M parameters")
         if not same_words(model, student):
             speller = Speller(
@@ -179,14 +207,14 @@ class Student:
         else:
             sizes = self._sizes(model)
             sizes = sizes if tokens is None else replace(sizes, vocabulary=len(tokens))
-            names = watched(model, sizes) if self.calibrated else {}
-            seen = (
-                slice_importance(model, ctx.input_ids[:WINDOWS], ctx.mask[:WINDOWS], names) if names else {}
-            )
-            chosen = selection(model, sizes, seen, tokens)
+            chosen, found = selected(self.importance, model, ctx, sizes, tokens), healing.Healing()
+            if self.calibrated and healing.chosen(self.heal, model, self.kind):
+                found = healed(model, ctx, sizes, chosen, self.kind)
+            publish_bytes(folder / STAGES, json.dumps([asdict(one) for one in found.stages]).encode())
+            given = replace(model, changed=found.tensors)
             shapes = outlined(model, sizes, tied=bool(self.tied)).checkpoint.entries
             specs = [
-                TensorSpec(e.name, torch.float32, e.shape, partial(cut_tensor, model, name, chosen))
+                TensorSpec(e.name, torch.float32, e.shape, partial(tensor, given, name, chosen))
                 for name, e in shapes.items()
             ]
             raw = cut_config(model, sizes, tied=bool(self.tied))
@@ -221,18 +249,22 @@ class Student:
         if not self.calibrated:
             own = _plain_sizes(model)
         else:
-            cuts = cuts_of(model)
-            own = sizes_of(model)
+            cuts, own = cuts_of(model), sizes_of(model)
+            if self.remove is not None:
+                return replace(sizes_without(model, self.remove), vocabulary=self._count(own))
             for name in _CUT:
                 if (wanted := getattr(self, name)) is not None and wanted > getattr(own, name):
                     raise UsageError(
                         f"student: {name}: {wanted} is more than the model's {getattr(own, name)}"
                     )
             own = _squared(self, own, model) if cuts.square else self._grouped(own)
-        count = own.vocabulary if self.vocabulary in (None, "corpus") else self.vocabulary
         if self.tied and model.arch.head is None:
             raise UnsupportedError(f"student: tied: a {model.config.model_type} model has no head")
-        return replace(own, vocabulary=count)
+        return replace(own, vocabulary=self._count(own))
+
+    def _count(self, own: Sizes) -> int:
+        """How many tokens stay at most."""
+        return self.vocabulary if isinstance(self.vocabulary, int) else own.vocabulary
 
     def _grouped(self, own: Sizes) -> Sizes:
         """Sizes of a family whose heads have a width of their own and may share keys and values."""

@@ -25,6 +25,7 @@ from pocketsize.models.device import working_device
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
+from pocketsize.recipes.adapters import faster, learning
 from pocketsize.recipes.record import Finding, StepReport, TrainingReport, built
 from pocketsize.recipes.step import Context
 from pocketsize.training.examples import Batch, Examples, Order
@@ -136,7 +137,7 @@ def budgeted(step: Training, task: str) -> Training:
 
 def rate_of(step: Training, task: str) -> float:
     """The highest learning rate."""
-    return (step.usual or RATES[task]) if step.rate == "auto" else step.rate
+    return (step.usual or RATES[task]) * faster(step) if step.rate == "auto" else step.rate
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,8 @@ def trained(step: Training, kind: str, model: Model, ctx: Context, lesson: Calla
         module = _trainable(
             given.begin() if given.begin else materialise(model, device=working_device()), step
         )
-        course, examples = taught(step, kind, module, given, ctx, model.arch.task)
+        with learning(step, module, model, ctx.seed):
+            course, examples = taught(step, kind, module, given, ctx, model.arch.task)
         facts = course_report(course, given, examples, module)
         publish_bytes(folder / COURSE, json.dumps(asdict(facts)).encode())
         write_student(model, module, folder, new=given.begin is not None)

@@ -1,0 +1,124 @@
+"""What a cut lacks is made up for by least squares, linear by linear; kept only if the model comes nearer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from pocketsize.errors import UnsupportedError
+from pocketsize.io.checkpoint import Checkpoint, TensorSpec, open_file, write_safetensors
+from pocketsize.measurement.suite import divergence
+from pocketsize.models.device import CPU
+from pocketsize.models.lockstep import Pair, lockstep
+from pocketsize.models.model import Model
+from pocketsize.models.walk import HELD_OUT
+from pocketsize.pruning.heal import healed
+from pocketsize.recipes.record import Finding, Stage
+from pocketsize.recipes.step import Context, Place
+
+Heal = bool | Literal["auto"]
+# Windows that teach and judge at most: more of them take longer and hardly help.
+WINDOWS = 64
+# Those of them, of every fourth, that judge the whole model.
+JUDGES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Healing:
+    """The tensors that healing changed, none if it was dropped, and how far off the model was and is."""
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    stages: tuple[Stage, ...] = ()
+
+
+def chosen(heal: Heal, model: Model, kind: str) -> bool:
+    """Whether a cut of this model is healed; refuses it where nobody has said what its blocks add to."""
+    if heal is True and model.pattern is not None:
+        raise UnsupportedError(f"{kind}: heal: the zeros of a pruned model stay; cut first, then prune")
+    if heal is True and model.arch.cuts is None:
+        raise UnsupportedError(
+            f"{kind}: heal: it is not known which linears of a {model.config.model_type} write to what "
+            "passes its blocks; use heal: false"
+        )
+    return model.arch.cuts is not None and model.pattern is None and heal is not False
+
+
+def heal(pair: Pair, ctx: Context, key: str) -> Healing:
+    """The smaller model with its linears solved anew, block by block, if that brings it nearer.
+
+    Finished blocks lie in the place of this name until the model is made.
+    """
+    ids, mask = ctx.input_ids[:WINDOWS], ctx.mask[:WINDOWS]
+    if len(ids) < HELD_OUT:
+        said = f"every {HELD_OUT}th calibration window judges; of {len(ids)} windows none does"
+        ctx.findings.append(Finding("few-windows", f"{said}: nothing was healed", ""))
+        return Healing()
+    place, new = ctx.store.place(key), dict[str, Tensor]()
+    for fit in lockstep(pair, ids, mask, finished=partial(_finished, place)):
+        done = healed(fit.teach, fit.judge)
+        if done.damp:
+            fit.changed = fit.weights + done.change
+            new |= {name: T.to(CPU) for name, T in fit.tensors().items()}
+        if fit.last:
+            _keep(place, fit.block, new)
+            new.clear()
+            blocks = pair.cut.blocks
+            ctx.progress(blocks.index(fit.block) + 1, len(blocks), f"healed {fit.block}")
+    tensors = _Laid.of([_file(place, path) for path in pair.cut.blocks])
+    judges = slice(HELD_OUT - 1, HELD_OUT * JUDGES, HELD_OUT)
+    ways = (pair.cut, replace(pair.cut, changed=tensors))
+    before, after = (divergence(pair.original, one, ids[judges], mask[judges]) for one in ways)
+    better = after < before
+    stages = (Stage("cut", before, kept=not better), Stage("healed", after, kept=better))
+    return Healing(tensors if better else {}, stages)
+
+
+def findings_of(stages: Sequence[Stage], kind: str) -> list[Finding]:
+    """What a user should know of a healing."""
+    if not stages or stages[-1].kept:
+        return []
+    said = f"{kind}: solved anew the model is no nearer to the whole one than cut, so nothing was changed"
+    return [Finding("healing-dropped", f"{said}; give more calibration text")]
+
+
+def _file(place: Place, block: str) -> Path:
+    return place.folder / f"{block}.safetensors"
+
+
+def _finished(place: Place, block: str) -> Mapping[str, Tensor] | None:
+    """What healing changed of a block, if it is durable."""
+    file = _file(place, block)
+    place.safe_point(f"before {block}")
+    return _Laid.of([file]) if file.is_file() else None
+
+
+def _keep(place: Place, block: str, new: Mapping[str, Tensor]) -> None:
+    specs = [TensorSpec(n, T.dtype, tuple(T.shape), lambda T=T: T) for n, T in sorted(new.items())]
+    write_safetensors(_file(place, block), specs, {})
+    place.safe_point(f"after {block}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Laid(Mapping[str, Tensor]):
+    """Tensors that stay on disk until one is asked for."""
+
+    where: Mapping[str, Checkpoint]
+
+    @classmethod
+    def of(cls, files: Sequence[Path]) -> _Laid:
+        opened = [open_file(file) for file in files if file.is_file()]
+        return cls({name: stored for stored in opened for name in stored.entries})
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.where[name].read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.where)
+
+    def __len__(self) -> int:
+        return len(self.where)
