@@ -20,7 +20,7 @@ from pocketsize.models.stream import surroundings
 from pocketsize.models.surgery import Sizes, sizes_of, writers_of
 
 # How many blocks are looked at again in each round.
-AGAIN = 8
+AGAIN = 4
 # Bytes of hidden states of models that lack something, held at once; more of them take another pass.
 STATES = 2**29
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pocketsize.errors import NumericalError
 
 # Shares of the mean of the Gram diagonal that are tried as damping; text that is held out chooses.
-DAMPS = (1e-3, 1e-2, 1e-1, 1.0)
+DAMPS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
 @dataclass(slots=True)
