@@ -13,9 +13,9 @@ from pocketsize.models.skeleton import materialise
 def slice_cost_slow(
     model: Model, ids: Tensor, mask: Tensor, names: list[str], width: int, seed: int
 ) -> list[float]:
-    """sqrt of the sum over tokens of (first-order change of the loss once a slice is gone)^2.
+    """sqrt(sum over tokens of (first-order change of the loss once a slice is gone)^2).
 
-    A gate of 1 stands before the input of each of `names`, one for each token and slice; its gradient is that.
+    A gate of 1 stands before the input of each of `names`, one for each token and slice: its gradient.
     """
     module = materialise(model)
     columns = model.matrix_shape(f"{names[0]}.weight")[1]

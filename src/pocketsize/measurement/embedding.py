@@ -78,9 +78,15 @@ def mean_pool(hidden: Float[Tensor, "b s hidden"], mask: Bool[Tensor, "b s"]) ->
 def window_distance(
     original: Model, compressed: Model, ids: Int64[Tensor, "n s"], mask: Bool[Tensor, "n s"]
 ) -> float:
-    """The mean over windows of 1 - cos of what two encoders make of each, float32."""
+    """The mean over windows of 1 - cos of what two encoders make of each, float32.
+
+    Where the two have different widths it is the mean squared difference of the similarities of all pairs of
+    windows.
+    """
     batches = list(zip(ids.split(BATCH), mask.split(BATCH), strict=True))
     x, y = (torch.cat(_pooled(model, batches)) for model in (original, compressed))
+    if x.shape != y.shape:
+        return float((x @ x.T - y @ y.T).square().mean())
     return float(((x - y) ** 2).sum(1).mean() / 2)
 
 

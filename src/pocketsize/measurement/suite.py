@@ -44,7 +44,8 @@ def divergence(
     """How far a model is from its original on windows of tokens, in one number.
 
     Of a generator KL(original || compressed), mean over tokens, nats; of a classifier that of its classes,
-    mean over windows; of an encoder 1 - cosine of its embeddings, mean over windows.
+    mean over windows; of an encoder 1 - cosine of its embeddings, mean over windows, or how far apart their
+    similarities are where the widths differ.
     """
     if original.arch.task == "classify":
         return class_distance(original, compressed, ids, mask)

@@ -228,7 +228,7 @@ class _Place:
             biases = [self.small.model.weight(bias_of(name)).to(given[0].device) for name in names]
             W = [torch.cat((A, b[:, None]), 1) for A, b in zip(W, biases, strict=True)]
         stacked = torch.cat(W)
-        sums = [Residuals.zeros(*stacked.shape, stacked.device) for _ in range(2)]
+        sums = [Residuals.zeros(stacked.shape[0], stacked.shape[1], stacked.device) for _ in range(2)]
         window = 0
         for i, X in enumerate(given):
             mask = self.small.calls[i].mask
@@ -242,7 +242,7 @@ class _Place:
             for part, rows in zip(sums, (mask & ~held[:, None], mask & held[:, None]), strict=True):
                 part.update(X[rows], R[rows], None if weight is None else weight[rows])
         rows = tuple(len(A) for A in W)
-        return Fit(self.paths[1], names, rows, stacked, biased, *sums, self.last)
+        return Fit(self.paths[1], names, rows, stacked, biased, sums[0], sums[1], self.last)
 
     def _wanted(self, i: int, asked: Tensor | None, X: Tensor, rest: Tensor) -> tuple[Tensor, Tensor | None]:
         """What they should give for a batch, and how much each token counts."""

@@ -32,8 +32,8 @@ class Residuals:
     @classmethod
     def zeros(cls, rows: int, columns: int, device: torch.device | None = None) -> Residuals:
         """Empty sums for a linear with so many outputs and inputs."""
-        made = [torch.zeros(shape, device=device) for shape in ((columns, columns), (rows, columns), (rows,))]
-        return cls(*made)
+        inputs, cross = (torch.zeros(n, columns, device=device) for n in (columns, rows))
+        return cls(inputs, cross, torch.zeros(rows, device=device))
 
     def update(
         self, X: Float[Tensor, "t in"], R: Float[Tensor, "t out"], weight: Float[Tensor, "t"] | None = None

@@ -62,5 +62,6 @@ def faster(step: object) -> float:
 
 def learned_parameters(step: object, model: Model) -> int:
     """How many numbers learn."""
-    narrow = isinstance(step, Adapted) and step.lora is not None
-    return narrow_parameters(model, step.lora) if narrow else model.origin.parameters
+    if isinstance(step, Adapted) and step.lora is not None:
+        return narrow_parameters(model, step.lora)
+    return model.origin.parameters

@@ -35,7 +35,7 @@ PICKS = ("even", "influence", "taylor", "kl")
 _CHOICE = "blocks.json"
 # Windows that tell how much each block changes, and tokens of them that every model without a block reads.
 WINDOWS = 16
-MEASURED = 2048
+MEASURED = 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from pocketsize.errors import UnsupportedError
@@ -26,6 +27,7 @@ Heal = bool | Literal["auto"]
 WINDOWS = 64
 # Those of them, of every fourth, that judge the whole model.
 JUDGES = 8
+_DONE = "done"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,8 @@ def _finished(place: Place, block: str) -> Mapping[str, Tensor] | None:
 
 
 def _keep(place: Place, block: str, new: Mapping[str, Tensor]) -> None:
-    specs = [TensorSpec(n, T.dtype, tuple(T.shape), lambda T=T: T) for n, T in sorted(new.items())]
+    told = {**new, _DONE: torch.ones(1)}  # a file without any tensor is none
+    specs = [TensorSpec(n, T.dtype, tuple(T.shape), lambda T=T: T) for n, T in sorted(told.items())]
     write_safetensors(_file(place, block), specs, {})
     place.safe_point(f"after {block}")
 
@@ -112,7 +115,7 @@ class _Laid(Mapping[str, Tensor]):
     @classmethod
     def of(cls, files: Sequence[Path]) -> _Laid:
         opened = [open_file(file) for file in files if file.is_file()]
-        return cls({name: stored for stored in opened for name in stored.entries})
+        return cls({name: stored for stored in opened for name in stored.entries if name != _DONE})
 
     def __getitem__(self, name: str) -> Tensor:
         return self.where[name].read(name)

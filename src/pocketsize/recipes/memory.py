@@ -23,8 +23,10 @@ from pocketsize.models.calls import BATCH_TOKENS
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
 from pocketsize.recipes.adapters import learned_parameters
+from pocketsize.recipes.body import Layers
 from pocketsize.recipes.distill import Distill
 from pocketsize.recipes.grids import Quantizer
+from pocketsize.recipes.heal import WINDOWS as HEALED
 from pocketsize.recipes.qat import Qat
 from pocketsize.recipes.quantize import steps_learned
 from pocketsize.recipes.recipe import Recipe
@@ -122,7 +124,9 @@ def stages(model: Model, recipe: Recipe, size: Size, *, base_bytes: int, waiting
         elif isinstance(step, Quantizer):
             heap.stage(step.kind, _rtn(model, step))
         elif isinstance(step, Student):
-            heap.stage(step.kind, _cut(model, step))
+            heap.stage(step.kind, chain(_cut(model, step), _healed(model, step, size, waiting)))
+        elif isinstance(step, Layers):
+            heap.stage(step.kind, chain(_looked_at(model), _healed(model, step, size, waiting)))
         model = step.outline(model)
     heap.stage("measure", _measuring(original, recipe, size, waiting))
     child = CHILD + sum(_all(model, 4)) + _largest(model) if "folder" in recipe.export else 0
@@ -217,12 +221,32 @@ def _cut(model: Model, step: Student) -> Iterator[list[float]]:
         yield [*_all(step.outline(model), 4), SCRATCH]
         return
     if step.calibrated:
-        inside = set(model.linears)
-        around = [4.0 * _numbers(model, name) for name in model.checkpoint.entries if name not in inside]
-        block = 4.0 * sum(_numbers(model, name) for name in model.linears_of(model.blocks[0]))
-        inner = getattr(model.config, "intermediate_size", None) or 4 * int(model.config.hidden_size)
-        yield [*around, block, 4.0 * BATCH_TOKENS * 6 * inner, SCRATCH]
+        yield from _looked_at(model)
     yield [*[_largest(model)] * 3, SCRATCH]
+
+
+def _looked_at(model: Model) -> Iterator[list[float]]:
+    """What lies around the blocks and one block, as the text passes."""
+    inside = set(model.linears)
+    around = [4.0 * _numbers(model, name) for name in model.checkpoint.entries if name not in inside]
+    block = 4.0 * sum(_numbers(model, name) for name in model.linears_of(model.blocks[0]))
+    inner = getattr(model.config, "intermediate_size", None) or 4 * int(model.config.hidden_size)
+    yield [*around, block, 4.0 * BATCH_TOKENS * 6 * inner, SCRATCH]
+
+
+def _healed(model: Model, step: Layers | Student, size: Size, waiting: float) -> Iterator[list[float]]:
+    """Two models side by side, a block of each; of a site both sums, and what solves them."""
+    if step.heal is not True:
+        return
+    width, tokens = forward_dtype().itemsize, min(size.windows, HEALED) * size.length
+    states = tokens * model.config.hidden_size * width
+    block = sum(_numbers(model, name) for name in model.linears_of(model.blocks[0])) * width
+    running = 2 * min(BATCH_TOKENS, tokens) * waiting + SCRATCH
+    held = [states, states, states, *[max(0.0, tokens * waiting - states)] * 2, running, block, block]
+    for group in model.groups:
+        shapes = [model.matrix_shape(f"{model.blocks[0]}.{name}.weight") for name in group.names]
+        rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
+        yield [*held, *[4.0 * columns**2] * 5, *[4.0 * rows * columns] * 7]
 
 
 def _rtn(model: Model, step: Quantizer) -> Iterator[list[float]]:
