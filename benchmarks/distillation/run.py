@@ -123,7 +123,9 @@ def run(row: Row, labelled: Task, work: Path) -> None:
         for way, step in ways.items():
             path = place / f"{size}-{way}.json"
             if not path.exists():
-                student = _made(teacher, [Layers(keep=kept), step], train, place / f"{size}-{way}")
+                student = _made(
+                    teacher, [Layers(keep=kept, heal=False), step], train, place / f"{size}-{way}"
+                )
                 _scored(student, teacher, judge, path)
 
 

@@ -127,7 +127,7 @@ def made(folder: Path, teacher: Path, steps: tuple[object, ...], train: Path) ->
     data = ps.Data(train=(str(train),), sequences=4, tokens=1024, length=LENGTH, written=0.0)
     ps.run(
         teacher,
-        [ps.Layers(keep=KEEP), *steps],
+        [ps.Layers(keep=KEEP, heal=False), *steps],
         out=folder,
         export=["folder"],
         data=data,

@@ -68,7 +68,7 @@ def main() -> None:
     for name, family in BODIES.items():
         steps = [{"student": {**family, **budget}}, distill(chosen.tokens, RANDOM)]
         rows.append(taught(chosen.work, f"{name}, {chosen.parameters}", SMALL, steps))
-    cut = [{"layers": {"keep": 6}}, {"student": {"hidden": 384, "ffn": 1536}}]
+    cut = [{"layers": {"keep": 6, "heal": False}}, {"student": {"hidden": 384, "ffn": 1536, "heal": False}}]
     bare = [{"student": {"family": "bert", "layers": 6, "hidden": 384, "heads": 6, "ffn": 1536}}]
     for name, body, rate in (("cut to 6 x 384", cut, CUT), ("random 6 x 384", bare, RANDOM)):
         rows.append(taught(chosen.work, name, LARGE, [*body, distill(chosen.large_tokens, rate)]))

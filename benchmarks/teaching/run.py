@@ -78,7 +78,7 @@ class Bench:
     def __init__(self, work: Path) -> None:
         self.work, self.original = work, load(SAMPLE)
         self.train, held_out = default_corpora()
-        self.short = Layers(keep=BLOCKS).apply(self.original, self.context("short", 0))
+        self.short = Layers(keep=BLOCKS, heal=False).apply(self.original, self.context("short", 0))
         self.windows = evaluation_windows(
             held_out, tokenizer_of(self.original), tokens=WINDOWS * LENGTH, length=LENGTH, special=True
         )
