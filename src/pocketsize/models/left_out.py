@@ -106,7 +106,6 @@ class _Pass:
         self.model, device = model, working_device()
         self.module = skeleton(model, device)
         self.whole = capture(self.module, model, input_ids.to(device), mask.to(device))
-        # A read of hidden states starts anew from these; a block that is left out hands on what it was given.
         self.without: dict[int, list[Call]] = {}
 
     def run(self, parts: Sequence[Part], gone: Collection[int]) -> list[float]:
@@ -134,15 +133,15 @@ class _Pass:
             fill(
                 self.module, name, lambda full: self.model.weight(full).to(forward_dtype()), working_device()
             )
-        totals, items = [0.0] * count, 0
+        totals, items, task = [0.0] * count, 0, self.model.arch.task
+        places = [(n, row, real) for n, call in enumerate(self.whole) for row, real in enumerate(call.mask)]
         with replayed(self.module, self.model) as replay:
-            for number, call in enumerate(self.whole):
-                for row, real in enumerate(call.mask):
-                    wanted = self._said(replay, call.hidden[row], real)
-                    items += len(wanted)
-                    for i in range(count):
-                        own = self._said(replay, self.without[i][number].hidden[row], real)
-                        totals[i] += float(_distance(wanted, own, self.model.arch.task))
+            for number, row, real in places:
+                wanted = self._said(replay, self.whole[number].hidden[row], real)
+                items += len(wanted)
+                for i in range(count):
+                    own = self._said(replay, self.without[i][number].hidden[row], real)
+                    totals[i] += float(_distance(wanted, own, task))
         return [total / items for total in totals]
 
     def _said(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -53,7 +53,7 @@ class Layers:
     keep: int | tuple[int, ...] | None = None
     pick: str = "even"
     remove: float | None = None
-    heal: healing.Heal = "auto"
+    heal: bool | Literal["auto"] = "auto"
 
     kind: ClassVar[str] = "layers"
     calibrated: ClassVar[bool] = True

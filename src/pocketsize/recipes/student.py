@@ -83,7 +83,7 @@ class Student:
     norm: str | None = None
     remove: float | None = None
     importance: str = "activation"
-    heal: healing.Heal = "auto"
+    heal: bool | Literal["auto"] = "auto"
 
     kind: ClassVar[str] = "student"
 
