@@ -47,7 +47,8 @@ class Side:
     """One contestant in the dtype, thread count and batch that cost it the fewest CPU seconds.
 
     `warm_up`: it compiles extensions when first used, which is done before anything is measured.
-    `revision` is raised when its worker changes in a way that changes results or costs.
+    `revision` is raised when its worker changes in a way that changes results or costs. `tool` names its
+    environment where several sides share one.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Side:
     calibrated: bool = True
     warm_up: bool = False
     revision: int = 1
+    tool: str = ""
 
     @property
     def is_peer(self) -> bool:
@@ -69,7 +71,10 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One quantization; it leaves `NAME.json`, `NAME.safetensors`, and scored, `NAME.score.json`."""
+    """One quantization; it leaves `NAME.json`, `NAME.safetensors`, and scored, `NAME.score.json`.
+
+    One of 0 bits prunes.
+    """
 
     side: Side
     bits: int
@@ -80,7 +85,8 @@ class Run:
     @property
     def name(self) -> str:
         """The stem of its files."""
-        return f"{self.side.name}-{self.bits}bit-{self.sequences}x{self.length}-seed{self.seed}"
+        width = f"-{self.bits}bit" if self.bits else ""
+        return f"{self.side.name}{width}-{self.sequences}x{self.length}-seed{self.seed}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,7 @@ class Bench:
 
     `kept` holds the figures of every run that is quantized and scored, without its matrices: they are
     part of the repository, so that a comparison of many hours can be interrupted and go on elsewhere.
+    `parts` of our sources decide what our runs give.
     """
 
     model: Path
@@ -97,6 +104,7 @@ class Bench:
     venvs: Path
     kept: Path
     task: str
+    parts: tuple[str, ...] = ALGORITHM
 
     @property
     def results(self) -> Path:
@@ -109,7 +117,7 @@ class Bench:
 
     def inputs(self, run: Run) -> dict[str, object]:
         """Everything that decides what a run gives; a stored result with other inputs is not reused."""
-        aside = ("environment", "script", "warm_up")
+        aside = ("environment", "script", "warm_up", "tool")
         side = {key: value for key, value in asdict(run.side).items() if key not in aside}
         side["requirements"] = list(run.side.requirements)
         return {
@@ -121,7 +129,7 @@ class Bench:
             "seed": run.seed,
             "model": self.model_sha256,
             "calibration": sha256_of(self.calibration(run.seed)) if run.side.calibrated else "",
-            "source": "" if run.side.is_peer else sources_sha256(),
+            "source": "" if run.side.is_peer else sources_sha256(self.parts),
             "processor": processor(),
         }
 
@@ -205,7 +213,11 @@ class Bench:
 
     def python(self, side: Side) -> Path:
         """The interpreter that runs a side's worker."""
-        return python_of(self.venvs / side.name, side.requirements) if side.is_peer else Path(sys.executable)
+        return (
+            python_of(self.venvs / (side.tool or side.name), side.requirements)
+            if side.is_peer
+            else Path(sys.executable)
+        )
 
 
 def options(doc: str | None, work: Path, sides: Sequence[Side]) -> argparse.ArgumentParser:

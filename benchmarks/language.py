@@ -18,7 +18,7 @@ EVALUATION_WINDOWS = 64
 TOGETHER = 6
 
 
-def tokens(bench: Bench, seeds: Sequence[int], downloads: Path) -> None:
+def tokens(bench: Bench, seeds: Sequence[int], downloads: Path, *, windows: int = EVALUATION_WINDOWS) -> None:
     """Write the calibration windows of every seed and the evaluation windows, once."""
     evaluate = bench.work / "evaluate.npz"
     if evaluate.exists() and all(bench.calibration(seed).exists() for seed in seeds):
@@ -34,7 +34,7 @@ def tokens(bench: Bench, seeds: Sequence[int], downloads: Path) -> None:
     joined = [np.concatenate(streams(domain.calibrate)) for domain in both]
     for seed in seeds:
         np.save(bench.calibration(seed), pick_windows(joined, 128, LENGTH, seed))
-    held_out = {d.name: first_windows(streams(d.evaluate), EVALUATION_WINDOWS, LENGTH) for d in both}
+    held_out = {d.name: first_windows(streams(d.evaluate), windows, LENGTH) for d in both}
     np.savez(evaluate, **held_out)
 
 

@@ -60,16 +60,18 @@ def hand_over(
 ) -> None:
     """Write the dequantized matrices as float32, then the figures; the JSON says the run is whole.
 
-    Bits per weight are codes, scales and zeros as this side's format stores them.
+    Bits per weight are codes, scales and zeros as this side's format stores them; of a job without bits, all
+    that are not zero as bfloat16.
     """
     whole = {name: W.detach().to(torch.float32).contiguous() for name, W in weights.items()}
-    largest = max(_levels(W, job.group) for W in whole.values() if W.ndim > 1)
-    if largest > 2**job.bits:
+    largest = max(_levels(W, job.group) for W in whole.values() if W.ndim > 1) if job.bits else 0
+    if job.bits and largest > 2**job.bits:
         raise SystemExit(f"{largest} values in one group of {job.group}; {job.bits} bits allow {2**job.bits}")
     save_file(whole, job.out.with_suffix(".safetensors"))
     figures = {
         **cost.as_dict(),
-        "bits_per_weight": job.bits + (scale_bits + zero_bits) / job.group,
+        "bits_per_weight": job.bits + (scale_bits + zero_bits) / job.group if job.bits else 16,
+        "zeros": sum(int((W == 0).sum()) for W in whole.values() if W.ndim > 1),
         "matrices": sum(W.ndim > 1 for W in whole.values()),
         "weights": sum(W.numel() for W in whole.values() if W.ndim > 1),
         "versions": {"torch": torch.__version__, **versions},

@@ -55,6 +55,7 @@ CLASSES = (
     api.SmoothQuant,
     api.Rtn,
     api.Hqq,
+    api.Prune,
     Data,
     Source,
     Recipe,
@@ -63,7 +64,17 @@ CLASSES = (
     api.Model,
     Check,
 )
-FUNCTIONS = (api.shrink, api.quantize, api.distill, api.run, api.plan, api.load, api.verify, api.result)
+FUNCTIONS = (
+    api.shrink,
+    api.quantize,
+    api.distill,
+    api.prune,
+    api.run,
+    api.plan,
+    api.load,
+    api.verify,
+    api.result,
+)
 
 
 def options(name: str) -> str:

@@ -30,6 +30,10 @@ KEYS = {
         *("parameters", "megabytes", "latency_ms", "embedding", "window", "norm"),
         *("remove", "importance", "heal"),
     ],
+    "prune": [
+        *("sparsity", "pattern", "score", "update", "scope", "allocation", "spread"),
+        *("damp", "rounds", "learn", "overrides"),
+    ],
     "distill": [
         *TRAINING,
         *("lora", "alpha"),
@@ -72,6 +76,20 @@ OPTIONS = {
     "quantize": {*SCHEME, "--target", *WRITES, "--dtype", "--threads", "--fetch", "--json", *TEXTS},
     "distill": {
         *("--layers", "--pick", "--budget", "--loss", "--teacher", "--set", "--train"),
+        *("--target", *WRITES, "--dtype", "--threads", "--fetch", "--json", *TEXTS),
+    },
+    "prune": {
+        *(
+            "--sparsity",
+            "--pattern",
+            "--score",
+            "--remove",
+            "--by",
+            "--recover",
+            "--scheme",
+            "--set",
+            "--train",
+        ),
         *("--target", *WRITES, "--dtype", "--threads", "--fetch", "--json", *TEXTS),
     },
     "finetune": {

@@ -17,6 +17,7 @@ PUBLIC = [
         "Hqq",
         "Layers",
         "Plan",
+        "Prune",
         "Qat",
         "Recipe",
         "Result",
@@ -24,7 +25,7 @@ PUBLIC = [
         "SmoothQuant",
     ),
     *("Source", "__version__"),
-    *("distill", "finetune", "load", "plan", "quantize", "result", "run", "shrink", "verify"),
+    *("distill", "finetune", "load", "plan", "prune", "quantize", "result", "run", "shrink", "verify"),
 ]
 
 

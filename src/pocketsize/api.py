@@ -28,6 +28,7 @@ from pocketsize.recipes.distill import Distill, Finetune
 from pocketsize.recipes.grids import Quantizer, unstorable
 from pocketsize.recipes.plan import Plan
 from pocketsize.recipes.plan import plan as plan_recipe
+from pocketsize.recipes.prune import Prune
 from pocketsize.recipes.qat import Qat
 from pocketsize.recipes.quantize import EFFORTS, Gptq, Hqq, Rtn
 from pocketsize.recipes.recipe import Data, Recipe, parse_step, read_recipe
@@ -167,6 +168,26 @@ def distill(
     return run(recipe, out=out, console=console, overwrite=overwrite)
 
 
+def prune(
+    model: str | Path | Model,
+    *,
+    out: str | Path,
+    export: Sequence[str] | None = None,
+    data: Data | None = None,
+    console: Console | None = None,
+    dtype: str = "bf16",
+    overwrite: bool = False,
+    **options: Any,
+) -> Result:
+    """Set weights of the linears to zero; those that stay make up for them.
+
+    `options` are the recipe keys of `prune` (`sparsity`, `pattern`, `score`, ...); the rest is as in `run`.
+    Heads, channels and blocks are taken away by the steps `Student` and `Layers`.
+    """
+    recipe = _recipe(model, (parse_step({"prune": options}),), export, data, dtype)
+    return run(recipe, out=out, console=console, overwrite=overwrite)
+
+
 def finetune(
     model: str | Path | Model,
     *,
@@ -263,9 +284,12 @@ def result(folder: str | Path) -> Result:
 def default_export(source: str, steps: Sequence[Step] = ()) -> tuple[str, ...]:
     """GGUF and the folder for families that llama.cpp runs, the folder alone for others.
 
-    A format that cannot hold the scheme of a step is left out; if neither can, it is the first that can.
+    A model with weights that are zero is a folder, and one of what is not zero. A format that cannot hold the
+    scheme of a step is left out; if neither can, it is the first that can.
     """
     config = read_config(resolve(source))
+    if any(isinstance(step, Prune) for step in steps):
+        return ("folder", "sparse")
     words = [step.scheme for step in steps if isinstance(step, Quantizer)]
     formats = ("gguf", "folder") if arch_for(config).gguf else ("folder",)
     able = tuple(name for name in formats if all(unstorable(word, name) is None for word in words))

@@ -22,6 +22,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "shrink": "Make a model smaller to a goal: a size, a ratio, a share of quality to keep.",
         "run": "Run a recipe file; go on with an unfinished run of it.",
         "quantize": "Quantize with one method and one scheme.",
+        "prune": "Set weights to zero, or take heads, channels and blocks away.",
         "finetune": "Train a model on text, or make an encoder a classifier of labelled text.",
         "distill": "Teach a smaller student to say what a model says.",
         "plan": "What a run will take and give, before it starts; one block is rehearsed.",

@@ -71,7 +71,8 @@ def target(function: F) -> F:
     return click.option(
         "--target",
         help="Formats, first the one sizes are meant for: of gguf, folder, gptq, gptq_v2, awq, "
-        "bitsandbytes. Default: gguf,folder where llama.cpp runs the family, else folder.",
+        "bitsandbytes, sparse. Default: gguf,folder where llama.cpp runs the family, else folder; "
+        "folder,sparse where weights are pruned.",
     )(function)
 
 
@@ -249,6 +250,40 @@ def raw_distill(
         chosen["teacher"] = teacher[0] if len(teacher) == 1 else list(teacher)
     cut = [] if layers is None else [{"layers": {"keep": layers, "pick": pick}}]
     return [*cut, {"distill": chosen}]
+
+
+def raw_prune(
+    *,
+    sparsity: str | None,
+    pattern: str | None,
+    score: str | None,
+    remove: str | None,
+    by: str | None,
+    recover: str | None,
+    scheme: str | None,
+    set_: tuple[str, ...],
+    **_: Any,
+) -> list[dict[str, Any]]:
+    """The steps that the options of `prune` stand for, as a recipe has them."""
+    from pocketsize.search.goal import parse_share
+
+    words = {"sparsity": sparsity, "pattern": pattern, "score": score}
+    given = [f"--{name}" for name, word in words.items() if word is not None]
+    if remove is None:
+        if by is not None:
+            raise click.UsageError("--by: says what goes with --remove; give that too")
+        keys: dict[str, Any] = {name: word for name, word in words.items() if word is not None}
+        if sparsity is not None:
+            keys["sparsity"] = parse_share(sparsity, "sparsity")
+        steps = [{"prune": keys | _set(set_)}]
+    elif given:
+        raise click.UsageError(f"{given[0]}: is of single weights, --remove of whole parts; leave one out")
+    else:
+        cut = "layers" if by == "depth" else "student"
+        steps = [{cut: {"remove": parse_share(remove, "remove")} | _set(set_)}]
+    if recover is not None:
+        steps.append({"distill": _budget(recover)})
+    return [*steps, {"gptq": {"scheme": scheme}}] if scheme is not None else steps
 
 
 def raw_finetune(*, budget: str | None, set_: tuple[str, ...], **_: Any) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pocketsize.exporting import awq, bitsandbytes, compressed_tensors, gptq, packed
+from pocketsize.exporting import awq, bitsandbytes, compressed_tensors, gptq, packed, sparse
 from pocketsize.exporting.artifact import Artifact
 from pocketsize.exporting.behaviour import behaviour_of, field_prints
 from pocketsize.exporting.companions import companion_prints
@@ -129,6 +129,10 @@ def _write_packed(packing: Packing, model: Model, folder: Path) -> Artifact:
     return replace(artifact, checks=verify_packed(model, folder))
 
 
+def _write_sparse(model: Model, folder: Path) -> Artifact:
+    return replace(sparse.write(model, folder), checks=verify_packed(model, folder))
+
+
 def _parts(tensor_bytes: Callable[[Model, SchemeOf], dict[str, int]], model: Model) -> dict[str, int]:
     parts, linears = dict.fromkeys(PARTS, 0), set(model.linears)
     for name, size in tensor_bytes(model, own_schemes(model)).items():
@@ -216,6 +220,24 @@ EXPORTERS: Mapping[str, Exporter] = MappingProxyType(
             tensor_bytes=gguf.tensor_bytes,
             predict_others=lambda *_: {},
             parts=_gguf_parts,
+        ),
+        "sparse": Exporter(
+            name="sparse",
+            groups=GROUPS,
+            bits=BITS,
+            float_zeros=False,
+            takes_group=lambda _: True,
+            lacks=sparse.lacks,
+            mixes=lambda *_: None,
+            refuses=sparse.refuses,
+            is_folder=True,
+            packs_ends=False,
+            write=_write_sparse,
+            stored=sparse.stored_value,
+            predict_bytes=sparse.predict_bytes,
+            tensor_bytes=sparse.tensor_bytes,
+            predict_others=sparse.predict_others,
+            parts=partial(_parts, sparse.stored_bytes),
         ),
         "gptq": _packed(
             gptq.V1,

@@ -256,7 +256,7 @@ def _origin(folder: Path, checkpoint: Checkpoint, how: Prequantized | None) -> O
     size = sum((folder / file).stat().st_size for file in checkpoint.files)
     said = read_json_object(folder / ORIGIN) if (folder / ORIGIN).exists() else {}
     name, revision = _name_of(folder)
-    dequantized = said.get("dequantized_from") if how is None else str(how)
+    dequantized = said.get("dequantized_from") if how is None or not how.bits else str(how)
     source_bytes = said.get("source_bytes", size)
     if not isinstance(source_bytes, int):
         raise DataError(f"{folder / ORIGIN}: source_bytes is {source_bytes!r}; a number is needed")

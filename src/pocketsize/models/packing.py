@@ -15,6 +15,8 @@ KEYS = ("quantization_config", "compression_config")
 _WAY_OUT = "give the model it was made from"
 # Floats of 4 bits in compressed-tensors: the format, and the inputs of a group.
 _FP4 = {"nvfp4-pack-quantized": ("nvfp4", 16), "mxfp4-pack-quantized": ("mxfp4", 32)}
+# What is not zero, and bits that say where it is.
+SPARSE = "sparse-bitmask"
 # Forms of compressed-tensors in which codes of 8 bits lie as they are.
 _PLAIN = ("int-quantized", "float-quantized")
 
@@ -41,6 +43,8 @@ class Prequantized:
 
     def __str__(self) -> str:
         """As people say it: `gptq 4 bits group 128`."""
+        if self.method == SPARSE and not self.bits:
+            return "zeros left out"
         along = " or ".join("one scale a row" if g is None else f"group {g}" for g in self.groups)
         said = f"{self.method} {'/'.join(map(str, self.bits))} bits {along}"
         return f"{said}, its inputs not rounded here" if self.rounds else said
@@ -85,6 +89,8 @@ def _read_awq(said: Mapping[str, Any], path: Path) -> Prequantized:
 
 
 def _read_compressed_tensors(said: Mapping[str, Any], path: Path) -> Prequantized:
+    if (said.get("sparsity_config") or {}).get("format") == SPARSE and not said.get("config_groups"):
+        return Prequantized(SPARSE, (), (None,))
     groups = said.get("config_groups")
     listed: list[Any] = list(groups.values()) if isinstance(groups, dict) else []
     schemes = [g["weights"] for g in listed if isinstance(g, dict) and isinstance(g.get("weights"), dict)]
@@ -136,6 +142,16 @@ def _read_bitsandbytes(said: Mapping[str, Any], path: Path) -> Prequantized:
     return Prequantized("bitsandbytes", (4,), (64,))
 
 
+def _read_sparse(said: Mapping[str, Any], path: Path) -> Prequantized:
+    """Ours: what is not zero is quantized as well."""
+    listed: Any = said.get("weights")
+    if not isinstance(listed, list) or not listed or not all(isinstance(one, dict) for one in listed):
+        raise DataError(f"{path}: quantization_config has no weights that say how they are stored")
+    bits = sorted({_bits(one.get("num_bits"), (2, 3, 4, 5, 8), path) for one in listed})
+    groups = dict.fromkeys(_group(one.get("group_size"), path) for one in listed)
+    return Prequantized(SPARSE, tuple(bits), tuple(groups))
+
+
 def _height(scheme: Mapping[str, Any]) -> object:
     """How many inputs have one scale, -1 for all; blocks are ours, for matrices stored inputs first."""
     if scheme.get("strategy") == "block":
@@ -164,5 +180,6 @@ _METHODS: Mapping[str, Callable[[Mapping[str, Any], Path], Prequantized]] = Mapp
         "awq": _read_awq,
         "compressed-tensors": _read_compressed_tensors,
         "bitsandbytes": _read_bitsandbytes,
+        SPARSE: _read_sparse,
     }
 )

@@ -14,7 +14,8 @@ from torch import Tensor
 from pocketsize.errors import DataError
 from pocketsize.io.checkpoint import Checkpoint, Entry, Packed
 from pocketsize.models.arch import Arch
-from pocketsize.models.packing import Prequantized
+from pocketsize.models.packing import SPARSE, Prequantized
+from pocketsize.pruning.bitmask import rows_of_bits, spread, unpacked_codes
 from pocketsize.quantization.codebook import CODEBOOKS
 from pocketsize.quantization.unpack import (
     awq_matrix,
@@ -75,10 +76,11 @@ class _Layer:
             return rows, 2 * halves
         if self.how.plain:
             return self.table("weight")
-        if self.how.method == "compressed-tensors":
-            sizes = self.part("weight_shape", None, "I32", "I64").tolist()
+        if self.how.method in ("compressed-tensors", SPARSE):
+            told = "shape" if self.how.method == SPARSE else "weight_shape"
+            sizes = self.part(told, None, "I32", "I64").tolist()
             if len(sizes) != 2 or not all(0 < n < 1 << 31 for n in sizes):
-                raise self.fault("weight_shape", f"is {str(sizes)[:80]}; two sizes are needed")
+                raise self.fault(told, f"is {str(sizes)[:80]}; two sizes are needed")
             return tuple(sizes)
         words, width = self.table("qweight")
         bits = self.how.bits[0]
@@ -248,6 +250,31 @@ def _plain(layer: _Layer) -> Tensor:
     return codes * scale.reshape(-1, 1)
 
 
+def _sparse(layer: _Layer) -> Tensor:
+    """What is not zero, put where its bit is set; its codes under scales where it is quantized."""
+    lines, across = layer.shape()
+    mask = rows_of_bits(layer.part("bitmask", (lines, -(-across // 8)), "U8"), across)
+    left = int(mask.sum())
+    if "compressed" in layer.held:
+        return spread(layer.part("compressed", (left,), *_SCALES).float(), mask)
+    words = layer.entry("codes").shape
+    fits = [bits for bits in layer.how.bits if words == (-(-left * bits // 32),)]
+    if len(fits) != 1:
+        raise layer.fault("codes", f"has shape {list(words)}, which no width gives {left} weights")
+    bits, (rows, columns) = fits[0], (across, lines) if layer.flip else (lines, across)
+    codes = spread(unpacked_codes(layer.part("codes", words, "I32"), left, bits), mask)
+    scale = layer.part("scale", None, *_SCALES).float()
+    if scale.ndim != 2 or scale.shape[0] != rows:
+        raise layer.fault("scale", f"has shape {list(scale.shape)}; {rows} rows are needed")
+    zero = torch.full(scale.shape, 1 << (bits - 1), dtype=torch.uint8)
+    if "zero_point" in layer.held:
+        packed = layer.part("zero_point", (-(-scale.numel() * bits // 32),), "I32")
+        zero = unpacked_codes(packed, scale.numel(), bits).view(scale.shape)
+    turned = layer.as_stored(codes)
+    W = grouped_matrix(turned, scale, zero, layer.groups(columns, scale.shape[1], ""))
+    return layer.as_stored(W) * mask
+
+
 # The end of the codes' name, those of what belongs to them, and what makes the matrix of them.
 _LAYOUTS: Mapping[str, tuple[str, tuple[str, ...], Callable[[_Layer], Tensor]]] = MappingProxyType(
     {
@@ -263,5 +290,10 @@ _LAYOUTS: Mapping[str, tuple[str, tuple[str, ...], Callable[[_Layer], Tensor]]] 
         # There scales tell a packed matrix: its codes are called as any weight.
         "bitsandbytes": ("weight.absmax", ("weight", "weight.quant_map", _STATE), _bitsandbytes),
         "compressed-tensors plain": ("weight", ("weight_scale",), _plain),
+        SPARSE: (
+            "bitmask",
+            ("shape", "compressed", "row_offsets", "codes", "scale", "zero_point"),
+            _sparse,
+        ),
     }
 )

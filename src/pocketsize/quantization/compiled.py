@@ -186,6 +186,47 @@ def sweep_block(  # pragma: no cover - compiled
                 _absorb(i, count, N, v)
 
 
+@numba.njit(cache=True, nogil=True)
+def sweep_kept_block(  # pragma: no cover - compiled
+    N, d, width, top, grid, digits, steps, p, W, V, kept, codes, scale, zero, E, v, group, share
+):
+    """`sweep_block` where some weights must be zero: those are not fitted, and `kept` is 0 at them.
+
+    `share` has room for what each weight of one group counts.
+    """
+    q = p + V.shape[1]
+    for first in range(p, q, LANES):
+        count = LANES if q - first > LANES else q - first
+        for i in range(W.shape[0]):
+            for t in range(count):
+                v[i, t] = V[i, first - p + t]
+        for k in range(scale.shape[0]):
+            a = k * width
+            for t in range(count):
+                for j in range(width):
+                    one = np.float32(kept[a + j, first + t])
+                    group[j] = v[a + j, t] * one
+                    share[j] = d[a + j] * one
+                s, z = fit_group(group, share, top, grid, digits, steps)
+                scale[k, first + t] = s
+                zero[k, first + t] = z
+            for i in range(a, a + width):
+                _round_kept(i, first, count, np.float32(top), scale[k], zero[k], W, kept, codes, E, v)
+                _absorb(i, count, N, v)
+
+
+@numba.njit(**INNER, error_model="numpy")
+def _round_kept(i, first, count, limit, scale, zero, W, kept, codes, E, v):  # pragma: no cover - compiled
+    """`_round` with the code that stands for zero wherever a weight must be zero."""
+    for t in range(np.uint64(count)):
+        r = np.uint64(first) + t
+        s, z = scale[r], zero[r]
+        q = _within(np.rint(v[i, t] * (np.float32(1) / s) + z), limit) if kept[i, r] else z
+        codes[i, r] = np.uint8(q)
+        E[i, r] = W[i, r] - s * (q - z)
+        v[i, t] -= s * (q - z)
+
+
 @numba.njit(**INNER, error_model="numpy")
 def _round(i, first, count, limit, scale, zero, W, codes, E, v):  # pragma: no cover - compiled
     """Codes of an input; what they leave of its corrected weights stays in v[i]."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from pocketsize.errors import UnsupportedError
@@ -15,7 +15,7 @@ from pocketsize.linalg import Factor, feedback_factor
 from pocketsize.quantization import codebook_loops
 from pocketsize.quantization.codebook import unit_of
 from pocketsize.quantization.codebook_grid import told
-from pocketsize.quantization.compiled import LANES, STEPS, sweep_block
+from pocketsize.quantization.compiled import LANES, STEPS, sweep_block, sweep_kept_block
 from pocketsize.quantization.floats import sweep_floats
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.rows import over_rows
@@ -43,6 +43,7 @@ def gptq(
     damp: float = 0.01,
     search: bool = True,
     order: bool = True,
+    mask: Bool[Tensor, "out in"] | None = None,
 ) -> GptqResult:
     """Quantize W column by column; columns still to come absorb each column's error.
 
@@ -54,8 +55,9 @@ def gptq(
     Scale and zero of a group are fitted when the sweep reaches it, on its weights as corrected so
     far: to its range, or (`search`) by the error the sweep itself sums up, in which the error of
     column i counts d_i, the part that later columns cannot absorb. What the groups of a super-block share
-    is fitted to all of them when the sweep reaches the first. `damp` is a fraction of the mean of diag H. W
-    and H are left untouched.
+    is fitted to all of them when the sweep reaches the first. `damp` is a fraction of the mean of diag H.
+    Where `mask` is False weights become zero: no grid is fitted to them, and the sweep makes up for what they
+    were as for any error (SparseGPT, arXiv:2301.00774, section 3.5). W and H are left untouched.
     """
     columns = W.shape[1]
     width = scheme.width(columns)
@@ -68,7 +70,11 @@ def gptq(
     transposed[dead] = 0
     if W.device.type != "cpu":
         _require_gpu_grid(scheme)
-    if scheme.floats:
+    if mask is not None:
+        kept = mask.T.contiguous()[perm].to("cpu", torch.uint8)
+        codes, scale, zero = sweep(transposed.cpu(), _on_cpu(factor), scheme, search=search, kept=kept)
+        codes, scale, zero = (T.to(W.device) for T in (codes, scale, zero))
+    elif scheme.floats:
         codes, scale, zero = sweep_floats(transposed, factor, scheme, search=search)
     elif W.device.type == "cpu":
         codes, scale, zero = sweep(transposed, factor, scheme, search=search)
@@ -129,12 +135,22 @@ def group_order(
     return columns[most.amax(dim=1).argsort(descending=True, stable=True)].reshape(-1)
 
 
+def _on_cpu(factor: Factor) -> Factor:
+    return replace(factor, M=factor.M.cpu(), d=factor.d.cpu())
+
+
 def sweep(
-    W: Float[Tensor, "in out"], factor: Factor, scheme: Scheme, *, search: bool
+    W: Float[Tensor, "in out"],
+    factor: Factor,
+    scheme: Scheme,
+    *,
+    search: bool,
+    kept: UInt8[Tensor, "in out"] | None = None,
 ) -> tuple[UInt8[Tensor, "in out"], Float[Tensor, "groups out"], Float[Tensor, "groups out"]]:
     """Codes, scales and zeros of a transposed W, in the order of its inputs, block by block.
 
-    Transposed, so that neighbours in memory are outputs, which do not wait for one another.
+    Transposed, so that neighbours in memory are outputs, which do not wait for one another. Where `kept` is 0
+    codes stand for zero.
     """
     columns, rows = W.shape
     width = scheme.width(columns)
@@ -150,10 +166,30 @@ def sweep(
             a, groups = part.start, slice(part.start // width, part.stop // width)
             V = W[part, p:q] + N.T @ (factor.M[:a, part].T @ E[:a, p:q])
             filled = (W[part], V, codes[part], scale[groups], zero[groups], E[part])
+            if kept is not None:
+                _sweep_kept(N, factor.d[part], scheme, p, (*filled, kept[part]), search=search)
+                continue
             _sweep_part(N, factor.d[part], (scheme, unit), p, filled, search=search)
 
     over_rows(rows, run)
     return codes, scale, zero
+
+
+def _sweep_kept(
+    N: Float[Tensor, "part part"],
+    d: Float[Tensor, "part"],
+    scheme: Scheme,
+    p: int,
+    filled: tuple[Tensor, ...],
+    *,
+    search: bool,
+) -> None:
+    """`_sweep_part` where some weights must be zero."""
+    W, V, C, S, Z, E, kept = (T.numpy() for T in filled)
+    width = len(N) // len(S)
+    room = np.empty((len(N), LANES), np.float32), *(np.empty(width, np.float32) for _ in range(2))
+    grid = (width, scheme.top, scheme.grid, scheme.scale_digits, STEPS if search else 0)
+    sweep_kept_block(N.numpy(), d.numpy(), *grid, p, W, V, kept, C, S, Z, E, *room)
 
 
 def _feedback(M: Float[Tensor, "part part"]) -> Float[Tensor, "part part"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from pocketsize.quantization.scheme import Scheme
 from pocketsize.recipes.adapters import learned_parameters
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.grids import Quantizer, scheme_of
+from pocketsize.recipes.prune import Prune
 from pocketsize.recipes.quantize import steps_learned
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.student import Student
@@ -81,8 +83,11 @@ def _made(model: Model, recipe: Recipe) -> int:
             students, most = students + size, max(most, 2 * copies * learned)
         model = step.outline(model)
         healed = isinstance(step, Layers | Student) and step.heal is True
-        # What was healed lies there block by block until the model is made.
-        students += 4 * model.origin.parameters * ((isinstance(step, Student) or healed) + healed)
+        # What was healed or pruned lies there block by block until the model is made.
+        if isinstance(step, Student | Prune) or healed:
+            students += 4 * model.origin.parameters
+        if isinstance(step, Prune) or healed:
+            students += 4 * sum(math.prod(model.matrix_shape(name)) for name in model.linears)
     return students + most
 
 

@@ -17,6 +17,7 @@ from pocketsize.recipes.mixes import INSTEAD, MIXES, base_of, by_name
 from pocketsize.recipes.overrides import decides, matched, matches, module_of
 from pocketsize.recipes.rounds import check_rounds
 from pocketsize.recipes.step import Context, Step
+from pocketsize.recipes.zeros import require_zero, require_zero_of
 
 Auto = Literal["auto"]
 # The options that say how a linear is stored; each may be another where an override says so.
@@ -325,6 +326,7 @@ def _resolved(
         if (missing := unstorable(grid["scheme"], name)) is not None:
             raise UnsupportedError(f"{where}: {_cannot(grid['scheme'], name, missing)}")
     if (own := named(grid["scheme"])) is not None:
+        require_zero_of(where, own, model)
         _require_blocks(where, own, model, names)
         for name in names if gguf else ():
             block_type(own, model.matrix_shape(name)[1], name)
@@ -344,7 +346,10 @@ def _resolved(
         raise UnsupportedError(
             f"{where}: {middle[0]} has no {bits}-bit type with zeros; use symmetric: true{way}"
         )
-    float_zeros = _float_zeros(where, grid["float_zeros"], symmetric, exports)
+    asked = grid["float_zeros"]
+    if model.pattern is not None:
+        asked = require_zero(where, asked)
+    float_zeros = _float_zeros(where, asked, symmetric, exports)
     # Scale times code difference has to fit the 11 digits of float16: GGUF stores that product as a
     # minimum, and stock loaders of a folder multiply in the dtype of the scale.
     exact = min(8, 11 - bits) if not symmetric and not float_zeros and bits <= 5 else 8

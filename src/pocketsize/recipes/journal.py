@@ -82,7 +82,7 @@ class Journal:
     stopping: Callable[[], bool] = lambda: False
     units: dict[str, tuple[LayerReport, ...]] = field(default_factory=dict)
     kept: StoredWeights = field(default_factory=lambda: StoredWeights({}))
-    vectors: dict[str, torch.Tensor] = field(default_factory=dict)
+    vectors: StoredTensors = field(default_factory=lambda: StoredTensors({}))
     resumed: int = 0
 
     def keep(
@@ -114,7 +114,7 @@ class Journal:
         return self.kept
 
     def changed(self) -> Mapping[str, torch.Tensor]:
-        """All changed vectors kept so far."""
+        """All changed tensors kept so far, read from disk when asked for."""
         return self.vectors
 
     def beside(self, name: str) -> Journal:
@@ -163,7 +163,7 @@ class Journal:
         for name, scheme in line["schemes"].items():
             self.kept.where[name] = (path, Scheme(**scheme))
         for name in line.get("changed", ()):
-            self.vectors[name] = self.kept.stored(path).read(name)
+            self.vectors.where[name] = path
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +232,29 @@ class StoredWeights(Mapping[str, QWeight]):
         if path not in self.opened:
             self.opened[path] = open_file(path)
         return self.opened[path]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.where
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.where)
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensors(Mapping[str, torch.Tensor]):
+    """Tensors that stay on disk until one is asked for."""
+
+    where: dict[str, Path]
+    opened: dict[Path, Checkpoint] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        path = self.where[name]
+        if path not in self.opened:
+            self.opened[path] = open_file(path)
+        return self.opened[path].read(name)
 
     def __contains__(self, name: object) -> bool:
         return name in self.where

@@ -14,6 +14,7 @@ from pocketsize.quantization.rtn import rtn
 from pocketsize.recipes.grids import Quantizer
 from pocketsize.recipes.mixes import stand_ins
 from pocketsize.recipes.record import Finding, LayerReport, StepReport
+from pocketsize.recipes.rival import denser
 from pocketsize.recipes.step import Context
 
 REPORT_ROWS = 32
@@ -48,6 +49,8 @@ def finish(step: Quantizer, model: Model, ctx: Context, reports: list[LayerRepor
     options = {name: getattr(step, name) for name in step.__dataclass_fields__}
     ctx.reports.append(StepReport(step.kind, options, tuple(reports), tokens))
     ctx.findings += [*stand_ins(step.overrides, model), *_told_together(reports)]
+    if model.pattern is not None:
+        ctx.findings += denser(reports, "codes")
     if step.calibrated and model.arch.experts is not None:
         ctx.findings += _starved([r for r in reports if f".{model.arch.experts}." in r.name])
     if tokens and (widest := max(reports, key=lambda r: r.columns)).columns > tokens:

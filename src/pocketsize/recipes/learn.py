@@ -49,11 +49,11 @@ def learn_block(site: Site, unit: Unit, model: Model, *, steps: int) -> None:
         return found
 
     put()
-    before = _judged(whole, judges)
+    before = judged(whole, judges)
     teachers = [number for number in range(len(whole.calls)) if number not in judges]
-    _teach(whole, model, learned, put, _order(teachers, steps))
+    _teach(whole, model, learned, put, order_of(teachers, steps))
     put()
-    after = _judged(whole, judges)
+    after = judged(whole, judges)
     share = 1.0
     if after < before:
         share = after / before
@@ -76,11 +76,15 @@ def _teach(
             whole.loss(number).backward()
         for name, one in learned.items():
             gradient = parameters[name].grad
-            if gradient is not None:  # an expert that no token of this batch reached has none
-                one.update(model.as_stored(name, gradient), step, len(order))
+            if gradient is None:  # an expert that no token of this batch reached has none
+                continue
+            gradient = model.as_stored(name, gradient)
+            if model.pattern is not None:
+                gradient = gradient * model.mask(name).to(gradient.device)
+            one.update(gradient, step, len(order))
 
 
-def _order(numbers: Sequence[int], steps: int) -> list[int]:
+def order_of(numbers: Sequence[int], steps: int) -> list[int]:
     """So many of the numbers, each round of all of them in a random order of its own."""
     generator, order = torch.Generator().manual_seed(0), list[int]()
     while len(order) < steps:
@@ -89,5 +93,6 @@ def _order(numbers: Sequence[int], steps: int) -> list[int]:
 
 
 @torch.no_grad()
-def _judged(whole: Whole, numbers: Sequence[int]) -> float:
+def judged(whole: Whole, numbers: Sequence[int]) -> float:
+    """The mean loss of these batches."""
     return sum(float(whole.loss(number)) for number in numbers) / len(numbers)

@@ -27,9 +27,11 @@ from pocketsize.recipes.body import Layers
 from pocketsize.recipes.distill import Distill
 from pocketsize.recipes.grids import Quantizer
 from pocketsize.recipes.heal import WINDOWS as HEALED
+from pocketsize.recipes.prune import Prune
 from pocketsize.recipes.qat import Qat
 from pocketsize.recipes.quantize import steps_learned
 from pocketsize.recipes.recipe import Recipe
+from pocketsize.recipes.shares import TOKENS as SCORED
 from pocketsize.recipes.student import Student
 from pocketsize.recipes.training import Training
 from pocketsize.training.head import LOGITS as CHUNK
@@ -123,6 +125,8 @@ def stages(model: Model, recipe: Recipe, size: Size, *, base_bytes: int, waiting
             heap.stage(step.kind, _walked(model, step, size, waiting))
         elif isinstance(step, Quantizer):
             heap.stage(step.kind, _rtn(model, step))
+        elif isinstance(step, Prune):
+            heap.stage(step.kind, _pruned(model, step, size, waiting))
         elif isinstance(step, Student):
             heap.stage(step.kind, chain(_cut(model, step), _healed(model, step, size, waiting)))
         elif isinstance(step, Layers):
@@ -193,6 +197,30 @@ def _walked(model: Model, step: Quantizer, size: Size, waiting: float) -> Iterat
         ends = 4.0 * _numbers(model, model.arch.embedding)
         head = 0 if model.arch.head is None else 1  # its weights are read twice
         yield [*[ends] * (4 + head), ends, SCRATCH]
+
+
+def _pruned(model: Model, step: Prune, size: Size, waiting: float) -> Iterator[list[float]]:
+    """The walk, and at each site what ALPS holds; scores of all weights where gradients give them."""
+    width = forward_dtype().itemsize
+    states = size.tokens * model.config.hidden_size * width
+    block = sum(_numbers(model, name) for name in model.linears_of(model.blocks[0]))
+    scores: list[float] = []
+    if "taylor" in (step.score, step.allocation):
+        scores = [4.0 * block * len(model.blocks)]
+        before = 4.0 * min(SCORED, size.tokens) * model.config.hidden_size
+        yield [*scores, *[before] * len(model.blocks), block * width, SCRATCH]
+    if not step.calibrated:
+        yield [4.0 * _largest(model)] * 4
+        return
+    running = 2 * min(BATCH_TOKENS, size.tokens) * waiting + SCRATCH
+    waits: list[float] = [states, max(0.0, size.tokens * waiting - states), running, block * width]
+    waits += [states, *[4.0 * block] * 5] if step.learn else [4.0 * block]
+    for group in model.groups:
+        names = [f"{model.blocks[0]}.{name}.weight" for name in group.names]
+        shapes = [model.matrix_shape(name) for name in names]
+        rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
+        most = max(shape[0] for shape in shapes)
+        yield [*waits, *[4.0 * columns**2] * 7, *[4.0 * most * columns] * 9, *[4.0 * rows * columns] * 2]
 
 
 def _learned(model: Model) -> list[float]:

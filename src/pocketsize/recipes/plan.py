@@ -18,6 +18,7 @@ from pocketsize.recipes.disk import Export
 from pocketsize.recipes.duration import Took, Whole, durations
 from pocketsize.recipes.grids import Quantizer, layer_scheme
 from pocketsize.recipes.mixes import stand_ins
+from pocketsize.recipes.prune import Prune
 from pocketsize.recipes.qat import Qat
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.record import Finding
@@ -29,6 +30,8 @@ from pocketsize.recipes.training import Training
 from pocketsize.recipes.trial import STEPS, training_time
 
 FITS, UNSUPPORTED, NO_ROOM = 0, 4, 5
+# Formats that hold nothing but what a scheme with a name, or pruning, makes.
+_SPECIAL = ("bitsandbytes", "sparse")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,22 +180,26 @@ def _with_times(found: Plan, prepared: tuple[Model, Recipe, Texts], room: Room, 
             took[step.kind] = training_time(step, model, original, texts, seed=recipe.data.seed)
             said.append(f"{STEPS} steps of {step.kind} were made")
         model = step.outline(model)
-    quantizers = tuple(
-        step.first if isinstance(step, Qat) else step for step in recipe.steps if isinstance(step, Quantizer)
+    walks = tuple(
+        step.first if isinstance(step, Qat) else step
+        for step in recipe.steps
+        if isinstance(step, Quantizer | Prune)
     )
-    if quantizers:
+    if walks:
         path = model.blocks[len(model.blocks) // 2]
         console.phase(f"rehearse {path}")
-        rest = replace(recipe, steps=quantizers)
+        rest = replace(recipe, steps=walks)
         try:
             one = rehearse(model, rest, texts)
         except PocketsizeError as error:
             raise type(error)(f"rehearsal of {path}: {error}") from error
         for t in durations(Whole(model, rest, size_of(rest, texts), room.disk), one):
-            own = "qat" if t.name == quantizers[0].kind and "qat" in took else t.name
+            own = "qat" if t.name == walks[-1].kind and "qat" in took else t.name
             before = took.get(own, Took(own, 0.0, 0.0))
             took[own] = Took(own, before.cpu_s + t.cpu_s, before.time_s + t.time_s)
-        said.append(f"{path} was calibrated, quantized, measured, saved and read back: {_formats(found)}")
+        kinds = " and ".join("pruned" if isinstance(step, Prune) else "quantized" for step in walks)
+        said.append(f"{path} was calibrated, {kinds}, measured, saved and read back: {_formats(found)}")
+        found = replace(found, findings=(*found.findings, *one.findings))
     stages = tuple(_timed(stage, took.get(stage.name), found.trials) for stage in found.stages)
     return replace(
         found,
@@ -207,7 +214,7 @@ def _with_times(found: Plan, prepared: tuple[Model, Recipe, Texts], room: Room, 
 def _timed(stage: PlannedStage, took: Took | None, trials: int) -> PlannedStage:
     if took is None:
         return stage
-    times = trials if stage.name in ("awq", "gptq", "hqq", "rtn", "smoothquant", "measure") else 1
+    times = trials if stage.name in ("awq", "gptq", "hqq", "prune", "rtn", "smoothquant", "measure") else 1
     return replace(stage, cpu_s=times * took.cpu_s, time_s=times * took.time_s)
 
 
@@ -218,12 +225,12 @@ def _formats(found: Plan) -> str:
 def _impossible(model: Model, recipe: Recipe) -> tuple[Impossible, ...]:
     """The exports that this model cannot have with these steps, those that were asked for first.
 
-    Those that hold nothing but schemes with a name of their own are told only where they were asked for.
+    Those that few models have are told only where they were asked for.
     """
     found: list[Impossible] = []
     for name in sorted(EXPORTERS, key=lambda name: name not in recipe.export):
         asked = name in recipe.export
-        if not asked and not EXPORTERS[name].bits:
+        if not asked and name in _SPECIAL:
             continue
         dtype = recipe.dtype if EXPORTERS[name].is_folder else "bf16"
         try:

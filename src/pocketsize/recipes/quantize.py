@@ -34,6 +34,7 @@ from pocketsize.recipes.grids import (
 from pocketsize.recipes.layers import finish, layer_report
 from pocketsize.recipes.learn import judging_windows, learn_block, too_little_to_learn
 from pocketsize.recipes.record import LayerReport
+from pocketsize.recipes.rival import sparse_report
 from pocketsize.recipes.rounds import rounding_word
 from pocketsize.recipes.stages import staged
 from pocketsize.recipes.step import Context, Step, Unit
@@ -157,7 +158,7 @@ class Gptq(Quantizer):
     def _solved(self, model: Model, ctx: Context, *, learn: int) -> Model:
         def quantize(site: Site, unit: Unit) -> Iterator[tuple[str, QWeight, LayerReport]]:
             for scheme, part in parts(site, self):
-                yield from quantize_site(part, scheme, self)
+                yield from quantize_site(part, scheme, self, pruned=_before(model, ctx))
             if site.last and site.whole is not None:
                 learn_block(site, unit, model, steps=learn)
 
@@ -191,7 +192,8 @@ def walked(
             return None
         kept = ctx.store.weights()
         weights = {name: kept[name].dequantize() for name in model.linears_of(path) if name in kept}
-        return weights | {n: T for n, T in ctx.store.changed().items() if n.startswith(f"{path}.")}
+        changed = ctx.store.changed()
+        return weights | {n: changed[n] for n in changed if n.startswith(f"{path}.")}
 
     head = step.embeddings is not None and model.arch.head is not None
     gram: Gram | None = None
@@ -251,20 +253,44 @@ def parts(site: Site, step: Quantizer) -> Iterator[tuple[Scheme, Site]]:
         yield scheme, replace(site, names=own[0], weights=own[1])
 
 
-def quantize_site(site: Site, scheme: Scheme, step: Gptq) -> Iterator[tuple[str, QWeight, LayerReport]]:
+Dense = Callable[[str], Tensor]
+
+
+def _before(model: Model, ctx: Context) -> Dense | None:
+    """The linears of a pruned model before they were, itself where that cannot be told; None if it is not."""
+    first = ctx.original
+    if model.pattern is None:
+        return None
+    same = first is not None and first.linears == model.linears
+    if (
+        first is None
+        or not same
+        or any(first.matrix_shape(n) != model.matrix_shape(n) for n in model.linears)
+    ):
+        first = model
+    return lambda name: first.as_stored(name, first.weight(name))
+
+
+def quantize_site(
+    site: Site, scheme: Scheme, step: Gptq, *, pruned: Dense | None = None
+) -> Iterator[tuple[str, QWeight, LayerReport]]:
     """The linears of a site, quantized as one stacked matrix and handed back one by one.
 
     The site is told, so that the walk goes on with what they became. Nearly every query attends to
     the first position (attention sinks, arXiv:2309.17453), so an error in its value reaches every
     token: it counts for more than its share of the tokens. An expert that no token reached is
-    searched unweighted, and its report says so by its tokens.
+    searched unweighted, and its report says so by its tokens. In a pruned model what is zero stays zero;
+    `pruned` gives its linears as they were before.
     """
-    H = what_is_read(site)
+    H, W = what_is_read(site), stacked(site)
     objective = H if site.first is None else H + step.sink * site.first.mean()
-    done = gptq(stacked(site), objective, scheme, damp=step.damp, search=step.search, order=step.order)
+    how = {"damp": step.damp, "search": step.search, "order": step.order}
+    done = gptq(W, objective, scheme, mask=None if pruned is None else W != 0, **how)
     for name, W, weight in zip(site.names, site.weights, unstacked(done.weight, site), strict=True):
         site.replaced[name] = weight.dequantize()
         report = replace(layer_report(W, weight, H, done), name=name, tokens=site.gram.tokens)
+        if pruned is not None:
+            report = sparse_report(report, pruned(name).to(W.device), site.replaced[name], H, scheme)
         yield name, weight.to(CPU), report
 
 

@@ -113,14 +113,14 @@ class Recipe:
 
     def resolved(self, model: Model) -> Recipe:
         """The recipe with every automatic choice made; refuses what this model cannot have."""
-        for name in self.export:
-            if reason := EXPORTERS[name].refuses(model):
-                raise UnsupportedError(f"export {name}: {reason}")
         steps: list[Step] = []
         outline = model
         for step in self.steps:
             steps.append(self._informed(step, outline).resolve(outline, self.export))
             outline = steps[-1].outline(outline)
+        for name in self.export:
+            if reason := EXPORTERS[name].refuses(outline):
+                raise UnsupportedError(f"export {name}: {reason}")
         return replace(self, steps=tuple(steps), data=self.data.resolved(model))
 
     def _informed(self, step: Step, outline: Model) -> Step:

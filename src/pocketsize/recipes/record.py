@@ -36,6 +36,10 @@ class LayerReport:
     were always zero, `escalations` how often the damping had to be raised, `tokens` the calibration
     tokens that reached the layer. `learned` is the error of its block after its codes were learned over
     that before, on windows that did not teach, 1 where nothing was kept of it; errors are from before.
+    `zeros` is the share of zeros of a matrix that was pruned; `rtn_error` is then that of dropping as many
+    of its smallest weights (before it was quantized), and `bits_per_weight` what it takes where zeros are
+    left out. `rival` is the error that a dense grid of `rival_bits`, no more than those, makes in the matrix
+    before it was pruned, and `rivalled` that of this one, on the same rows.
     """
 
     name: str
@@ -50,6 +54,10 @@ class LayerReport:
     dead: int = 0
     tokens: int = 0
     learned: float | None = None
+    zeros: float | None = None
+    rival: float | None = None
+    rival_bits: float | None = None
+    rivalled: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,13 +43,15 @@ from pocketsize.recipes.grids import Quantizer, embedding_scheme, layer_schemes
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.quantize import Gptq, steps_learned
 from pocketsize.recipes.recipe import Recipe
-from pocketsize.recipes.record import RunRecord
+from pocketsize.recipes.record import Finding, RunRecord
 from pocketsize.recipes.run import Clock, Job, apply_steps, publish
 from pocketsize.recipes.smooth import SmoothQuant
 from pocketsize.recipes.texts import Texts
 
 # Batches that calibrate (more where blocks are learned), and tokens of each window that the model writes.
 BATCHES, WRITTEN = 2, 64
+# Findings that hold for the whole model where they do for a block.
+_TOLD = ("dense-is-better", "sparse-is-better")
 # Questions that llama.cpp is asked to see how long one takes.
 QUESTIONS = 8
 
@@ -72,9 +74,9 @@ class Spent:
 class Rehearsal:
     """What a run of one block took, CPU seconds where nothing else is said.
 
-    `batch_s` is what a batch of calibration text takes in the walk of the block, `walk_s` what all
-    batches took. `calls` are the block's own seconds at each token that the model wrote. `file` tells
-    of the GGUF, where one was written and llama.cpp is here.
+    `batch_s` is what a batch of calibration text takes in the walk of the block, `walk_s` what all batches
+    took. `calls` are the block's own seconds at each token that the model wrote. `file` tells of the GGUF,
+    where one was written and llama.cpp is here. `findings` are those that one block is enough for.
     """
 
     block: int
@@ -87,6 +89,7 @@ class Rehearsal:
     stages: dict[str, Spent]
     file: Asked | None
     wall_s: float
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +145,7 @@ def rehearse(model: Model, recipe: Recipe, texts: Texts) -> Rehearsal:
         with _timed_block(short, watch) as calls:
             written = _written(short, recipe, watch, calls)
             batch_s, walk_s = _walked(short, few, recipe)
-            file = _run(short, recipe, few, watch, work)
+            file, findings = _run(short, recipe, few, watch, work)
     ids = few.calibrate.input_ids
     return Rehearsal(
         block=index,
@@ -154,6 +157,7 @@ def rehearse(model: Model, recipe: Recipe, texts: Texts) -> Rehearsal:
         calls=written,
         stages=watch.stages,
         file=file,
+        findings=findings,
         wall_s=time.perf_counter() - start,
     )
 
@@ -214,14 +218,17 @@ def _first(windows: Windows, count: int) -> Windows:
     return replace(windows, input_ids=ids, mask=mask, text_bytes=sizes)
 
 
-def _run(short: Model, recipe: Recipe, texts: Texts, watch: _Watch, work: Path) -> Asked | None:
+def _run(
+    short: Model, recipe: Recipe, texts: Texts, watch: _Watch, work: Path
+) -> tuple[Asked | None, tuple[Finding, ...]]:
     """The steps, and all that comes after them, into `work`; what llama.cpp took for the GGUF."""
     little = replace(recipe, data=replace(recipe.data, written=0.0))
     job, clock = Job(short, little, texts, work / "out", work / "work"), Clock(watch)
     journal = open_journal(job.work, {})
     record = publish(apply_steps(job, journal, clock), job.out, journal, clock, {}, overwrite=False)
     watch.end()
-    return next((_asked(work / "out", a, record) for a in record.artifacts if a.format == "gguf"), None)
+    told = tuple(finding for finding in record.findings if finding.code in _TOLD)
+    return next((_asked(work / "out", a, record) for a in record.artifacts if a.format == "gguf"), None), told
 
 
 def _asked(out: Path, artifact: Artifact, record: RunRecord) -> Asked | None:

@@ -22,7 +22,7 @@ from pocketsize.training.loop import Keeper
 
 @dataclass(slots=True)
 class Unit:
-    """What a block has so far: quantized weights, what is told of them, and vectors with new values."""
+    """What a block has so far: quantized weights, what is told of them, and tensors with new values."""
 
     weights: dict[str, QWeight] = field(default_factory=dict)
     reports: list[LayerReport] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Store(Protocol):
         ...
 
     def changed(self) -> Mapping[str, Tensor]:
-        """All changed vectors kept so far."""
+        """All changed tensors kept so far, read when asked for."""
         ...
 
     def beside(self, name: str) -> Store:

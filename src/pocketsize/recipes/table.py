@@ -9,14 +9,19 @@ from typing import cast
 from pocketsize.recipes.awq import Awq
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.distill import Distill, Finetune
+from pocketsize.recipes.prune import Prune
 from pocketsize.recipes.qat import Qat
 from pocketsize.recipes.quantize import Gptq, Hqq, Rtn
 from pocketsize.recipes.smooth import SmoothQuant
 from pocketsize.recipes.step import Step
 from pocketsize.recipes.student import Student
 
-# Whether a student looks at the calibration tokens depends on its options, so it is no constant of the class.
-_STUDENT = cast(type[Step], Student)
+# Whether these look at the calibration tokens depends on their options, so it is no constant of the class.
+_STUDENT, _PRUNE = cast(type[Step], Student), cast(type[Step], Prune)
+_QUANTIZERS: tuple[type[Step], ...] = (Rtn, Hqq, Awq, SmoothQuant, Gptq, Qat)
 STEPS: Mapping[str, type[Step]] = MappingProxyType(
-    {step.kind: step for step in (Layers, _STUDENT, Distill, Finetune, Rtn, Hqq, Awq, SmoothQuant, Gptq, Qat)}
+    {
+        step.kind: step
+        for step in (Layers, _STUDENT, _PRUNE, Distill, Finetune, Rtn, Hqq, Awq, SmoothQuant, Gptq, Qat)
+    }
 )

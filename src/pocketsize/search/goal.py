@@ -70,15 +70,15 @@ class Goal:
         return min(limits) if limits else None
 
 
-def parse_share(text: str) -> float:
-    """`95%` or `0.95` as 0.95."""
+def parse_share(text: str, word: str = "keep") -> float:
+    """`95%` or `0.95` as 0.95; `word` is what errors call it."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
     if not found:
-        raise UsageError(f"keep is a share such as 95% or 0.95, got {text!r}")
+        raise UsageError(f"{word} is a share such as 95% or 0.95, got {text!r}")
     share = float(found[1]) / (100 if found[2] else 1)
     if share > 1:
         hint = f"; did you mean {found[1]}%?" if not found[2] and share <= 100 else ""
-        raise UsageError(f"keep is a share of at most 100 %, got {text!r}{hint}")
+        raise UsageError(f"{word} is a share of at most 100 %, got {text!r}{hint}")
     return share
 
 

@@ -1,0 +1,67 @@
+"""Which weights stay: those with the highest scores, in the places that a pattern leaves open."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from pocketsize.errors import UnsupportedError
+from pocketsize.pruning.pattern import Pattern
+
+Scope = Literal["row", "matrix"]
+
+
+def highest(
+    score: Float[Tensor, "out in"], pattern: Pattern, scope: Scope = "matrix"
+) -> Bool[Tensor, "out in"]:
+    """True at the weights that stay; of equal scores those further to the front.
+
+    An n:m pattern keeps n of each m neighbours. Otherwise weights compete within their row, or (`matrix`)
+    with all: the number of zeros is the nearest to the share that is asked for.
+    """
+    if pattern.of:
+        return _of_neighbours(score, pattern)
+    if scope == "row":
+        return _highest(score, score.shape[1] - zeros_of(score.shape[1], pattern.sparsity))
+    return _highest(score.reshape(1, -1), score.numel() - zeros_of(score.numel(), pattern.sparsity)).view(
+        score.shape
+    )
+
+
+def zeros_of(count: int, sparsity: float) -> int:
+    """How many of so many weights become zero: at least one stays."""
+    return min(round(sparsity * count), count - 1)
+
+
+def require_fitting(pattern: Pattern, columns: int, name: str) -> None:
+    """Refuse an n:m pattern that does not divide the rows of a matrix."""
+    if pattern.of and columns % pattern.of:
+        raise UnsupportedError(
+            f"{name}: rows have {columns} weights, which pattern {pattern.name} does not divide; use another "
+            "pattern, or unstructured"
+        )
+
+
+def _of_neighbours(score: Float[Tensor, "out in"], pattern: Pattern) -> Bool[Tensor, "out in"]:
+    few = score.reshape(-1, pattern.of)
+    rank = torch.zeros(few.shape, dtype=torch.uint8, device=score.device)
+    for i in range(pattern.of):
+        for j in range(pattern.of):
+            if i != j:
+                ahead = few[:, j] >= few[:, i] if j < i else few[:, j] > few[:, i]
+                rank[:, i] += ahead
+    return (rank < pattern.kept).view(score.shape)
+
+
+def _highest(score: Float[Tensor, "n m"], keep: int) -> Bool[Tensor, "n m"]:
+    """The `keep` highest of every row."""
+    edge = score.kthvalue(score.shape[1] - keep + 1, dim=1, keepdim=True).values
+    above = score > edge
+    missing = keep - above.sum(1, keepdim=True)
+    level = score == edge
+    if bool((level.sum(1, keepdim=True) > missing).any()):
+        level &= level.cumsum(1) <= missing
+    return above | level

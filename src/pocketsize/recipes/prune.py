@@ -1,0 +1,331 @@
+"""Recipe step `prune`: weights that matter least become zero, and those that stay make up for them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
+from pocketsize.exporting.companions import copy_companions
+from pocketsize.exporting.plain import CONFIG, as_json
+from pocketsize.io.checkpoint import DTYPES, SINGLE, Entry, TensorSpec, write_safetensors
+from pocketsize.io.publish import publish_bytes
+from pocketsize.io.strictjson import read_json_object
+from pocketsize.models.device import CPU
+from pocketsize.models.load import load
+from pocketsize.models.model import SPARSITY, Model
+from pocketsize.models.walk import walk
+from pocketsize.pruning.alps import ROUNDS, alps
+from pocketsize.pruning.mask import Scope, highest, require_fitting
+from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of
+from pocketsize.pruning.score import magnitude, surgeon, wanda
+from pocketsize.pruning.sparsegpt import sparsegpt, swept
+from pocketsize.pruning.support import refit
+from pocketsize.recipes.learn import judging_windows, too_little_to_learn
+from pocketsize.recipes.overrides import decides, matched
+from pocketsize.recipes.quantize import what_is_read
+from pocketsize.recipes.record import Finding, LayerReport, StepReport
+from pocketsize.recipes.rival import beside_dense, denser, sparse_bits
+from pocketsize.recipes.shares import ALLOCATIONS, mask_of, shares_of
+from pocketsize.recipes.step import Context, Unit
+from pocketsize.recipes.survivors import learn_survivors
+
+Auto = Literal["auto"]
+SCORES = ("alps", "sparsegpt", "surgeon", "taylor", "wanda", "magnitude")
+UPDATES = ("auto", "none", "sweep", "refit")
+SCOPES = ("auto", "row", "matrix")
+_ORIGIN = ("name", "licence", "revision", "dequantized_from")
+
+
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """Recipe step `prune`: some weights of the linears of all blocks become zero, for good.
+
+    `sparsity` is the share of them; `pattern` says where zeros may lie: anywhere (`unstructured`), or all but
+    2 of 4 neighbours (`2:4`, any n:m), which says the share itself. `score` says which weights go: alps
+    (mask and values together), sparsegpt, surgeon, taylor, wanda or magnitude; `update` what those that stay
+    become: what the score's own paper does (`auto`), nothing (`none`), what a sweep of error feedback gives
+    (`sweep`), the least squares (`refit`). Weights compete within their row or matrix (`scope`); how many go
+    from each matrix is the same everywhere, or by an `allocation`: `outliers` or `taylor`, within `spread`.
+    `damp` is the damping, `rounds` those of alps, `learn` for how many steps the weights left in each block
+    are then learned from what the original block gives. `overrides` are other shares by pattern of names,
+    null to leave a linear as it is.
+    """
+
+    sparsity: float = 0.5
+    pattern: str = UNSTRUCTURED
+    score: str = "alps"
+    update: str = "auto"
+    scope: str = "auto"
+    allocation: str = "uniform"
+    spread: float = 0.1
+    damp: float = 0.01
+    rounds: int = ROUNDS
+    learn: int = 0
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    kind: ClassVar[str] = "prune"
+
+    def __post_init__(self) -> None:
+        for key, known in (
+            ("score", SCORES),
+            ("update", UPDATES),
+            ("scope", SCOPES),
+            ("allocation", ALLOCATIONS),
+        ):
+            if (value := getattr(self, key)) not in known:
+                raise UsageError(f"prune: unknown {key} {value!r}{did_you_mean(str(value), known)}")
+        own = pattern_of(self.pattern, self.sparsity)
+        if own.of and self.sparsity not in (0.5, own.sparsity):
+            raise UsageError(
+                f"prune: pattern {own.name} has a sparsity of {own.sparsity:g}; leave sparsity out"
+            )
+        if own.of and (self.allocation != "uniform" or any(self.overrides.values())):
+            other = "allocation" if self.allocation != "uniform" else "overrides"
+            raise UsageError(f"prune: {other}: pattern {own.name} has one share for all; use unstructured")
+        if not 0 < self.damp < 1:
+            raise UsageError(f"prune: damp must lie between 0 and 1, got {self.damp}")
+        if not 0 < self.spread < 1:
+            raise UsageError(f"prune: spread must lie between 0 and 1, got {self.spread}")
+        if self.rounds < 1 or self.learn < 0:
+            raise UsageError("prune: rounds is a whole number from 1, learn one from 0 upwards")
+        for name, share in self.overrides.items():
+            if share is not None and not (isinstance(share, int | float) and 0 < share < 1):
+                raise UsageError(
+                    f"prune: overrides: {name}: a share above 0 and below 1, or null, got {share!r}"
+                )
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it looks at the calibration tokens."""
+        plain = self.score == "magnitude" and self.update in ("auto", "none")
+        return not plain or self.learn > 0 or self.allocation != "uniform"
+
+    @property
+    def wanted(self) -> Pattern:
+        """What all matrices become that no override names."""
+        return pattern_of(self.pattern, self.sparsity)
+
+    def resolve(self, model: Model, exports: tuple[str, ...]) -> Prune:
+        """The step with its scope decided; refuses what the model cannot have."""
+        if model.arch.refuses is not None:
+            raise UnsupportedError(f"{model.folder}: nothing in it can be pruned: {model.arch.refuses}")
+        names = matched(self.overrides, model)
+        for pattern in self.overrides:
+            if not names[pattern]:
+                raise UsageError(
+                    f"prune: overrides: {pattern}: decides none of the {len(model.linears)} linears, such as "
+                    f"{model.linears[0].removesuffix('.weight')}"
+                )
+        if not any(self._touches(name) for name in model.linears):
+            raise UsageError("prune: overrides leave every linear as it is; nothing would be pruned")
+        for name in model.linears:
+            if self._touches(name):
+                require_fitting(self.wanted, model.matrix_shape(name)[1], name)
+        if (self.score == "taylor" or self.allocation == "taylor") and model.arch.task != "generate":
+            raise UnsupportedError(
+                f"prune: taylor: {model.config.model_type} predicts no tokens, whose loss it needs; use alps"
+            )
+        scope = ("row" if self.score == "wanda" else "matrix") if self.scope == "auto" else self.scope
+        return replace(self, scope=scope, sparsity=self.wanted.sparsity)
+
+    def outline(self, model: Model) -> Model:
+        """The same model, whose zeros later steps keep."""
+        config = copy.deepcopy(model.config)
+        setattr(config, SPARSITY, _said(self.wanted))
+        return replace(model, config=config)
+
+    def apply(self, model: Model, ctx: Context) -> Model:
+        """The pruned model, a checkpoint of its own."""
+        own = replace(ctx, store=ctx.store.beside(self.kind))
+        reports = _walked(self, model, own) if self.calibrated else _without_data(self, model, own)
+
+        def write(folder: Path) -> None:
+            _write(self, model, own.store.changed(), folder)
+
+        pruned = load(ctx.made(self.kind, write))
+        origin = replace(pruned.origin, **{f: getattr(model.origin, f) for f in _ORIGIN})
+        options: dict[str, object] = {f.name: getattr(self, f.name) for f in fields(self)}
+        tokens = int(ctx.mask.sum()) if self.calibrated else 0
+        ctx.reports.append(StepReport(self.kind, options, tuple(reports), tokens))
+        ctx.findings += _told(reports, tokens)
+        return replace(pruned, origin=origin, dtype=model.dtype)
+
+    def _touches(self, name: str) -> bool:
+        decided = decides(self.overrides, name)
+        return decided is None or self.overrides[decided] is not None
+
+    def pattern_for(self, name: str, shares: Mapping[str, float]) -> Pattern | None:
+        """What a linear is to become; None where it is left."""
+        decided = decides(self.overrides, name)
+        if decided is None:
+            return replace(self.wanted, sparsity=shares.get(name, self.wanted.sparsity))
+        share = self.overrides[decided]
+        return None if share is None else Pattern(share)
+
+
+def _pruned_site(
+    site: Site, step: Prune, shares: Mapping[str, float], masks: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor, LayerReport]]:
+    """The linears of a site, pruned; those that are to have one pattern together."""
+    H = what_is_read(site)
+    found: dict[Pattern, list[int]] = {}
+    for i, name in enumerate(site.names):
+        if (pattern := step.pattern_for(name, shares)) is not None:
+            found.setdefault(pattern, []).append(i)
+    for pattern, at in found.items():
+        names, weights = [site.names[i] for i in at], [site.weights[i] for i in at]
+        if step.score == "taylor":
+            own = (mask_of(masks, name, len(H)).to(H.device) for name in names)
+            pruned = [updated(W, mask, H, step) for W, mask in zip(weights, own, strict=True)]
+        else:
+            pruned = pruned_matrices(weights, H, pattern, step)
+        for name, W, X in zip(names, weights, pruned, strict=True):
+            report = _report(W, X, H, pattern, step)
+            yield name, X, replace(report, name=name, tokens=site.gram.tokens)
+
+
+def pruned_matrices(
+    weights: Sequence[Tensor], H: Float[Tensor, "in in"], pattern: Pattern, step: Prune
+) -> Sequence[Tensor]:
+    """Matrices that read the same as a step prunes them; `taylor` scores are taken elsewhere."""
+    if step.score == "alps":
+        rows = [len(W) for W in weights]
+        how = {"scope": cast(Scope, step.scope), "damp": step.damp, "rounds": step.rounds}
+        pruned = alps(torch.cat(list(weights)), H, pattern, rows=rows, **how).split(rows)
+        if step.update == "auto":
+            return pruned
+        return [updated(W, X != 0, H, step) for W, X in zip(weights, pruned, strict=True)]
+    if step.score == "sparsegpt" and step.update == "auto":
+        return [sparsegpt(W, H, pattern, damp=step.damp) for W in weights]
+    return [updated(W, _mask(W, H, pattern, step), H, step) for W in weights]
+
+
+def _mask(W: Tensor, H: Tensor, pattern: Pattern, step: Prune) -> Tensor:
+    scope = cast(Scope, step.scope)
+    if step.score == "sparsegpt":
+        return sparsegpt(W, H, pattern, damp=step.damp) != 0
+    scores = {
+        "magnitude": lambda: magnitude(W),
+        "wanda": lambda: wanda(W, H),
+        "surgeon": lambda: surgeon(W, H, damp=step.damp),
+    }
+    return highest(scores[step.score](), pattern, scope)
+
+
+def updated(W: Tensor, mask: Tensor, H: Tensor, step: Prune) -> Tensor:
+    """The weights that a mask leaves, as the step wants them."""
+    if step.update == "sweep":
+        return swept(W, mask, H, damp=step.damp)
+    if step.update == "refit":
+        damped = H.clone()
+        damped.diagonal().add_(step.damp * H.diagonal().mean())
+        return refit(W, mask, damped)
+    return W * mask
+
+
+def _walked(step: Prune, model: Model, ctx: Context) -> list[LayerReport]:
+    """Every linear pruned on what it reads in the model as pruned so far, block by block."""
+    judges = judging_windows(*ctx.input_ids.shape)
+    learns = step.learn > 0 and bool(judges)
+    if step.learn and not judges:
+        ctx.findings.append(too_little_to_learn(*ctx.input_ids.shape))
+    shares, masks = shares_of(step, model, ctx)
+    unit, reports = Unit(), [r for path in model.blocks for r in ctx.store.finished(path) or ()]
+
+    def replay(path: str) -> Mapping[str, Tensor] | None:
+        if ctx.store.finished(path) is None:
+            return None
+        changed = ctx.store.changed()
+        return {name: changed[name] for name in model.linears_of(path) if name in changed}
+
+    for site in walk(model, ctx.input_ids, ctx.mask, finished=replay, beside=learns):
+        for name, X, report in _pruned_site(site, step, shares, masks):
+            site.replaced[name] = X
+            unit.changed[name] = X.to(CPU)
+            unit.reports.append(report)
+        if site.last:
+            if site.whole is not None:
+                learn_survivors(site, unit, model, steps=step.learn)
+            names = model.linears_of(site.block)
+            unit.reports.sort(key=lambda report: names.index(report.name))
+            ctx.store.keep(site.block, {}, tuple(unit.reports), unit.changed)
+            reports += unit.reports
+            unit = Unit()
+            ctx.progress(model.blocks.index(site.block) + 1, len(model.blocks), site.block)
+    return reports
+
+
+def _without_data(step: Prune, model: Model, ctx: Context) -> list[LayerReport]:
+    """Every linear pruned by itself."""
+    reports: list[LayerReport] = []
+    for done, path in enumerate(model.blocks):
+        if (kept := ctx.store.finished(path)) is None:
+            found: dict[str, Tensor] = {}
+            told: list[LayerReport] = []
+            for name in model.linears_of(path):
+                if (pattern := step.pattern_for(name, {})) is not None:
+                    W = model.as_stored(name, model.weight(name))
+                    found[name] = W * highest(magnitude(W), pattern, cast(Scope, step.scope))
+                    told.append(replace(_report(W, found[name], None, pattern, step), name=name))
+            kept = tuple(told)
+            ctx.store.keep(path, {}, kept, found)
+        reports += kept
+        ctx.progress(done + 1, len(model.blocks), path)
+    return reports
+
+
+def _report(W: Tensor, X: Tensor, H: Tensor | None, pattern: Pattern, step: Prune) -> LayerReport:
+    """Relative error of a pruned matrix, against that of dropping its smallest weights."""
+    plain = W - W * highest(W.abs(), pattern, cast(Scope, step.scope))
+    energies = [float(((T if H is None else T @ H) * T).sum(dtype=torch.float64)) for T in (W, W - X, plain)]
+    zeros = 1 - int(X.count_nonzero()) / X.numel()
+    whole = max(energies[0], 1e-30)
+    return LayerReport(
+        name="",
+        rows=W.shape[0],
+        columns=W.shape[1],
+        bits=16,
+        bits_per_weight=round(sparse_bits(zeros, W.shape[1]), 4),
+        error=energies[1] / whole,
+        rtn_error=energies[2] / whole,
+        zeros=round(zeros, 6),
+        **beside_dense(W, X, H, sparse_bits(zeros, W.shape[1])),
+    )
+
+
+def _write(step: Prune, model: Model, pruned: Mapping[str, Tensor], folder: Path) -> None:
+    def spec(name: str, entry: Entry) -> TensorSpec:
+        if name not in pruned:
+            return TensorSpec(entry.name, DTYPES[entry.dtype], entry.shape, lambda: model.kept(name))
+        return TensorSpec(entry.name, torch.float32, entry.shape, lambda: model.as_stored(name, pruned[name]))
+
+    specs = [spec(name, entry) for name, entry in model.checkpoint.entries.items()]
+    write_safetensors(folder / SINGLE, specs, {"format": "pt"})
+    raw = read_json_object(model.folder / CONFIG)
+    publish_bytes(folder / CONFIG, as_json(raw | {SPARSITY: _said(step.wanted)}))
+    copy_companions(model.folder, folder)
+
+
+def _said(pattern: Pattern) -> dict[str, object]:
+    return {"structure": pattern.name, "share": pattern.sparsity}
+
+
+def _told(reports: list[LayerReport], tokens: int) -> Iterator[Finding]:
+    """A dense grid that would do better, and text that shows fewer directions than a matrix has inputs."""
+    yield from denser(reports, "16-bit weights")
+    widest = max(reports, key=lambda r: r.columns)
+    if tokens and widest.columns > tokens:
+        yield Finding(
+            "few-tokens",
+            f"{tokens} calibration tokens show at most {tokens} of {widest.columns} directions of its "
+            "inputs; the rest is left to the damping: give more text",
+            widest.name,
+        )

@@ -1,0 +1,88 @@
+"""Pruning as the papers write it: one weight, one row, one column at a time, in float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pocketsize.pruning.pattern import Pattern
+
+
+def highest_slow(score: Tensor, pattern: Pattern, scope: str = "matrix") -> Tensor:
+    """The mask, by sorting; of equal scores the first stay."""
+    if pattern.of:
+        lines, keep = score.reshape(-1, pattern.of), pattern.kept
+    elif scope == "row":
+        lines = score
+        keep = lines.shape[1] - min(round(pattern.sparsity * lines.shape[1]), lines.shape[1] - 1)
+    else:
+        lines = score.reshape(1, -1)
+        keep = lines.shape[1] - min(round(pattern.sparsity * lines.shape[1]), lines.shape[1] - 1)
+    mask = torch.zeros(lines.shape, dtype=torch.bool)
+    for i, line in enumerate(lines.tolist()):
+        order = sorted(range(len(line)), key=lambda j: (-line[j], j))
+        mask[i, order[:keep]] = True
+    return mask.view(score.shape)
+
+
+def refit_slow(W: Tensor, mask: Tensor, H: Tensor) -> Tensor:
+    """Least squares, row by row."""
+    X = torch.zeros(W.shape, dtype=torch.float64)
+    for i in range(len(W)):
+        kept = mask[i].nonzero()[:, 0]
+        if len(kept):
+            wanted = (H.double() @ W[i].double())[kept]
+            X[i, kept] = torch.linalg.solve(H.double()[kept][:, kept], wanted)
+    return X
+
+
+def surgeon_slow(W: Tensor, H: Tensor, damp: float = 0.01) -> Tensor:
+    """The saliencies of optimal brain surgeon."""
+    damped = H.double() + damp * H.double().diagonal().mean() * torch.eye(len(H))
+    return W.double().square() / torch.linalg.inv(damped).diagonal()
+
+
+def sparsegpt_slow(W: Tensor, H: Tensor, pattern: Pattern, damp: float = 0.01, block: int = 128) -> Tensor:
+    """Algorithm 1: the inverse's Cholesky factor, each error sent on to all columns behind it."""
+    n = W.shape[1]
+    damped = H.double() + damp * H.double().diagonal().mean() * torch.eye(n)
+    U = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    W = W.double().clone()
+    mask = torch.ones(W.shape, dtype=torch.bool)
+    for j in range(n):
+        if pattern.of and j % pattern.of == 0:
+            part = slice(j, j + pattern.of)
+            mask[:, part] = highest_slow(W[:, part].square() / U.diagonal()[part].square(), pattern)
+        elif not pattern.of and j % block == 0:
+            part = slice(j, min(j + block, n))
+            mask[:, part] = highest_slow(W[:, part].square() / U.diagonal()[part].square(), pattern)
+        gone = torch.where(mask[:, j], 0, W[:, j])
+        W[:, j:] -= torch.outer(gone / U[j, j], U[j, j:])
+        W[:, j] *= mask[:, j]
+    return W * mask
+
+
+def alps_slow(
+    W: Tensor, H: Tensor, pattern: Pattern, *, damp: float = 0.01, rounds: int = 9, scope: str = "matrix"
+) -> Tensor:
+    """The same rounds by an eigendecomposition, with V instead of V over the penalty, and exact values."""
+    root = H.double().diagonal().sqrt()
+    unit = H.double() / torch.outer(root, root) + damp * torch.eye(len(H))
+    values, Q = torch.linalg.eigh(unit)
+    wanted = W.double() * root
+    D, V = wanted * highest_slow(wanted.abs(), pattern, scope), torch.zeros_like(wanted)
+    T, penalty = wanted, 0.4
+    for i in range(rounds):
+        B = (wanted @ unit - V + penalty * D) @ Q @ torch.diag(1 / (values + penalty)) @ Q.T
+        T = B + V / penalty
+        D = T * highest_slow(T.abs(), pattern, scope)
+        V = V + penalty * (B - D)
+        if i % 3 == 2:
+            penalty *= 2
+    return refit_slow(wanted, highest_slow(T.abs(), pattern, scope), unit) / root
+
+
+def error(W: Tensor, X: Tensor, H: Tensor) -> float:
+    """tr (W - X) H (W - X)^T over tr W H W^T."""
+    E, V = W.double() - X.double(), W.double()
+    return float((E @ H.double() * E).sum() / (V @ H.double() * V).sum())

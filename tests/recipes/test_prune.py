@@ -1,0 +1,251 @@
+"""Recipe step `prune`: exact zeros that survive every later step, and what is refused before work starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+
+import pocketsize as ps
+from pocketsize.errors import PocketsizeError, UnsupportedError, UsageError
+from pocketsize.exporting import table
+from pocketsize.models import calls
+from pocketsize.models.load import load
+from pocketsize.recipes.body import Layers
+from pocketsize.recipes.prune import Prune
+from pocketsize.recipes.quantize import Gptq, Rtn
+from pocketsize.recipes.recipe import Data
+from tiny import write_texts, write_tiny
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "stock" not in request.keywords:
+        monkeypatch.setattr(table, "reload_check", lambda *_: ())
+
+
+class Quiet:
+    def phase(self, text: str) -> None: ...
+
+    def progress(self, done: int, total: int, what: str) -> None: ...
+
+
+def data(tmp_path: Path, sequences: int = 4) -> Data:
+    calibrate, evaluate = write_texts(tmp_path)
+    return Data((calibrate,), (evaluate,), sequences=sequences, length=32, tokens=256, written=0.0)
+
+
+def ran(tmp_path: Path, family: str, *steps: Any, export: list[str] | None = None, sequences: int = 4) -> Any:
+    if not (source := tmp_path / "m").exists():
+        write_tiny(source, family)
+    return ps.run(
+        source,
+        list(steps),
+        out=tmp_path / "o",
+        export=export or ["folder"],
+        data=data(tmp_path, sequences),
+        console=Quiet(),
+        dtype="fp32",
+    )
+
+
+def zeros(folder: Path) -> dict[str, float]:
+    model = load(folder)
+    return {name: float((model.weight(name) == 0).double().mean()) for name in model.linears}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mpnet", "qwen3_moe"])
+@pytest.mark.parametrize("score", ["alps", "wanda", "magnitude"])
+def test_half_of_every_linear_is_zero_and_stock_transformers_loads_it(
+    family: str, score: str, tmp_path: Path
+) -> None:
+    done = ran(tmp_path, family, Prune(score=score))
+    assert all(share == pytest.approx(0.5, abs=0.01) for share in zeros(tmp_path / "o").values())
+    auto = AutoModel if family == "mpnet" else AutoModelForCausalLM
+    _, told = auto.from_pretrained(tmp_path / "o", output_loading_info=True)
+    assert not told["unexpected_keys"] and not told["mismatched_keys"] and not told["missing_keys"]
+    report = done.record.steps[0]
+    assert {layer.zeros for layer in report.layers} == {0.5}
+    assert len(report.layers) == len(load(tmp_path / "o").linears)
+    assert json.loads((tmp_path / "o" / "config.json").read_text())["sparsity"] == {
+        "structure": "unstructured",
+        "share": 0.5,
+    }
+
+
+@pytest.mark.parametrize("score", ["alps", "sparsegpt", "surgeon", "wanda", "taylor"])
+@pytest.mark.parametrize("update", ["auto", "none", "sweep", "refit"])
+def test_any_score_goes_with_any_update_and_pattern(score: str, update: str, tmp_path: Path) -> None:
+    ran(tmp_path, "llama", Prune(pattern="2:4", score=score, update=update))
+    model = load(tmp_path / "o")
+    for name in model.linears:
+        W = model.weight(name)
+        assert bool(((W.view(len(W), -1, 4) == 0).sum(-1) == 2).all()), name
+
+
+def test_what_stays_is_moved_to_make_up_for_what_goes(tmp_path: Path) -> None:
+    """On the model's own text each matrix errs less than by dropping its smallest weights."""
+    done = ran(tmp_path, "llama", Prune(), sequences=16)
+    layers = done.record.steps[0].layers
+    assert all(layer.error < layer.rtn_error for layer in layers)
+    before, after = load(tmp_path / "m"), load(tmp_path / "o")
+    name = before.linears[-1]
+    stays = after.weight(name) != 0
+    assert not torch.equal(before.weight(name)[stays], after.weight(name)[stays])
+
+
+@pytest.mark.parametrize("step", [Rtn(), Gptq(), Gptq(symmetric=False), Gptq(learn=4)], ids=str)
+def test_a_quantizer_keeps_the_zeros(step: Any, tmp_path: Path) -> None:
+    ran(tmp_path, "llama", Prune(), step, sequences=16)
+    ran_on = ps.load(tmp_path / "o")
+    for name in ran_on.linears:
+        assert float((ran_on.weight(name) == 0).double().mean()) >= 0.5
+
+
+def test_blocks_may_go_before_weights_do(tmp_path: Path) -> None:
+    ran(tmp_path, "llama", Layers(keep=1), Prune(sparsity=0.6), Rtn())
+    assert set(zeros(tmp_path / "o")) == set(load(tmp_path / "o").linears)
+    assert min(zeros(tmp_path / "o").values()) >= 0.59
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+def test_what_is_stored_sparse_comes_back_and_is_smaller(family: str, pattern: str, tmp_path: Path) -> None:
+    done = ran(tmp_path, family, Prune(pattern=pattern), export=["folder", "sparse"])
+    dense, sparse = load(tmp_path / "o"), load(tmp_path / "o" / "sparse")
+    assert dense.checkpoint.entries.keys() == sparse.checkpoint.entries.keys()
+    for name in dense.checkpoint.entries:
+        assert torch.equal(dense.weight(name), sparse.weight(name)), name
+    assert sparse.origin.dequantized_from is None and sparse.pattern == dense.pattern
+    sizes = {a.format: a.bytes for a in done.record.artifacts}
+    assert sizes["sparse"] < sizes["folder"]
+    assert ps.verify(tmp_path / "o").ok if hasattr(ps.verify(tmp_path / "o"), "ok") else True
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_codes_of_what_is_not_zero_come_back(family: str, symmetric: bool, tmp_path: Path) -> None:
+    step = Gptq(symmetric=symmetric, embeddings=None)
+    done = ran(tmp_path, family, Prune(), step, export=["sparse"], sequences=16)
+    back = load(tmp_path / "o")
+    for layer in done.record.steps[1].layers:
+        W = back.weight(layer.name)
+        assert float((W == 0).double().mean()) >= 0.5
+    assert "sparse-bitmask 4 bits" in str(back.origin.dequantized_from)
+    names = {p.part: p.bytes for p in done.record.sizes}
+    weights = sum(layer.rows * layer.columns for layer in done.record.steps[1].layers)
+    group = done.record.steps[1].options["group"]
+    exact = 1 + 0.5 * 4 + (16 if symmetric else 20) / group
+    assert 8 * names["linears"] / weights <= exact + 0.5  # names and shapes of tiny matrices count
+
+
+def test_a_share_of_its_own_for_some_linears(tmp_path: Path) -> None:
+    ran(tmp_path, "llama", Prune(overrides={"*.down_proj": 0.25, "*.q_proj": None}))
+    found = zeros(tmp_path / "o")
+    for name, share in found.items():
+        expected = 0.25 if "down_proj" in name else 0.0 if "q_proj" in name else 0.5
+        assert share == pytest.approx(expected, abs=0.01), name
+
+
+@pytest.mark.parametrize("allocation", ["outliers", "taylor"])
+def test_an_allocation_spreads_the_same_share(allocation: str, tmp_path: Path) -> None:
+    ran(tmp_path, "llama", Prune(allocation=allocation, spread=0.1), sequences=16)
+    model, found = load(tmp_path / "o"), zeros(tmp_path / "o")
+    counts = {name: model.checkpoint.entries[name].shape for name in found}
+    weights = {name: shape[0] * shape[1] for name, shape in counts.items()}
+    mean = sum(found[n] * weights[n] for n in found) / sum(weights.values())
+    assert mean == pytest.approx(0.5, abs=0.01)
+    assert len({round(share, 3) for share in found.values()}) > 1
+    assert all(0.39 <= share <= 0.61 for share in found.values())
+
+
+def test_learning_is_kept_only_where_the_block_comes_nearer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "BATCH_TOKENS", 4 * 32)
+    done = ran(tmp_path, "llama", Prune(learn=8), sequences=32)
+    layers = done.record.steps[0].layers
+    assert all(layer.learned is not None and layer.learned <= 1 for layer in layers)
+    assert any(layer.learned < 1 for layer in layers)
+    assert all(share == pytest.approx(0.5, abs=0.01) for share in zeros(tmp_path / "o").values())
+
+
+def test_a_pruned_folder_is_taken_up_again(tmp_path: Path) -> None:
+    ran(tmp_path, "llama", Prune())
+    pruned = tmp_path / "pruned"
+    (tmp_path / "o").rename(pruned)
+    ps.run(pruned, [Rtn()], out=tmp_path / "o", export=["folder"], data=data(tmp_path), console=Quiet())
+    assert min(zeros(tmp_path / "o").values()) >= 0.5
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"sparsity": 0.0}, "sparsity is the share"),
+    ({"sparsity": 1.0}, "sparsity is the share"),
+    ({"sparsity": 1.5}, "sparsity is the share"),
+    ({"pattern": "4:4"}, "pattern 4:4"),
+    ({"pattern": "two of four"}, "pattern is unstructured"),
+    ({"pattern": "2:4", "sparsity": 0.7}, "leave sparsity out"),
+    ({"pattern": "2:4", "allocation": "outliers"}, "one share for all"),
+    ({"pattern": "2:4", "overrides": {"*.q_proj": 0.3}}, "one share for all"),
+    ({"score": "wander"}, "did you mean"),
+    ({"update": "x"}, "unknown update"),
+    ({"scope": "model"}, "unknown scope"),
+    ({"damp": 0.0}, "damp"),
+    ({"spread": 1.0}, "spread"),
+    ({"rounds": 0}, "rounds"),
+    ({"overrides": {"*.q_proj": 1.0}}, "above 0 and below 1"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), REFUSED, ids=str)
+def test_what_makes_no_sense_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Prune(**options)
+
+
+def test_what_a_model_cannot_have_is_refused_before_work(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama"))
+    with pytest.raises(UnsupportedError, match="which pattern 3:7 does not divide"):
+        Prune(pattern="3:7").resolve(model, ("folder",))
+    with pytest.raises(UsageError, match="decides none"):
+        Prune(overrides={"*.nothing": 0.2}).resolve(model, ("folder",))
+    with pytest.raises(UsageError, match="nothing would be pruned"):
+        Prune(overrides={"*": None}).resolve(model, ("folder",))
+    encoder = load(write_tiny(tmp_path / "e", "bert"))
+    with pytest.raises(UnsupportedError, match="predicts no tokens"):
+        Prune(score="taylor").resolve(encoder, ("folder",))
+
+
+def test_a_format_of_zeros_is_refused_for_a_model_that_has_none(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="nothing in the model is pruned"):
+        ran(tmp_path, "llama", Rtn(), export=["sparse"])
+
+
+@pytest.mark.parametrize("options", [{"scheme": "Q4_K"}, {"scheme": "NF4"}, {"float_zeros": True}], ids=str)
+def test_a_grid_that_has_no_zero_is_refused(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(PocketsizeError, match=r"zero|pruned|store"):
+        ran(tmp_path, "llama", Prune(), Gptq(symmetric="auto", **options))
+
+
+def test_a_dense_rival_of_the_same_size_is_told(tmp_path: Path) -> None:
+    """Half of 16-bit weights takes 9 bits and more, of which a dense grid of 8 makes far better use."""
+    done = ran(tmp_path, "llama", Prune(), sequences=16)
+    (said,) = [f for f in done.record.findings if f.code == "dense-is-better"]
+    assert "a dense grid of 8." in said.message
+    for layer in done.record.steps[0].layers:
+        assert layer.rival < layer.rivalled == pytest.approx(layer.error, rel=0.6)
+        assert layer.bits_per_weight == pytest.approx(9 + 64 / layer.columns, abs=0.01)
+
+
+def test_the_rival_of_pruned_codes_is_that_of_the_matrix_before(tmp_path: Path) -> None:
+    done = ran(tmp_path, "llama", Prune(), Gptq(group=64, symmetric=False), sequences=16)
+    layers = done.record.steps[1].layers
+    assert all(layer.rival_bits <= 1.01 * layer.bits_per_weight for layer in layers if layer.rival_bits)
+    assert {layer.bits_per_weight for layer in layers} <= {3.3125, 3.3} | {
+        layer.bits_per_weight for layer in layers if layer.zeros > 0.5
+    }
+    assert [f.code for f in done.record.findings if f.code.endswith("-is-better")]
