@@ -148,12 +148,11 @@ def stages(
 ) -> list[dict[str, Any]]:
     """The rows of one way: cut, healed, taught."""
     (kind, options) = next(iter(step.items()))
-    done = applied(original, {kind: options}, texts, work / way / "healed")
-    # The same slices and blocks, not solved anew.
-    chosen = json.loads((work / way / "healed.json").read_text())
-    bare = {"layers": {"keep": chosen["kept"], "heal": False}} if kind == "layers" else None
-    bare = bare or {kind: options | {"heal": False}}
-    cut = applied(original, bare, texts, work / way / "cut")
+    done = applied(original, step, texts, work / way / "healed")
+    # The same blocks without looking for them again; slices are found again.
+    kept = json.loads((work / way / "healed.json").read_text())["kept"]
+    bare = {"keep": kept} if kind == "layers" else options
+    cut = applied(original, {kind: bare | {"heal": False}}, texts, work / way / "cut")
     lesson = {"distill": {"tokens": tokens, **LESSON}}
     taught = applied(done, lesson, texts, work / way / "taught", original)
     out = work / way / "out"

@@ -179,6 +179,8 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (Student, {"remove": 0.5, "family": "llama"}, "remove is for a student that is cut"),
     (Student, {"remove": 0.5, "importance": "activations"}, "did you mean 'activation'"),
     (Student, {"remove": 0.5, "heal": "yes"}, "heal is auto, true or false"),
+    (Student, {"vocabulary": 300, "heal": True}, "no heads and no channels go"),
+    (Student, {"family": "llama", "heal": True}, "heal is for a student that is cut"),
 ]
 
 

@@ -235,7 +235,7 @@ class _Place:
             if not self.writes and not self.norm_first:
                 rest[i] = X
             wanted, weight = self._wanted(i, asked[i] if asked else None, X, rest[i])
-            R = wanted - torch.cat([_given(linear, X) for linear in linears], -1)
+            R = wanted - torch.cat([_given(linear, X) for linear in linears], -1).float()
             held = (torch.arange(len(mask), device=mask.device) + window) % HELD_OUT == HELD_OUT - 1
             window += len(mask)
             X = torch.cat((X, X.new_ones(*X.shape[:-1], 1)), -1) if biased else X
@@ -253,12 +253,13 @@ class _Place:
             given = [_given(linear, asked) for linear in self.linears(0)]
             model = self.whole.model
             parts = [cut_outputs(model, n, Y, chosen) for n, Y in zip(names, given, strict=True)]
-            return torch.cat(parts, -1), None
+            return torch.cat(parts, -1).float(), None
         there = call.hidden if asked is None else call.hidden + _given(self.linears(0)[0], asked)
         if chosen.width is not None:
             there = there[..., list(chosen.width)]
+        there, rest = there.float(), rest.float()
         if self.norm_first:  # tokens differ a thousandfold in size, and every norm divides that out
-            return there - rest, 1 / there.float().square().mean(-1).clamp_min(_EPS)
+            return there - rest, 1 / there.square().mean(-1).clamp_min(_EPS)
         if self.last:  # behind the last norm: what goes into it is to come out as that
             norm = [part for part in self._block(1).modules() if isinstance(part, nn.LayerNorm)][-1]
             now = rest + _given(self.linears(1)[0], X)

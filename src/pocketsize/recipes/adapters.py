@@ -13,7 +13,7 @@ from pocketsize.models.model import Model
 from pocketsize.training.lora import adapted, check_rank, narrow_parameters
 
 # Corrections begin at zero and bear a higher rate than matrices.
-FASTER = 10.0
+FASTER = 3.0
 # What a correction is multiplied by where nothing is named: alpha over rank.
 SCALE = 2.0
 

@@ -33,8 +33,9 @@ from pocketsize.recipes.step import Context
 PICKS = ("even", "influence", "taylor", "kl")
 # Which blocks were kept, beside the config of the shorter model.
 _CHOICE = "blocks.json"
-# Windows that tell how much each block changes, and tokens of them that every model without a block reads.
-WINDOWS = 16
+# Windows that tell how much each block changes, those of them that gradients are taken on, and tokens that
+# every model reads which lacks a part.
+WINDOWS, GRADED = 16, 8
 MEASURED = 1024
 
 
@@ -149,7 +150,7 @@ class Layers:
             some = max(1, MEASURED // ids.shape[1])
             return least_missed(model, ids[:some], mask[:some], count)
         if self.pick == "taylor":
-            costs = block_costs(model, ids, mask)
+            costs = block_costs(model, ids[:GRADED], mask[:GRADED], seed=ctx.seed)
             return sorted(_highest(costs, count)), costs
         influence = block_influence(model, ids, mask)
         ends = [0, len(influence) - 1][:count]

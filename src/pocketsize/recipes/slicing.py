@@ -17,7 +17,7 @@ from pocketsize.models.model import Model
 from pocketsize.models.surgery import Selection, Sizes, cut_tensor, laid, selection, sizes_of, watched
 from pocketsize.models.taylor import slice_costs
 from pocketsize.recipes import heal as healing
-from pocketsize.recipes.body import MEASURED, WINDOWS
+from pocketsize.recipes.body import GRADED, MEASURED, WINDOWS
 from pocketsize.recipes.record import Stage
 from pocketsize.recipes.step import Context
 
@@ -37,7 +37,7 @@ def selected(
         return selection(model, sizes, {}, tokens)
     if importance == "activation":
         return selection(model, sizes, slice_importance(model, *text, names), tokens)
-    seen = slice_costs(model, *text, names, seed=ctx.seed)
+    seen = slice_costs(model, *(part[:GRADED] for part in text), names, seed=ctx.seed)
     if importance == "kl":
         some = max(1, MEASURED // text[0].shape[1])
         seen |= head_losses(model, text[0][:some], text[1][:some], sizes)

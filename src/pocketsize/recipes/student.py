@@ -104,9 +104,10 @@ class Student:
             raise UsageError(f"student: heal is auto, true or false, got {self.heal!r}")
         if self.family is None:
             self._check_cut(given)
-        elif self.remove is not None:
+        elif self.remove is not None or self.heal is True:
+            word = "heal" if self.remove is None else "remove"
             raise UsageError(
-                "student: remove is for a student that is cut; give a budget, such as parameters"
+                f"student: {word} is for a student that is cut; leave it out, or leave out family"
             )
         elif self.vocabulary == "corpus":
             raise UsageError(
@@ -127,6 +128,8 @@ class Student:
             raise UsageError(f"student: remove is a share between 0 and 1, got {self.remove}")
         if self.remove is not None and sizes:
             raise UsageError(f"student: remove chooses sizes; leave out it or {' and '.join(sizes)}")
+        if self.heal is True and not sizes and self.remove is None:
+            raise UsageError("student: heal: no heads and no channels go that could be made up for")
         if not sizes and not any((self.remove, self.vocabulary, self.tied)):
             raise UsageError(
                 "student: says nothing; give remove, hidden, heads, kv_heads, ffn, vocabulary or a family"
