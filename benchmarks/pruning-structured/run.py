@@ -33,7 +33,6 @@ from transformers import AutoModelForCausalLM
 
 from pocketsize.data.calibration import evaluation_windows, windows
 from pocketsize.data.text import Corpus, Document
-from pocketsize.exporting.companions import copy_companions
 from pocketsize.exporting.gguf import writer
 from pocketsize.io.llamacpp import LlamaCpp
 from pocketsize.measurement.quality import quality
@@ -74,18 +73,16 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, default=Path(__file__).with_name("work"))
     parser.add_argument("--downloads", type=Path, help="where texts are kept")
-    parser.add_argument("--tokens", default="32k", help="that teach")
+    parser.add_argument("--tokens", default="32k", help="that teach; 0 leaves the teaching out")
     parser.add_argument("--evaluated", type=int, default=4096, help="tokens of each kind of text")
     parser.add_argument("--record", type=Path, default=Path(__file__).with_name("record.json"))
     chosen = parser.parse_args()
     chosen.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    original = load(SAMPLE)
+    original, tokens = load(SAMPLE), 0 if chosen.tokens == "0" else count_of(chosen.tokens)
     texts = Texts(original, chosen.downloads or chosen.work / "downloads", chosen.evaluated)
     rows = [
-        row
-        for way, step in WAYS.items()
-        for row in stages(original, way, step, texts, chosen.work, count_of(chosen.tokens))
+        row for way, step in WAYS.items() for row in stages(original, way, step, texts, chosen.work, tokens)
     ]
     speeds = timed(original, chosen.work)
     for way in WAYS:
@@ -104,11 +101,11 @@ def main() -> None:
         protocol=[
             f"SmolLM2-135M-Instruct; importance and healing on {CALIBRATED} windows of {LENGTH} tokens, half "
             "fiction, half speeches; width: inner channels by Taylor costs; depth: blocks by measured KL",
-            f"taught: {chosen.tokens} tokens of the same kinds, forward KL to the original, batches of "
+            f"taught: {tokens:,} tokens of the same kinds, forward KL to the original, batches of "
             f"{LESSON['batch']} x {LENGTH}, rate {LESSON['rate']:g}",
             f"judged on {chosen.evaluated:,} tokens of other books and of other speeches; of both the worse",
             "of ideal: share of the time that is gone over share of the parameters that is, of the blocks "
-            "where text is read, with the head where it is written",
+            "where text is read, with the head where it is written; timed as healed: teaching changes no shape",
             f"times: one thread, the models in turn, median of {ROUNDS} rounds of {PROMPT} tokens read and "
             f"{DECODED} written; torch: float32, CPU time of the thread; llama.cpp: F16, its own clock",
         ],
@@ -153,14 +150,14 @@ def stages(
     kept = json.loads((work / way / "healed.json").read_text())["kept"]
     bare = {"keep": kept} if kind == "layers" else options
     cut = applied(original, {kind: bare | {"heal": False}}, texts, work / way / "cut")
-    lesson = {"distill": {"tokens": tokens, **LESSON}}
-    taught = applied(done, lesson, texts, work / way / "taught", original)
+    named = {"cut": cut, "healed": done}
+    if tokens:
+        lesson = {"distill": {"tokens": tokens, **LESSON}}
+        named["taught"] = applied(done, lesson, texts, work / way / "taught", original)
     out = work / way / "out"
     if not out.exists():
         out.mkdir()
-        write_student(taught, materialise(taught), out)
-        copy_companions(original.folder, out)
-    named = {"cut": cut, "healed": done, "taught": taught}
+        write_student(done, materialise(done), out)
     return [
         score(original, model, texts, work / way / f"{name}-score.json", (way, name))
         for name, model in named.items()
@@ -315,8 +312,9 @@ def bars(rows: list[dict[str, Any]], speeds: dict[str, dict[str, Any]]) -> list[
             name = kind.replace("_", ", ").replace("llamacpp", "llama.cpp")
             found.append(Bar(f"{way}: time saved over the ideal, {name}", value, "share", "higher", least))
         for after, before in (("healed", "cut"), ("taught", "healed")):
-            ratio = kl[f"{way}, {after}"] / kl[f"{way}, {before}"]
-            found.append(Bar(f"{way}: KL {after} over {before}", round(ratio, 4), "ratio", "lower", 1.0))
+            if (name := f"{way}, {after}") in kl:
+                ratio = kl[name] / kl[f"{way}, {before}"]
+                found.append(Bar(f"{way}: KL {after} over {before}", round(ratio, 4), "ratio", "lower", 1.0))
     return found
 
 
