@@ -105,7 +105,7 @@ def main() -> None:
             f"{LESSON['batch']} x {LENGTH}, rate {LESSON['rate']:g}",
             f"judged on {chosen.evaluated:,} tokens of other books and of other speeches; of both the worse",
             "of ideal: share of the time that is gone over share of the parameters that is, of the blocks "
-            "where text is read, with the head where it is written; timed as healed: teaching changes no shape",
+            "where text is read, with the head where it is written; timed as healed, which has the shape",
             f"times: one thread, the models in turn, median of {ROUNDS} rounds of {PROMPT} tokens read and "
             f"{DECODED} written; torch: float32, CPU time of the thread; llama.cpp: F16, its own clock",
         ],
