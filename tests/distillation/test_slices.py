@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from oracles.slices import importance_slow
-from pocketsize.distillation.slices import Heads, Importance, best, kept_heads, pooled, rows_of, summed
+from pocketsize.distillation.slices import Heads, Importance, added, best, kept_heads, pooled, rows_of, summed
 
 
 @pytest.mark.parametrize("width", [1, 4])
@@ -79,3 +79,8 @@ def test_pooled_rows_are_means_and_single_ones_are_copies() -> None:
     torch.testing.assert_close(two, torch.cat([(W[0:2] + W[2:4]) / 2, W[4:6]]))
     assert torch.equal(pooled(W, [(0,), (1,), (2,)], 2), W)
     assert rows_of([2, 0], 2) == [4, 5, 0, 1]
+
+
+def test_costs_of_several_places_add_up() -> None:
+    a, b = torch.tensor([3.0, 0.0, 1.0]), torch.tensor([4.0, 2.0, 1.0])
+    torch.testing.assert_close(added([a, b]) ** 2, a**2 + b**2)
