@@ -23,10 +23,10 @@ from pocketsize.recipes.record import Finding, Stage
 from pocketsize.recipes.step import Context, Place
 
 Heal = bool | Literal["auto"]
-# Windows that teach and judge at most: more of them take longer and hardly help.
-WINDOWS = 64
-# Those of them, of every fourth, that judge the whole model.
-JUDGES = 8
+# Windows that linears are solved on at most; of all windows the share (and at most how many) that judges the
+# whole model and nothing else.
+WINDOWS = 32
+SHARE, JUDGES = 8, 8
 _DONE = "done"
 
 
@@ -55,9 +55,12 @@ def heal(pair: Pair, ctx: Context, key: str) -> Healing:
 
     Finished blocks lie in the place of this name until the model is made.
     """
-    ids, mask = ctx.input_ids[:WINDOWS], ctx.mask[:WINDOWS]
+    windows = len(ctx.input_ids)
+    judges = min(JUDGES, max(1, windows // SHARE))
+    teach = slice(judges, judges + WINDOWS)
+    ids, mask = ctx.input_ids[teach], ctx.mask[teach]
     if len(ids) < HELD_OUT:
-        said = f"every {HELD_OUT}th calibration window judges; of {len(ids)} windows none does"
+        said = f"one calibration window judges and {HELD_OUT} teach at least; there are {windows}"
         ctx.findings.append(Finding("few-windows", f"{said}: nothing was healed", ""))
         return Healing()
     place, new = ctx.store.place(key), dict[str, Tensor]()
@@ -72,9 +75,9 @@ def heal(pair: Pair, ctx: Context, key: str) -> Healing:
             blocks = pair.cut.blocks
             ctx.progress(blocks.index(fit.block) + 1, len(blocks), f"healed {fit.block}")
     tensors = _Laid.of([_file(place, path) for path in pair.cut.blocks])
-    judges = slice(HELD_OUT - 1, HELD_OUT * JUDGES, HELD_OUT)
+    held = ctx.input_ids[:judges], ctx.mask[:judges]
     ways = (pair.cut, replace(pair.cut, changed=tensors))
-    before, after = (divergence(pair.original, one, ids[judges], mask[judges]) for one in ways)
+    before, after = (divergence(pair.original, one, *held) for one in ways)
     better = after < before
     stages = (Stage("cut", before, kept=not better), Stage("healed", after, kept=better))
     return Healing(tensors if better else {}, stages)
