@@ -23,8 +23,8 @@ from pocketsize.recipes.record import Finding, Stage
 from pocketsize.recipes.step import Context, Place
 
 Heal = bool | Literal["auto"]
-# Windows that linears are solved on at most; of all windows the share (and at most how many) that judges the
-# whole model and nothing else.
+# Windows that linears are solved on at most. One in SHARE of all, JUDGES at most, judges the whole model and
+# nothing else.
 WINDOWS = 32
 SHARE, JUDGES = 8, 8
 _DONE = "done"
