@@ -56,6 +56,7 @@ CLASSES = (
     api.Rtn,
     api.Hqq,
     api.Prune,
+    api.Oats,
     Data,
     Source,
     Recipe,
@@ -65,15 +66,8 @@ CLASSES = (
     Check,
 )
 FUNCTIONS = (
-    api.shrink,
-    api.quantize,
-    api.distill,
-    api.prune,
-    api.run,
-    api.plan,
-    api.load,
-    api.verify,
-    api.result,
+    *(api.shrink, api.quantize, api.distill, api.prune, api.run),
+    *(api.plan, api.load, api.verify, api.result),
 )
 
 

@@ -34,6 +34,7 @@ KEYS = {
         *("sparsity", "pattern", "score", "update", "scope", "allocation", "spread"),
         *("damp", "rounds", "learn", "overrides"),
     ],
+    "oats": ["sparsity", "pattern", "rank", "rounds", "damp"],
     "distill": [
         *TRAINING,
         *("lora", "alpha"),

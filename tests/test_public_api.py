@@ -16,6 +16,7 @@ PUBLIC = [
         "Gptq",
         "Hqq",
         "Layers",
+        "Oats",
         "Plan",
         "Prune",
         "Qat",

@@ -19,6 +19,7 @@ __all__ = [
     "Gptq",
     "Hqq",
     "Layers",
+    "Oats",
     "Plan",
     "Prune",
     "Qat",

@@ -26,6 +26,7 @@ from pocketsize.recipes.awq import Awq
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.distill import Distill, Finetune
 from pocketsize.recipes.grids import Quantizer, unstorable
+from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.plan import Plan
 from pocketsize.recipes.plan import plan as plan_recipe
 from pocketsize.recipes.prune import Prune
@@ -288,7 +289,7 @@ def default_export(source: str, steps: Sequence[Step] = ()) -> tuple[str, ...]:
     scheme of a step is left out; if neither can, it is the first that can.
     """
     config = read_config(resolve(source))
-    if any(isinstance(step, Prune) for step in steps):
+    if any(isinstance(step, Prune | Oats) for step in steps):
         return ("folder", "sparse")
     words = [step.scheme for step in steps if isinstance(step, Quantizer)]
     formats = ("gguf", "folder") if arch_for(config).gguf else ("folder",)

@@ -86,3 +86,26 @@ def error(W: Tensor, X: Tensor, H: Tensor) -> float:
     """tr (W - X) H (W - X)^T over tr W H W^T."""
     E, V = W.double() - X.double(), W.double()
     return float((E @ H.double() * E).sum() / (V @ H.double() * V).sum())
+
+
+def oats_slow(
+    W: Tensor,
+    H: Tensor,
+    pattern: Pattern,
+    rank: int,
+    *,
+    rounds: int = 20,
+    scope: str = "row",
+    damp: float = 0.01,
+) -> tuple[Tensor, Tensor]:
+    """The same turns with whole singular value decompositions; S and L."""
+    root = H.double().diagonal().sqrt()
+    wanted = W.double() * root
+    S = wanted * highest_slow(wanted.abs(), pattern, scope)
+    for _ in range(rounds + 1):
+        U, values, V = torch.linalg.svd(wanted - S, full_matrices=False)
+        L = U[:, :rank] @ torch.diag(values[:rank]) @ V[:rank]
+        S = (wanted - L) * highest_slow((wanted - L).abs(), pattern, scope)
+    unit = H.double() / torch.outer(root, root) + damp * torch.eye(len(H))
+    mask = highest_slow((wanted - L).abs(), pattern, scope)
+    return refit_slow(wanted - L, mask, unit) / root, L / root

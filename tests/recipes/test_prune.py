@@ -16,6 +16,8 @@ from pocketsize.exporting import table
 from pocketsize.models import calls
 from pocketsize.models.load import load
 from pocketsize.recipes.body import Layers
+from pocketsize.recipes.journal import Journal
+from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.prune import Prune
 from pocketsize.recipes.quantize import Gptq, Rtn
 from pocketsize.recipes.recipe import Data
@@ -249,3 +251,54 @@ def test_the_rival_of_pruned_codes_is_that_of_the_matrix_before(tmp_path: Path) 
         layer.bits_per_weight for layer in layers if layer.zeros > 0.5
     }
     assert [f.code for f in done.record.findings if f.code.endswith("-is-better")]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+def test_sparse_plus_low_rank_comes_back_from_its_parts(family: str, pattern: str, tmp_path: Path) -> None:
+    done = ran(tmp_path, family, Oats(pattern=pattern, rounds=4), export=["folder", "sparse"], sequences=16)
+    dense, parts = load(tmp_path / "o"), load(tmp_path / "o" / "sparse")
+    for name in dense.linears:
+        assert torch.allclose(dense.weight(name), parts.weight(name), atol=1e-5), name
+        assert float((dense.weight(name) == 0).double().mean()) < 0.1
+    assert dense.pattern is None and dense.low_rank
+    sizes = {a.format: a.bytes for a in done.record.artifacts}
+    assert sizes["sparse"] < sizes["folder"]
+    assert all(layer.error < layer.rtn_error for layer in done.record.steps[0].layers)
+
+
+def test_nothing_comes_after_oats(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="put oats last"):
+        ran(tmp_path, "llama", Oats(), Rtn())
+
+
+@pytest.mark.parametrize("options", [{"rank": 0.0}, {"rank": 1.0}, {"rounds": 0}, {"sparsity": 2.0}], ids=str)
+def test_parts_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        Oats(**options)
+
+
+def test_a_run_that_is_cut_off_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    """Cut off behind the first block, and gone on with."""
+    write_tiny(tmp_path / "m", "llama")
+    files = {}
+    for where, cut in (("whole", False), ("cut", True)):
+        kept = Journal.keep
+
+        def keep(self: Journal, key: str, *rest: Any, kept: Any = kept, cut: bool = cut) -> None:
+            kept(self, key, *rest)
+            if cut and key.endswith(".0"):
+                raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Journal, "keep", keep)
+            patched.setattr(table, "reload_check", lambda *_: ())
+            how = {"export": ["folder"], "data": data(tmp_path, 8), "console": Quiet()}
+            if cut:
+                with pytest.raises(KeyboardInterrupt):
+                    ps.run(tmp_path / "m", [Prune()], out=tmp_path / where, **how)
+                patched.undo()
+            done = ps.run(tmp_path / "m", [Prune()], out=tmp_path / where, **how)
+            assert (done.record.timing.resumed > 0) is cut
+        files[where] = (tmp_path / where / "model.safetensors").read_bytes()
+    assert files["whole"] == files["cut"]

@@ -20,7 +20,7 @@ def panels(reports: tuple[LayerReport, ...], method: str = "GPTQ") -> list[ET.El
     return [
         ET.fromstring(
             chart.error_panel(
-                p, low=placed.low, high=placed.high, last_block=placed.last_block, method=method
+                p, low=placed.low, high=placed.high, last_block=placed.last_block, names=(method, "RTN")
             )
         )
         for p in placed.panels

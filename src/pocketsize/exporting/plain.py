@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,6 +67,11 @@ def plain_config(model: Model, quantization: Mapping[str, object] | None) -> byt
     if quantization is not None:
         config["quantization_config"] = quantization
     return as_json(config)
+
+
+def config_of_plain(folder: Path) -> dict[str, Any]:
+    """The config of a model folder without what it says of how weights are packed: it is for plain ones."""
+    return {k: v for k, v in read_json_object(folder / CONFIG).items() if k not in KEYS}
 
 
 def require_storable(model: Model) -> None:

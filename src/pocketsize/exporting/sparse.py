@@ -29,11 +29,13 @@ from pocketsize.exporting.plain import (
     weight_bytes,
     write_folder,
 )
-from pocketsize.io.checkpoint import TensorSpec
-from pocketsize.models.model import Model
-from pocketsize.models.packing import SPARSE
-from pocketsize.pruning.bitmask import bits_of_rows, packed_codes
+from pocketsize.io.checkpoint import DTYPES, TensorSpec, open_checkpoint
+from pocketsize.models.model import SPARSITY, Model
+from pocketsize.models.packing import SPARSE, sparse_said
+from pocketsize.pruning.bitmask import bits_of_rows, packed_codes, row_offsets, rows_of_bits, spread
 from pocketsize.pruning.mask import zeros_of
+from pocketsize.pruning.oats import split
+from pocketsize.pruning.pattern import UNSTRUCTURED
 from pocketsize.quantization.scheme import Scheme
 
 # How many weights of a linear are not zero.
@@ -42,7 +44,7 @@ CountOf = Callable[[str], int]
 
 def refuses(model: Model) -> str | None:
     """Why a model cannot be stored so; None where it can."""
-    if model.pattern is None:
+    if model.pattern is None and not model.low_rank:
         return "nothing in the model is pruned: it would only grow; use folder"
     return None
 
@@ -99,6 +101,8 @@ def stored_value(model: Model, name: str) -> Tensor:
     """The parameter as the folder gives it back, float32."""
     if name in model.quantized and name not in model.ends:
         return model.weight(name)
+    if model.low_rank and name in model.linears:
+        return _sum(model, name)
     return kept(model, name).to(torch.float32)
 
 
@@ -108,22 +112,15 @@ def _quantized(model: Model, scheme_of: SchemeOf) -> dict[str, Scheme]:
 
 def _config(model: Model, schemes: Mapping[str, Scheme]) -> bytes:
     """What says how the folder is packed: to compressed-tensors where it may know it."""
-    pattern = model.pattern
-    assert pattern is not None
-    sparsity = {
-        "format": SPARSE,
-        "targets": ["Linear"],
-        "ignore": [],
-        "global_sparsity": pattern.sparsity,
-        "sparsity_structure": pattern.name,
-    }
+    known: Mapping[str, object] = getattr(model.config, SPARSITY)
+    said = sparse_said(known)["quantization_config"]
+    assert isinstance(said, dict)
     if not schemes:
-        return plain_config(
-            model, {"quant_method": "compressed-tensors", "format": "dense", "sparsity_config": sparsity}
-        )
+        return plain_config(model, said)
     weights = sorted({(s.bits, s.group or -1, s.symmetric) for s in schemes.values()})
-    said = [{"num_bits": bits, "group_size": group, "symmetric": even} for bits, group, even in weights]
-    return plain_config(model, {"quant_method": SPARSE, "weights": said, "sparsity_config": sparsity})
+    listed = [{"num_bits": bits, "group_size": group, "symmetric": even} for bits, group, even in weights]
+    own = {"quant_method": SPARSE, "weights": listed, "sparsity_config": said["sparsity_config"]}
+    return plain_config(model, own)
 
 
 def _counted(model: Model) -> CountOf:
@@ -173,6 +170,9 @@ def _specs(
     if count is None:
         yield kept_spec(model, name, entry.name)
         return
+    if model.low_rank:
+        yield from _parts_of_sum(model, name)
+        return
     lines, across = entry.shape
     owner, left, scheme = entry.name.removesuffix(".weight"), count(name), schemes.get(name)
 
@@ -183,7 +183,7 @@ def _specs(
     yield TensorSpec(f"{owner}.bitmask", torch.uint8, (lines, -(-across // 8)), lambda: bits_of_rows(mask()))
     if scheme is None:
         yield TensorSpec(f"{owner}.compressed", model.dtype, (left,), lambda: kept(model, name)[mask()])
-        yield TensorSpec(f"{owner}.row_offsets", torch.int64, (lines,), lambda: _offsets(mask()))
+        yield TensorSpec(f"{owner}.row_offsets", torch.int64, (lines,), lambda: row_offsets(mask()))
         return
     rows, columns = model.matrix_shape(name)
     groups, words = columns // scheme.width(columns), -(-left * scheme.bits // 32)
@@ -208,9 +208,45 @@ def _specs(
         )
 
 
-def _offsets(mask: Tensor) -> Tensor:
-    counts = mask.sum(1)
-    return counts.cumsum(0) - counts
+def _parts_of_sum(model: Model, name: str) -> Iterator[TensorSpec]:
+    """What a linear that is a sum is stored as: the parts as step `oats` left them, or of their shapes."""
+    entry = model.checkpoint.entries[name]
+    owner = entry.name.removesuffix(".weight")
+    raw = open_checkpoint(model.checkpoint.folder)
+    for part in ("shape", "bitmask", "compressed", "row_offsets", "left", "right"):
+        stored = f"{owner}.{part}"
+        if stored in raw.entries:
+            shape, plain = raw.entries[stored].shape, DTYPES[raw.entries[stored].dtype]
+        else:
+            shape, plain = _shape_of(model, name, part)
+        dtype = model.dtype if plain.is_floating_point else plain
+        yield TensorSpec(stored, dtype, shape, lambda stored=stored, d=dtype: raw.read(stored).to(d))
+
+
+def _shape_of(model: Model, name: str, part: str) -> tuple[tuple[int, ...], torch.dtype]:
+    """The shape of a part before it is there."""
+    (rows, columns), (lines, across) = model.matrix_shape(name), model.checkpoint.entries[name].shape
+    known = getattr(model.config, SPARSITY)
+    rank, sparsity = split(rows, columns, known["share"], known["rank"])
+    left = rows * columns
+    left -= round((known["share"] if known["structure"] != UNSTRUCTURED else sparsity) * left)
+    shapes = {
+        "shape": ((2,), torch.int64),
+        "bitmask": ((lines, -(-across // 8)), torch.uint8),
+        "compressed": ((left,), torch.float32),
+        "row_offsets": ((lines,), torch.int64),
+        "left": ((rows, rank), torch.float32),
+        "right": ((rank, columns), torch.float32),
+    }
+    return shapes[part]
+
+
+def _sum(model: Model, name: str) -> Tensor:
+    """A linear from its parts as they are stored."""
+    parts = {spec.name.rpartition(".")[2]: spec.make() for spec in _parts_of_sum(model, name)}
+    across = model.checkpoint.entries[name].shape[1]
+    S = spread(parts["compressed"].float(), rows_of_bits(parts["bitmask"], across))
+    return S + model.as_stored(name, parts["left"].float() @ parts["right"].float())
 
 
 def _zeros(model: Model, name: str, bits: int) -> Tensor:

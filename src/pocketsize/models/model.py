@@ -123,7 +123,14 @@ class Model:
     def pattern(self) -> Pattern | None:
         """Where the linears have zeros that later steps keep (config key `sparsity`), else None."""
         known = getattr(self.config, SPARSITY, None)
-        return None if known is None else pattern_of(str(known["structure"]), float(known["share"]))
+        if known is None or known.get("rank"):
+            return None
+        return pattern_of(str(known["structure"]), float(known["share"]))
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether the linears are sums of a sparse matrix and one of low rank (step `oats`)."""
+        return bool((getattr(self.config, SPARSITY, None) or {}).get("rank"))
 
     def mask(self, name: str) -> Bool[Tensor, "out in"]:
         """Which weights of a linear are not zero: those that may change in a pruned model."""

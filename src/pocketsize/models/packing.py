@@ -50,6 +50,24 @@ class Prequantized:
         return f"{said}, its inputs not rounded here" if self.rounds else said
 
 
+def sparse_said(sparsity: Mapping[str, object]) -> dict[str, object]:
+    """What a config says of weights that lie with their zeros left out, as compressed-tensors says it."""
+    said = {
+        "format": SPARSE,
+        "targets": ["Linear"],
+        "ignore": [],
+        "global_sparsity": sparsity["share"],
+        "sparsity_structure": sparsity["structure"],
+    }
+    return {
+        "quantization_config": {
+            "quant_method": "compressed-tensors",
+            "format": "dense",
+            "sparsity_config": said,
+        }
+    }
+
+
 def recognise(raw: Mapping[str, Any], path: Path) -> Prequantized | None:
     """How the weights beside the config `raw` are packed; None: they are not. `path` is for errors."""
     found = next((raw[key] for key in KEYS if raw.get(key)), None)

@@ -256,7 +256,13 @@ def _sparse(layer: _Layer) -> Tensor:
     mask = rows_of_bits(layer.part("bitmask", (lines, -(-across // 8)), "U8"), across)
     left = int(mask.sum())
     if "compressed" in layer.held:
-        return spread(layer.part("compressed", (left,), *_SCALES).float(), mask)
+        S = spread(layer.part("compressed", (left,), *_SCALES).float(), mask)
+        if "left" not in layer.held:
+            return S
+        left, right = (layer.part(part, None, *_SCALES).float() for part in ("left", "right"))
+        if left.ndim != 2 or right.ndim != 2 or (len(left), right.shape[1]) != layer.as_stored(S).shape:
+            raise layer.fault("left", f"and right have shapes {list(left.shape)} and {list(right.shape)}")
+        return S + layer.as_stored(left @ right)
     words = layer.entry("codes").shape
     fits = [bits for bits in layer.how.bits if words == (-(-left * bits // 32),)]
     if len(fits) != 1:
@@ -292,7 +298,7 @@ _LAYOUTS: Mapping[str, tuple[str, tuple[str, ...], Callable[[_Layer], Tensor]]] 
         "compressed-tensors plain": ("weight", ("weight_scale",), _plain),
         SPARSE: (
             "bitmask",
-            ("shape", "compressed", "row_offsets", "codes", "scale", "zero_point"),
+            ("shape", "compressed", "row_offsets", "codes", "scale", "zero_point", "left", "right"),
             _sparse,
         ),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int32, Shaped, UInt8
+from jaxtyping import Bool, Int32, Int64, Shaped, UInt8
 from torch import Tensor
 
 
@@ -17,6 +17,12 @@ def rows_of_bits(bits: UInt8[Tensor, "rows bytes"], columns: int) -> Bool[Tensor
     """The mask that `bits_of_rows` packed."""
     found = np.unpackbits(bits.numpy(), axis=1, count=columns, bitorder="little")
     return torch.from_numpy(found.view(np.bool_))
+
+
+def row_offsets(mask: Bool[Tensor, "rows columns"]) -> Int64[Tensor, "rows"]:
+    """Where each row begins in what is left, row after row."""
+    counts = mask.sum(1)
+    return counts.cumsum(0) - counts
 
 
 def packed_codes(

@@ -16,6 +16,7 @@ from pocketsize.quantization.scheme import Scheme
 from pocketsize.recipes.adapters import learned_parameters
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.grids import Quantizer, scheme_of
+from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.prune import Prune
 from pocketsize.recipes.quantize import steps_learned
 from pocketsize.recipes.recipe import Recipe
@@ -84,9 +85,9 @@ def _made(model: Model, recipe: Recipe) -> int:
         model = step.outline(model)
         healed = isinstance(step, Layers | Student) and step.heal is True
         # What was healed or pruned lies there block by block until the model is made.
-        if isinstance(step, Student | Prune) or healed:
+        if isinstance(step, Student | Prune | Oats) or healed:
             students += 4 * model.origin.parameters
-        if isinstance(step, Prune) or healed:
+        if isinstance(step, Prune | Oats) or healed:
             students += 4 * sum(math.prod(model.matrix_shape(name)) for name in model.linears)
     return students + most
 

@@ -13,6 +13,7 @@ from pocketsize.models.model import Model
 from pocketsize.models.walk import HELD_OUT
 from pocketsize.recipes.disk import Written
 from pocketsize.recipes.memory import Size
+from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.prune import Prune
 from pocketsize.recipes.quantize import steps_learned
 from pocketsize.recipes.recipe import Recipe
@@ -52,7 +53,8 @@ class Whole:
 def durations(whole: Whole, one: Rehearsal) -> list[Took]:
     """The stages that follow the loading, in running order."""
     ways = {"write": _writing, "gptq": _gptq, "awq": _gptq, "rtn": _unseen, "hqq": _unseen}
-    ways |= {"prune": _pruning, "smoothquant": _gptq, "measure": _measuring, "export": _exporting}
+    ways |= {"smoothquant": _gptq, "measure": _measuring, "export": _exporting}
+    ways |= {"prune": _pruning, "oats": _pruning}
     found: list[Took] = []
     for name, spent in one.stages.items():
         cpu = ways.get(name, _latency)(whole, one, spent)
@@ -97,7 +99,7 @@ def _walked(whole: Whole, one: Rehearsal, units: Sequence[float], passes: float)
 
 def _pruning(whole: Whole, one: Rehearsal, spent: Spent) -> float:
     """All blocks once; with what they are learned by, if they are."""
-    step = next(step for step in whole.recipe.steps if isinstance(step, Prune))
+    step = next(step for step in whole.recipe.steps if isinstance(step, Prune | Oats))
     if not step.calibrated:
         return _unseen(whole, one, spent)
     return _walked(whole, one, spent.units, (LEARNED if step.learn else 1.0) * one.batch_s)

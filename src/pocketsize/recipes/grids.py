@@ -17,7 +17,7 @@ from pocketsize.recipes.mixes import INSTEAD, MIXES, base_of, by_name
 from pocketsize.recipes.overrides import decides, matched, matches, module_of
 from pocketsize.recipes.rounds import check_rounds
 from pocketsize.recipes.step import Context, Step
-from pocketsize.recipes.zeros import require_zero, require_zero_of
+from pocketsize.recipes.zeros import float_zeros_of, require_zero_of
 
 Auto = Literal["auto"]
 # The options that say how a linear is stored; each may be another where an override says so.
@@ -346,10 +346,7 @@ def _resolved(
         raise UnsupportedError(
             f"{where}: {middle[0]} has no {bits}-bit type with zeros; use symmetric: true{way}"
         )
-    asked = grid["float_zeros"]
-    if model.pattern is not None:
-        asked = require_zero(where, asked)
-    float_zeros = _float_zeros(where, asked, symmetric, exports)
+    float_zeros = float_zeros_of(where, grid["float_zeros"], symmetric, exports, model)
     # Scale times code difference has to fit the 11 digits of float16: GGUF stores that product as a
     # minimum, and stock loaders of a folder multiply in the dtype of the scale.
     exact = min(8, 11 - bits) if not symmetric and not float_zeros and bits <= 5 else 8
@@ -391,15 +388,3 @@ def _require_blocks(where: str, scheme: Scheme, model: Model, names: Sequence[st
                 f"{where}: rows of {name} have {width} weights, which groups of {scheme.group} do not "
                 "divide; give it another scheme by an override"
             )
-
-
-def _float_zeros(where: str, asked: bool | Auto, symmetric: bool, exports: tuple[str, ...]) -> bool:
-    """Whether zeros may be any number: where nothing is said, where every export stores them so."""
-    without = [name for name in exports if not EXPORTERS[name].float_zeros]
-    if asked == "auto":
-        return bool(exports) and not symmetric and not without
-    if asked and without:
-        raise UnsupportedError(
-            f"{where}: {without[0]} cannot store float zeros; use float_zeros: false, or export gguf alone"
-        )
-    return asked

@@ -27,6 +27,7 @@ from pocketsize.recipes.body import Layers
 from pocketsize.recipes.distill import Distill
 from pocketsize.recipes.grids import Quantizer
 from pocketsize.recipes.heal import WINDOWS as HEALED
+from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.prune import Prune
 from pocketsize.recipes.qat import Qat
 from pocketsize.recipes.quantize import steps_learned
@@ -125,7 +126,7 @@ def stages(model: Model, recipe: Recipe, size: Size, *, base_bytes: int, waiting
             heap.stage(step.kind, _walked(model, step, size, waiting))
         elif isinstance(step, Quantizer):
             heap.stage(step.kind, _rtn(model, step))
-        elif isinstance(step, Prune):
+        elif isinstance(step, Prune | Oats):
             heap.stage(step.kind, _pruned(model, step, size, waiting))
         elif isinstance(step, Student):
             heap.stage(step.kind, chain(_cut(model, step), _healed(model, step, size, waiting)))
@@ -199,7 +200,7 @@ def _walked(model: Model, step: Quantizer, size: Size, waiting: float) -> Iterat
         yield [*[ends] * (4 + head), ends, SCRATCH]
 
 
-def _pruned(model: Model, step: Prune, size: Size, waiting: float) -> Iterator[list[float]]:
+def _pruned(model: Model, step: Prune | Oats, size: Size, waiting: float) -> Iterator[list[float]]:
     """The walk, and at each site what ALPS holds; scores of all weights where gradients give them."""
     width = forward_dtype().itemsize
     states = size.tokens * model.config.hidden_size * width

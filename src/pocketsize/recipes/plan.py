@@ -18,6 +18,7 @@ from pocketsize.recipes.disk import Export
 from pocketsize.recipes.duration import Took, Whole, durations
 from pocketsize.recipes.grids import Quantizer, layer_scheme
 from pocketsize.recipes.mixes import stand_ins
+from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.prune import Prune
 from pocketsize.recipes.qat import Qat
 from pocketsize.recipes.recipe import Recipe
@@ -30,6 +31,8 @@ from pocketsize.recipes.training import Training
 from pocketsize.recipes.trial import STEPS, training_time
 
 FITS, UNSUPPORTED, NO_ROOM = 0, 4, 5
+# Stages that each trial has anew.
+_TRIED = ("awq", "gptq", "hqq", "oats", "prune", "rtn", "smoothquant", "measure")
 # Formats that hold nothing but what a scheme with a name, or pruning, makes.
 _SPECIAL = ("bitsandbytes", "sparse")
 
@@ -183,7 +186,7 @@ def _with_times(found: Plan, prepared: tuple[Model, Recipe, Texts], room: Room, 
     walks = tuple(
         step.first if isinstance(step, Qat) else step
         for step in recipe.steps
-        if isinstance(step, Quantizer | Prune)
+        if isinstance(step, Quantizer | Prune | Oats)
     )
     if walks:
         path = model.blocks[len(model.blocks) // 2]
@@ -197,7 +200,7 @@ def _with_times(found: Plan, prepared: tuple[Model, Recipe, Texts], room: Room, 
             own = "qat" if t.name == walks[-1].kind and "qat" in took else t.name
             before = took.get(own, Took(own, 0.0, 0.0))
             took[own] = Took(own, before.cpu_s + t.cpu_s, before.time_s + t.time_s)
-        kinds = " and ".join("pruned" if isinstance(step, Prune) else "quantized" for step in walks)
+        kinds = " and ".join("pruned" if isinstance(step, Prune | Oats) else "quantized" for step in walks)
         said.append(f"{path} was calibrated, {kinds}, measured, saved and read back: {_formats(found)}")
         found = replace(found, findings=(*found.findings, *one.findings))
     stages = tuple(_timed(stage, took.get(stage.name), found.trials) for stage in found.stages)
@@ -214,7 +217,7 @@ def _with_times(found: Plan, prepared: tuple[Model, Recipe, Texts], room: Room, 
 def _timed(stage: PlannedStage, took: Took | None, trials: int) -> PlannedStage:
     if took is None:
         return stage
-    times = trials if stage.name in ("awq", "gptq", "hqq", "prune", "rtn", "smoothquant", "measure") else 1
+    times = trials if stage.name in _TRIED else 1
     return replace(stage, cpu_s=times * took.cpu_s, time_s=times * took.time_s)
 
 

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
 from pocketsize.exporting.companions import copy_companions
-from pocketsize.exporting.plain import CONFIG, as_json
+from pocketsize.exporting.plain import CONFIG, as_json, config_of_plain
 from pocketsize.io.checkpoint import DTYPES, SINGLE, Entry, TensorSpec, write_safetensors
 from pocketsize.io.publish import publish_bytes
-from pocketsize.io.strictjson import read_json_object
 from pocketsize.models.device import CPU
 from pocketsize.models.load import load
 from pocketsize.models.model import SPARSITY, Model
-from pocketsize.models.walk import walk
+from pocketsize.models.walk import Site, walk
 from pocketsize.pruning.alps import ROUNDS, alps
 from pocketsize.pruning.mask import Scope, highest, require_fitting
 from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of
@@ -268,36 +267,51 @@ def _without_data(step: Prune, model: Model, ctx: Context) -> list[LayerReport]:
     reports: list[LayerReport] = []
     for done, path in enumerate(model.blocks):
         if (kept := ctx.store.finished(path)) is None:
-            found: dict[str, Tensor] = {}
-            told: list[LayerReport] = []
-            for name in model.linears_of(path):
-                if (pattern := step.pattern_for(name, {})) is not None:
-                    W = model.as_stored(name, model.weight(name))
-                    found[name] = W * highest(magnitude(W), pattern, cast(Scope, step.scope))
-                    told.append(replace(_report(W, found[name], None, pattern, step), name=name))
-            kept = tuple(told)
-            ctx.store.keep(path, {}, kept, found)
+            found = {name: (X, report) for name, X, report in _plainly(step, model, path)}
+            kept = tuple(report for _, report in found.values())
+            ctx.store.keep(path, {}, kept, {name: X for name, (X, _) in found.items()})
         reports += kept
         ctx.progress(done + 1, len(model.blocks), path)
     return reports
 
 
+def _plainly(step: Prune, model: Model, path: str) -> Iterator[tuple[str, Tensor, LayerReport]]:
+    """The linears of a block without their smallest weights."""
+    for name in model.linears_of(path):
+        if (pattern := step.pattern_for(name, {})) is not None:
+            W = model.as_stored(name, model.weight(name))
+            X = W * highest(magnitude(W), pattern, cast(Scope, step.scope))
+            yield name, X, replace(_report(W, X, None, pattern, step), name=name)
+
+
 def _report(W: Tensor, X: Tensor, H: Tensor | None, pattern: Pattern, step: Prune) -> LayerReport:
     """Relative error of a pruned matrix, against that of dropping its smallest weights."""
-    plain = W - W * highest(W.abs(), pattern, cast(Scope, step.scope))
-    energies = [float(((T if H is None else T @ H) * T).sum(dtype=torch.float64)) for T in (W, W - X, plain)]
+    plain = W * highest(W.abs(), pattern, cast(Scope, step.scope))
     zeros = 1 - int(X.count_nonzero()) / X.numel()
-    whole = max(energies[0], 1e-30)
+    return compared(W, X, H, plain, (zeros, sparse_bits(zeros, W.shape[1])))
+
+
+def compared(
+    W: Tensor, X: Tensor, H: Tensor | None, plain: Tensor, stored: tuple[float, float]
+) -> LayerReport:
+    """The report of a matrix that is pruned, held against a `plain` way and against a dense grid.
+
+    `stored` are the share of its zeros and its bits a weight.
+    """
+    energies = [
+        float(((T if H is None else T @ H) * T).sum(dtype=torch.float64)) for T in (W, W - X, W - plain)
+    ]
+    whole, (zeros, bits) = max(energies[0], 1e-30), stored
     return LayerReport(
         name="",
         rows=W.shape[0],
         columns=W.shape[1],
         bits=16,
-        bits_per_weight=round(sparse_bits(zeros, W.shape[1]), 4),
+        bits_per_weight=round(bits, 4),
         error=energies[1] / whole,
         rtn_error=energies[2] / whole,
         zeros=round(zeros, 6),
-        **beside_dense(W, X, H, sparse_bits(zeros, W.shape[1])),
+        **beside_dense(W, X, H, bits),
     )
 
 
@@ -309,8 +323,7 @@ def _write(step: Prune, model: Model, pruned: Mapping[str, Tensor], folder: Path
 
     specs = [spec(name, entry) for name, entry in model.checkpoint.entries.items()]
     write_safetensors(folder / SINGLE, specs, {"format": "pt"})
-    raw = read_json_object(model.folder / CONFIG)
-    publish_bytes(folder / CONFIG, as_json(raw | {SPARSITY: _said(step.wanted)}))
+    publish_bytes(folder / CONFIG, as_json(config_of_plain(model.folder) | {SPARSITY: _said(step.wanted)}))
     copy_companions(model.folder, folder)
 
 

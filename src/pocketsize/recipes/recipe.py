@@ -21,6 +21,7 @@ from pocketsize.models.model import Model
 from pocketsize.recipes.classifier import classes_in
 from pocketsize.recipes.distill import Finetune
 from pocketsize.recipes.grids import Quantizer
+from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.step import Step
 from pocketsize.recipes.table import STEPS
 
@@ -188,6 +189,12 @@ def _check_order(steps: tuple[Step, ...]) -> None:
     if quantizers and not isinstance(steps[-1], Quantizer):
         raise UsageError(
             f"steps: {steps[-1].kind} after {quantizers[0]} would undo it; put {quantizers[0]} last"
+        )
+    sums = next((i for i, step in enumerate(steps) if isinstance(step, Oats)), len(steps) - 1)
+    if sums < len(steps) - 1:
+        raise UsageError(
+            f"steps: {steps[sums + 1].kind} after oats would make one dense matrix of its parts; "
+            "put oats last"
         )
     if len({step.kind for step in steps}) < len(steps):
         kinds = [step.kind for step in steps]

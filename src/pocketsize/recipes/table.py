@@ -9,6 +9,7 @@ from typing import cast
 from pocketsize.recipes.awq import Awq
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.distill import Distill, Finetune
+from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.prune import Prune
 from pocketsize.recipes.qat import Qat
 from pocketsize.recipes.quantize import Gptq, Hqq, Rtn
@@ -22,6 +23,6 @@ _QUANTIZERS: tuple[type[Step], ...] = (Rtn, Hqq, Awq, SmoothQuant, Gptq, Qat)
 STEPS: Mapping[str, type[Step]] = MappingProxyType(
     {
         step.kind: step
-        for step in (Layers, _STUDENT, _PRUNE, Distill, Finetune, Rtn, Hqq, Awq, SmoothQuant, Gptq, Qat)
+        for step in (Layers, _STUDENT, _PRUNE, Oats, Distill, Finetune, Rtn, Hqq, Awq, SmoothQuant, Gptq, Qat)
     }
 )

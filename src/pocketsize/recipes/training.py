@@ -16,7 +16,7 @@ from torch import nn
 
 from pocketsize.errors import UsageError
 from pocketsize.exporting.companions import copy_companions
-from pocketsize.exporting.plain import CONFIG, as_json
+from pocketsize.exporting.plain import CONFIG, as_json, config_of_plain
 from pocketsize.io.checkpoint import SINGLE, TensorSpec, write_safetensors
 from pocketsize.io.publish import publish_bytes
 from pocketsize.measurement.classes import classes_named
@@ -206,8 +206,8 @@ def write_student(model: Model, module: nn.Module, folder: Path, *, new: bool = 
         for name, entry in model.checkpoint.entries.items()
     ]
     write_safetensors(folder / SINGLE, specs, {"format": "pt"})
-    config = as_json(model.config.to_dict()) if new else (model.folder / CONFIG).read_bytes()
-    publish_bytes(folder / CONFIG, config)
+    config = model.config.to_dict() if new else config_of_plain(model.folder)
+    publish_bytes(folder / CONFIG, as_json(config))
     copy_companions(model.folder, folder, sentences=not new)
 
 

@@ -1,22 +1,39 @@
-"""Which grids hold the zeros of a pruned model as they are."""
+"""Whether the zeros of grids are free, and which grids hold those of a pruned model as they are."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from pocketsize.errors import UnsupportedError
+from pocketsize.exporting.table import EXPORTERS
 from pocketsize.models.model import Model
 from pocketsize.quantization.scheme import Scheme
 
 
-def require_zero(where: str, float_zeros: bool | Literal["auto"]) -> bool:
-    """False, for grids of a pruned model: one whose zeros are any number has no exact 0."""
-    if float_zeros is True:
+def float_zeros_of(
+    where: str,
+    asked: bool | Literal["auto"],
+    symmetric: bool,
+    exports: tuple[str, ...],
+    model: Model,
+) -> bool:
+    """Whether zeros may be any number: where nothing is said, where every export stores them so.
+
+    Never for a pruned model: such a grid has no exact 0.
+    """
+    without = [name for name in exports if not EXPORTERS[name].float_zeros]
+    if asked == "auto":
+        return bool(exports) and not symmetric and not without and model.pattern is None
+    if asked and without:
+        raise UnsupportedError(
+            f"{where}: {without[0]} cannot store float zeros; use float_zeros: false, or export gguf alone"
+        )
+    if asked and model.pattern is not None:
         raise UnsupportedError(
             f"{where}: the model is pruned, and a grid with float zeros has no exact 0; "
             "use float_zeros: false"
         )
-    return False
+    return asked
 
 
 def require_zero_of(where: str, scheme: Scheme, model: Model) -> None:

@@ -94,7 +94,8 @@ def front_matter(record: RunRecord) -> str:
     facts: dict[str, object] = {**_licence(record.origin.licence)}
     # A hub takes only its own kind of name here; a local path would make the card invalid.
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", record.origin.name, re.ASCII):
-        relation = "quantized" if any(step.layers for step in record.steps) else "finetune"
+        quantized = any(step.layers and step.kind != "prune" for step in record.steps)
+        relation = "quantized" if quantized else "finetune"
         facts |= {"base_model": record.origin.name, "base_model_relation": relation}
     facts["library_name"] = library
     if record.task in _PIPELINE:

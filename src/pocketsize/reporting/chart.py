@@ -59,11 +59,11 @@ def bar(parts: Sequence[tuple[str, int]], *, full: int, label: str) -> str:
     )
 
 
-def error_panel(panel: Panel, *, low: float, high: float, last_block: int, method: str) -> str:
+def error_panel(panel: Panel, *, low: float, high: float, last_block: int, names: tuple[str, str]) -> str:
     """Errors of one kind of linear over the blocks, on a log axis shared by all panels.
 
-    A solid line with dots is `method`, a dashed one round-to-nearest. Every column can be focused and
-    carries its figures as a title and as a line of text that shows on hover and focus.
+    A solid line with dots is the first of `names`, a dashed one what it is held against. Every column can be
+    focused and carries its figures as a title and as a line of text that shows on hover and focus.
     """
     low, high = bounds(low, high)
     span = (RIGHT - LEFT) / (last_block + 1)
@@ -82,7 +82,7 @@ def error_panel(panel: Panel, *, low: float, high: float, last_block: int, metho
     lines += f'<path class="range" d="{"".join(ranges)}"/>' if ranges else ""
     lines += f'<path class="own" d="{polyline(own)}"/>'
     points = "".join(
-        _point(c, own[i], None if same else rtn[i], method, span) for i, c in enumerate(panel.columns)
+        _point(c, own[i], None if same else rtn[i], names, span) for i, c in enumerate(panel.columns)
     )
     return (
         f'<svg class="panel" viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="{text(panel.kind)}, '
@@ -136,16 +136,21 @@ def _axes(low: float, high: float, last_block: int) -> str:
 
 
 def _point(
-    column: Column, own: tuple[float, float], rtn: tuple[float, float] | None, method: str, span: float
+    column: Column,
+    own: tuple[float, float],
+    rtn: tuple[float, float] | None,
+    names: tuple[str, str],
+    span: float,
 ) -> str:
     several = column.last > column.first
     where = f"blocks {column.first} to {column.last}" if several else f"block {column.first}"
     short = f"{column.first}–{column.last}" if several else str(column.first)
+    method, beside = names
     title = f"{where}: {method} {percent(column.error)}"
     tip = f"{short}: {percent(column.error)}"
     if rtn is not None:
-        title += f", RTN {percent(column.rtn_error)}"
-        tip += f" · RTN {percent(column.rtn_error)}"
+        title += f", {beside} {percent(column.rtn_error)}"
+        tip += f" · {beside} {percent(column.rtn_error)}"
     if column.layers > 1:
         title += f"; mean of {column.layers}, {percent(column.low)} to {percent(column.high)}"
     width = max(span * (column.last - column.first + 1), 1.0)

@@ -219,7 +219,7 @@ def summary(record: RunRecord) -> str:
 
 def in_transformers(record: RunRecord) -> str:
     """What the folder does in stock transformers; nothing where none was written, or nothing quantized."""
-    quantized = any(step.layers for step in record.steps)
+    quantized = any(step.layers and step.kind != "prune" for step in record.steps)
     if not quantized or not any(artifact.format == "folder" for artifact in record.artifacts):
         return ""
     return (

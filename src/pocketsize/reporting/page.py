@@ -36,11 +36,20 @@ class Plot:
     svg: Markup
 
 
+# What the errors of a step are held against, where that is not round-to-nearest.
+_BESIDE = {"prune": ("dropping as many of the smallest weights", "dropping the smallest")}
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorPlot:
-    """What one step did to each layer: panels, layers outside the blocks, and the table behind them."""
+    """What one step did to each layer: panels, layers outside the blocks, and the table behind them.
+
+    `beside` and its `short` form name what errors are held against.
+    """
 
     method: str
+    beside: str
+    short: str
     is_rtn: bool
     plots: tuple[Plot, ...]
     outside: tuple[LayerReport, ...]
@@ -158,13 +167,18 @@ def error_plot(step: StepReport) -> ErrorPlot:
     """The error plot of one step: the worst layers are listed when there are too many for a table."""
     placed = layout(step.layers)
     method = step.kind.upper()
+    beside, short = _BESIDE.get(step.kind, ("round-to-nearest on the same grid (RTN)", "RTN"))
     plots = tuple(
         Plot(
             panel.kind,
             ", ".join(map(str, panel.bits)),
             Markup(
                 chart.error_panel(
-                    panel, low=placed.low, high=placed.high, last_block=placed.last_block, method=method
+                    panel,
+                    low=placed.low,
+                    high=placed.high,
+                    last_block=placed.last_block,
+                    names=(method, short),
                 )
             ),
         )
@@ -172,7 +186,7 @@ def error_plot(step: StepReport) -> ErrorPlot:
     )
     compared = [layer for layer in step.layers if layer.rtn_error > 0]
     is_rtn = all(layer.error == layer.rtn_error for layer in compared)
-    notes = [] if is_rtn or not compared else [_gain(compared, method)]
+    notes = [] if is_rtn or not compared else [_gain(compared, method, beside)]
     if placed.left_out:
         notes.append(
             f"{placed.left_out} more kinds of layers than the {MOST_PANELS} drawn are in record.json."
@@ -189,7 +203,8 @@ def error_plot(step: StepReport) -> ErrorPlot:
         notes.append(f"Damping had to be raised for {raised} of {len(step.layers):,} layers.")
     if step.stages:
         notes.append(_told(step.stages))
-    return ErrorPlot(method, is_rtn, plots, placed.outside[:MOST_LAYERS], table, is_cut, tuple(notes))
+    outside = placed.outside[:MOST_LAYERS]
+    return ErrorPlot(method, beside, short, is_rtn, plots, outside, table, is_cut, tuple(notes))
 
 
 def _told(stages: Sequence[Stage]) -> str:
@@ -295,12 +310,12 @@ def _parts(record: RunRecord, artifact: str, total: int) -> tuple[Part, ...]:
     )
 
 
-def _gain(layers: list[LayerReport], method: str) -> str:
-    """One sentence: in how many layers the error is below round-to-nearest's, and by how much."""
+def _gain(layers: list[LayerReport], method: str, beside: str) -> str:
+    """One sentence: in how many layers the error is below what it is held against, and by how much."""
     ratios = sorted(layer.error / layer.rtn_error for layer in layers)
     better = sum(ratio < 1 for ratio in ratios)
     return (
-        f"{method} leaves a smaller error than round-to-nearest in {better:,} of {len(ratios):,} layers; "
+        f"{method} leaves a smaller error than {beside} in {better:,} of {len(ratios):,} layers; "
         f"in the median layer it is {figure.percent(ratios[len(ratios) // 2])} of it."
     )
 
