@@ -37,7 +37,7 @@ def selected(
         return selection(model, sizes, {}, tokens)
     if importance == "activation":
         return selection(model, sizes, slice_importance(model, *text, names), tokens)
-    seen = slice_costs(model, *(part[:GRADED] for part in text), names, seed=ctx.seed)
+    seen = slice_costs(model, text[0][:GRADED], text[1][:GRADED], names, seed=ctx.seed)
     if importance == "kl":
         some = max(1, MEASURED // text[0].shape[1])
         seen |= head_losses(model, text[0][:some], text[1][:some], sizes)
