@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(__file__).with_name("work"))
     parser.add_argument("--downloads", type=Path, help="where texts are kept")
     parser.add_argument("--tokens", default="32k", help="that teach; 0 leaves the teaching out")
+    parser.add_argument("--ways", nargs="+", default=[*WAYS], help="only these ways")
     parser.add_argument("--evaluated", type=int, default=4096, help="tokens of each kind of text")
     parser.add_argument("--record", type=Path, default=Path(__file__).with_name("record.json"))
     chosen = parser.parse_args()
@@ -82,10 +83,10 @@ def main() -> None:
     original, tokens = load(SAMPLE), 0 if chosen.tokens == "0" else count_of(chosen.tokens)
     texts = Texts(original, chosen.downloads or chosen.work / "downloads", chosen.evaluated)
     rows = [
-        row for way, step in WAYS.items() for row in stages(original, way, step, texts, chosen.work, tokens)
+        row for way in chosen.ways for row in stages(original, way, WAYS[way], texts, chosen.work, tokens)
     ]
-    speeds = timed(original, chosen.work)
-    for way in WAYS:
+    speeds = timed(original, chosen.work, chosen.ways)
+    for way in chosen.ways:
         fresh = subprocess.run(
             [sys.executable, "-c", FRESH, str(chosen.work / way / "out")],
             capture_output=True,
@@ -110,7 +111,7 @@ def main() -> None:
             f"{DECODED} written; torch: float32, CPU time of the thread; llama.cpp: F16, its own clock",
         ],
         versions={name: version(name) for name in ("torch", "transformers", "xllamacpp")},
-        rows=[*rows, *({"row": f"{way}, speed", **speeds[way]} for way in WAYS)],
+        rows=[*rows, *({"row": f"{way}, speed", **speeds[way]} for way in chosen.ways)],
         bars=bars(rows, speeds),
     )
 
@@ -216,16 +217,16 @@ def score(original: Model, model: Model, texts: Texts, path: Path, row: tuple[st
     return told
 
 
-def timed(original: Model, work: Path) -> dict[str, dict[str, Any]]:
+def timed(original: Model, work: Path, ways: list[str]) -> dict[str, dict[str, Any]]:
     """How fast each is in both runtimes, beside what its parameters promise."""
-    path = work / "speed.json"
+    path = work / f"speed-{'-'.join(ways)}.json"
     if path.exists():
         return json.loads(path.read_text())
-    folders = {"original": original.folder, **{way: work / way / "out" for way in WAYS}}
+    folders = {"original": original.folder, **{way: work / way / "out" for way in ways}}
     torch_ms = _torch(folders)
     llama_ms = _llamacpp(folders, work)
     found: dict[str, dict[str, Any]] = {}
-    for way in WAYS:
+    for way in ways:
         gone = {what: 1 - n / _met(original)[what] for what, n in _met(load(folders[way])).items()}
         found[way] = {f"parameters_saved_{what}": round(share, 4) for what, share in gone.items()}
         for kind, ms in (torch_ms | llama_ms).items():
@@ -306,11 +307,13 @@ def bars(rows: list[dict[str, Any]], speeds: dict[str, dict[str, Any]]) -> list[
     """Latency against the ideal, and that each stage helps."""
     kl = {row["row"]: row["kl"] for row in rows}
     found = []
-    for way, least in LEAST.items():
+    for way in speeds:
         for kind in ("torch_prompt", "torch_token", "llamacpp_prompt", "llamacpp_token"):
             value = speeds[way][f"{kind}_of_ideal"]
             name = kind.replace("_", ", ").replace("llamacpp", "llama.cpp")
-            found.append(Bar(f"{way}: time saved over the ideal, {name}", value, "share", "higher", least))
+            found.append(
+                Bar(f"{way}: time saved over the ideal, {name}", value, "share", "higher", LEAST[way])
+            )
         for after, before in (("healed", "cut"), ("taught", "healed")):
             if (name := f"{way}, {after}") in kl:
                 ratio = kl[name] / kl[f"{way}, {before}"]
