@@ -63,7 +63,7 @@ def sparsegpt_slow(W: Tensor, H: Tensor, pattern: Pattern, damp: float = 0.01, b
 
 
 def alps_slow(
-    W: Tensor, H: Tensor, pattern: Pattern, *, damp: float = 0.01, rounds: int = 9, scope: str = "matrix"
+    W: Tensor, H: Tensor, pattern: Pattern, *, damp: float = 0.01, rounds: int = 6, scope: str = "matrix"
 ) -> Tensor:
     """The same rounds by an eigendecomposition, with V instead of V over the penalty, and exact values."""
     root = H.double().diagonal().sqrt()
@@ -71,14 +71,14 @@ def alps_slow(
     values, Q = torch.linalg.eigh(unit)
     wanted = W.double() * root
     D, V = wanted * highest_slow(wanted.abs(), pattern, scope), torch.zeros_like(wanted)
-    T, penalty = wanted, 0.4
+    T, penalty, stages = wanted, 0.2, -(-rounds // 2)
     for i in range(rounds):
         B = (wanted @ unit - V + penalty * D) @ Q @ torch.diag(1 / (values + penalty)) @ Q.T
         T = B + V / penalty
         D = T * highest_slow(T.abs(), pattern, scope)
         V = V + penalty * (B - D)
-        if i % 3 == 2:
-            penalty *= 2
+        if i % 2 == 1:
+            penalty *= 9 ** (1 / max(1, stages - 1))
     return refit_slow(wanted, highest_slow(T.abs(), pattern, scope), unit) / root
 
 

@@ -13,6 +13,7 @@ from tests.oracles.pruning import (
 from tests.pruning.problem import problem
 
 from pocketsize.errors import NumericalError
+from pocketsize.pruning import alps as solver
 from pocketsize.pruning.alps import alps
 from pocketsize.pruning.mask import highest
 from pocketsize.pruning.pattern import Pattern, pattern_of
@@ -88,11 +89,15 @@ def test_a_sweep_with_a_given_mask_is_sparsegpt_where_that_chose_it():
 
 
 @BOTH
-def test_alps_is_the_papers_with_its_schedule(pattern):
+def test_alps_is_the_papers_with_its_schedule(pattern, monkeypatch):
+    """Two steps of conjugate gradients in the end leave a few percent of what all of them gain."""
     W, H = problem()
-    X, expected = alps(W, H, pattern), alps_slow(W, H, pattern)
-    assert (X != 0).eq(expected != 0).double().mean() > 0.99
-    assert error(W, X, H) == pytest.approx(error(W, expected, H), rel=0.02)
+    expected = error(W, alps_slow(W, H, pattern), H)
+    assert error(W, alps(W, H, pattern), H) == pytest.approx(expected, rel=0.05)
+    monkeypatch.setattr(solver, "REFITS", 200)
+    X = alps(W, H, pattern)
+    assert (X != 0).eq(alps_slow(W, H, pattern) != 0).double().mean() > 0.99
+    assert error(W, X, H) == pytest.approx(expected, rel=0.005)
 
 
 @BOTH

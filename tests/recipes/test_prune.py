@@ -302,3 +302,21 @@ def test_a_run_that_is_cut_off_ends_with_the_same_bytes(tmp_path: Path) -> None:
             assert (done.record.timing.resumed > 0) is cut
         files[where] = (tmp_path / where / "model.safetensors").read_bytes()
     assert files["whole"] == files["cut"]
+
+
+@pytest.mark.parametrize("steps", [[Prune()], [Prune(), Gptq()], [Oats(rounds=2)]], ids=str)
+def test_a_plan_tells_what_a_run_takes_and_whether_fewer_bits_would_be_better(
+    steps: list[Any], tmp_path: Path
+) -> None:
+    source = write_tiny(tmp_path / "m", "llama")
+    how = {"export": ["folder", "sparse"], "data": data(tmp_path, 16), "console": Quiet()}
+    told = ps.plan(source, steps, out=tmp_path / "o", **how)
+    assert told.exit_code == 0
+    assert {s.name for s in told.stages} >= {step.kind for step in steps}
+    assert all(s.cpu_s is not None for s in told.stages)
+    assert {f.code for f in told.findings} & {"dense-is-better", "sparse-is-better"}
+    done = ps.run(source, steps, out=tmp_path / "o", **how)
+    sizes = {a.format: a.bytes for a in done.record.artifacts}
+    for export in told.exports:
+        assert sizes[export.format] <= 1.01 * export.bytes
+    assert told.output_disk_bytes is not None

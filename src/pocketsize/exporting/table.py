@@ -130,7 +130,7 @@ def _write_packed(packing: Packing, model: Model, folder: Path) -> Artifact:
 
 
 def _write_sparse(model: Model, folder: Path) -> Artifact:
-    return replace(sparse.write(model, folder), checks=verify_packed(model, folder))
+    return replace(sparse.write(model, folder), checks=verify_packed(model, folder, sparse.stored_value))
 
 
 def _parts(tensor_bytes: Callable[[Model, SchemeOf], dict[str, int]], model: Model) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from torch import Tensor
 
 from pocketsize.errors import IntegrityError, PocketsizeError
 from pocketsize.exporting.agreement import agreement
@@ -119,17 +120,19 @@ def verify_gguf(model: Model, path: Path, *, floats: str = "F32") -> tuple[str, 
     return (*said, f"llama.cpp cuts {len(STRINGS)} strings as the model's tokenizer does", sentence)
 
 
-def verify_packed(model: Model, folder: Path) -> tuple[str, ...]:
-    """Check a GPTQ or AWQ checkpoint against the model it was written from; what was seen, in a sentence.
+def verify_packed(
+    model: Model, folder: Path, value: Callable[[Model, str], Tensor] = packed_value
+) -> tuple[str, ...]:
+    """Check a GPTQ, AWQ or sparse checkpoint against the model it was written from; what was seen.
 
-    Every tensor, as the reader of such folders unpacks it, is our own.
+    Every tensor, as the reader of such folders unpacks it, is our own: `value` says what was written.
     """
     back = read_folder(folder)
     names = model.checkpoint.entries
     if odd := sorted(names.keys() ^ back.checkpoint.entries.keys()):
         raise IntegrityError(f"{folder}: tensor {odd[0]} is missing, or is not one of the model's")
     for name in names:
-        if tensor_print(back.weight(name)) != tensor_print(packed_value(model, name)):
+        if tensor_print(back.weight(name)) != tensor_print(value(model, name)):
             raise IntegrityError(f"{folder}: tensor {name} does not hold what was written")
     return (f"all {len(names)} tensors, unpacked by our reader of such checkpoints, are ours",)
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pocketsize.errors import NumericalError
-from pocketsize.pruning.mask import Scope, highest, zeros_of
+from pocketsize.pruning.mask import Scope, about, highest
 from pocketsize.pruning.pattern import Pattern
 from pocketsize.pruning.support import refit
 
-ROUNDS = 9
-# The penalty of the first rounds, what it is multiplied by, and after how many rounds.
-PENALTY, GROWTH, STAGE = 0.4, 2.0, 3
-# In between, one score in so many tells where the mask's edge is.
-SAMPLED = 8
-REFITS = 4
+ROUNDS = 6
+# The penalties of the first and the last rounds, and how many rounds have one.
+FIRST, LAST, STAGE = 0.2, 1.8, 2
+REFITS = 2
 
 
 def alps(
@@ -37,9 +35,9 @@ def alps(
 
     Alternating directions (ALPS, arXiv:2406.07831): B is free and D lies in the pattern, each round solves
     for B, projects B + U on the pattern, and adds to U how far the two are apart. Inputs are scaled to unit
-    power before, so the penalty means the same for all; it grows by a fixed schedule instead of by how much
-    the mask still changes, which leaves one factorisation for every three rounds. What the mask leaves is
-    `refit` in the end. W and H are left untouched.
+    power before, so the penalty means the same for all; it grows evenly from `FIRST` to `LAST` instead of by
+    how much the mask still changes, which leaves one factorisation for every two rounds. What the mask leaves
+    is `refit` in the end. W and H are left untouched.
     """
     power = H.diagonal().clamp(min=0).to(torch.float32)
     if not bool((power > 0).any()):
@@ -50,30 +48,37 @@ def alps(
     wanted = W.to(torch.float32) * root
     slope = wanted @ unit
     parts = list(rows) or [len(W)]
-    mask = torch.cat([highest(part.abs(), pattern, scope) for part in wanted.split(parts)])
-    D, U = wanted * mask, torch.zeros_like(wanted)
-    penalty = PENALTY
-    for stage in range(0, rounds, STAGE):
+    D = wanted * _masks(about, wanted.abs(), parts, pattern, scope)
+    U, X = torch.zeros_like(wanted), torch.empty_like(wanted)
+    stages = -(-rounds // STAGE)
+    penalty, growth = FIRST, (LAST / FIRST) ** (1 / max(1, stages - 1))
+    for stage in range(stages):
+        if stage:
+            penalty *= growth
+            U /= growth
         inverse = _inverse(unit, penalty)
-        for _ in range(min(STAGE, rounds - stage)):
-            U += (slope + penalty * (D - U)) @ inverse
-            D = U * torch.cat([_about(part.abs(), pattern, scope) for part in U.split(parts)])
+        for _ in range(min(STAGE, rounds - stage * STAGE)):
+            torch.sub(D, U, out=X)
+            U.addmm_(torch.add(slope, X, alpha=penalty, out=X), inverse)
+            torch.mul(U, _masks(about, torch.abs(U, out=X), parts, pattern, scope), out=D)
             U -= D
-        penalty *= GROWTH
-        U /= GROWTH
-    mask = torch.cat([highest(part.abs(), pattern, scope) for part in (D + U).split(parts)])
-    return refit(wanted, mask, unit, start=D + U, rounds=REFITS) / root
+    D += U
+    mask = _masks(highest, D.abs(), parts, pattern, scope)
+    return refit(wanted, mask, unit, start=D, rounds=REFITS) / root
+
+
+def _masks(
+    how: Callable[[Tensor, Pattern, Scope], Tensor],
+    score: Float[Tensor, "out in"],
+    rows: list[int],
+    pattern: Pattern,
+    scope: Scope,
+) -> Bool[Tensor, "out in"]:
+    """The masks of stacked matrices, each by itself."""
+    return torch.cat([how(part, pattern, scope) for part in score.split(rows)])
 
 
 def _inverse(unit: Float[Tensor, "in in"], penalty: float) -> Float[Tensor, "in in"]:
     more = unit.clone()
     more.diagonal().add_(penalty)
     return torch.cholesky_inverse(torch.linalg.cholesky(more))
-
-
-def _about(score: Float[Tensor, "out in"], pattern: Pattern, scope: Scope) -> Bool[Tensor, "out in"]:
-    """The mask of an early round: across a large matrix its edge is taken from some of the scores."""
-    if pattern.of or scope == "row" or score.numel() < 1 << 16:
-        return highest(score, pattern, scope)
-    some = score.view(-1)[::SAMPLED]
-    return score > some.kthvalue(max(1, zeros_of(len(some), pattern.sparsity))).values

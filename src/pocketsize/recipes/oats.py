@@ -23,7 +23,7 @@ from pocketsize.models.model import SPARSITY, Model
 from pocketsize.models.packing import sparse_said
 from pocketsize.models.walk import walk
 from pocketsize.pruning.bitmask import bits_of_rows, row_offsets
-from pocketsize.pruning.mask import highest, require_fitting
+from pocketsize.pruning.mask import about, require_fitting
 from pocketsize.pruning.oats import ROUNDS, oats, split
 from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of
 from pocketsize.recipes.prune import compared
@@ -163,6 +163,6 @@ def _report(W: Tensor, H: Tensor, S: Tensor, left: Tensor, right: Tensor) -> Lay
     """The error of the sum, against that of dropping as many of the smallest weights as numbers are gone."""
     zeros = 1 - int(S.count_nonzero()) / S.numel()
     factors = (left.numel() + right.numel()) / W.numel()
-    plain = W * highest(W.abs(), Pattern(max(zeros - factors, 1 / W.numel())))
+    plain = about(W.abs(), Pattern(max(zeros - factors, 1 / W.numel())))
     bits = sparse_bits(zeros, W.shape[1]) + 16 * factors
     return compared(W, S + left @ right, H, plain, (zeros, bits))

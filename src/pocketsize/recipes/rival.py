@@ -37,16 +37,19 @@ def sparse_bits(zeros: float, columns: int, scheme: Scheme | None = None) -> flo
     return 1 + scheme.bits * (1 - zeros) + grids
 
 
+def some_rows(W: Tensor) -> Tensor:
+    """The numbers of the rows that are compared."""
+    return torch.linspace(0, len(W) - 1, min(len(W), ROWS)).round().long().to(W.device)
+
+
 def beside_dense(W: Tensor, X: Tensor, H: Tensor | None, bits: float) -> Beside:
     """The error of W on the widest plain grid of at most so many bits a weight, and that of X.
 
-    On the same rows; nothing where no grid is so small.
+    Nothing where no grid is so small.
     """
     if (scheme := _within(bits, W.shape[1])) is None:
         return {}
-    pick = torch.linspace(0, len(W) - 1, min(len(W), ROWS)).round().long().to(W.device)
-    sample, mine = W[pick], X[pick]
-    errors = [sample, sample - mine, sample - _rounded(sample, H, scheme)]
+    errors = [W, W - X, W - _rounded(W, H, scheme)]
     whole, own, other = (float(((E if H is None else E @ H) * E).sum(dtype=torch.float64)) for E in errors)
     whole = max(whole, 1e-30)
     return {
@@ -70,7 +73,8 @@ def sparse_report(report: LayerReport, W: Tensor, X: Tensor, H: Tensor, scheme: 
     zeros = 1 - int(X.count_nonzero()) / X.numel()
     bits = sparse_bits(zeros, W.shape[1], scheme)
     told = replace(report, zeros=round(zeros, 6), bits_per_weight=round(bits, 4))
-    return replace(told, **beside_dense(W, X, H, bits))
+    pick = some_rows(W)
+    return replace(told, **beside_dense(W[pick], X[pick], H, bits))
 
 
 def _within(bits: float, columns: int) -> Scheme | None:
