@@ -1,7 +1,7 @@
 """A quarter of the blocks' parameters removed, by width and by depth: what it costs, and what it saves.
 
     pocketsize fetch sample:smollm2-135m
-    python benchmarks/pruning-structured/run.py                    about two hours of one core
+    python benchmarks/pruning-structured/run.py                    about half an hour of one core
     python benchmarks/pruning-structured/run.py --tokens 16k       less
 
 Each way in three stages: cut, healed, and taught a little. Then stock transformers loads what came of it in a
