@@ -58,14 +58,15 @@ def require_fitting(pattern: Pattern, columns: int, name: str) -> None:
 
 
 def _of_neighbours(score: Float[Tensor, "out in"], pattern: Pattern) -> Bool[Tensor, "out in"]:
-    few = score.reshape(-1, pattern.of)
-    rank = torch.zeros(few.shape, dtype=torch.uint8, device=score.device)
+    """By how many of its neighbours are ahead of each weight; a row for each place among them."""
+    few = score.reshape(-1, pattern.of).T.contiguous()
+    ahead = torch.zeros(few.shape, dtype=torch.uint8, device=score.device)
     for i in range(pattern.of):
-        for j in range(pattern.of):
-            if i != j:
-                ahead = few[:, j] >= few[:, i] if j < i else few[:, j] > few[:, i]
-                rank[:, i] += ahead
-    return (rank < pattern.kept).view(score.shape)
+        for j in range(i + 1, pattern.of):
+            first = few[i] >= few[j]
+            ahead[j] += first
+            ahead[i] += ~first
+    return (ahead < pattern.kept).T.reshape(score.shape)
 
 
 def _highest(score: Float[Tensor, "n m"], keep: int) -> Bool[Tensor, "n m"]:
