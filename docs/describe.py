@@ -42,6 +42,8 @@ RECORDS = (
     record.StepReport,
     record.LayerReport,
     record.Stage,
+    record.TrainingReport,
+    record.Zeros,
     record.Finding,
     Measurement,
     Artifact,

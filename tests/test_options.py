@@ -21,6 +21,15 @@ TRAINING = [
     *("tokens", "epochs", "minutes", "batch", "length", "accumulate"),
     *("rate", "warmup", "decay", "clip", "average", "patience", "recompute"),
 ]
+DISTILL = [
+    *TRAINING,
+    *("lora", "alpha"),
+    *("teacher", "weigh", "shares", "signals", "kept", "cache"),
+    *("on_policy", "replay", "written", "written_tokens"),
+    *("loss", "temperature", "mix", "soft", "hard"),
+    *("hidden", "cosine", "attention", "relations", "heads", "pairs"),
+    *("progressive", "generations"),
+]
 KEYS = {
     "data": ["calibrate", "evaluate", "sequences", "length", "tokens", "seed", "written", "train"],
     "source": ["files", "share", "column", "rows", "label", "pair"],
@@ -35,14 +44,11 @@ KEYS = {
         *("damp", "rounds", "learn", "overrides"),
     ],
     "oats": ["sparsity", "pattern", "rank", "rounds", "damp"],
-    "distill": [
-        *TRAINING,
-        *("lora", "alpha"),
-        *("teacher", "weigh", "shares", "signals", "kept", "cache"),
-        *("on_policy", "replay", "written", "written_tokens"),
-        *("loss", "temperature", "mix", "soft", "hard"),
-        *("hidden", "cosine", "attention", "relations", "heads", "pairs"),
-        *("progressive", "generations"),
+    "distill": DISTILL,
+    "gradual": [
+        *DISTILL,
+        *("sparsity", "pattern", "method", "scope", "begin", "end", "every", "cycles", "rewind"),
+        *("fraction", "score_rate", "scores", "threshold", "penalty"),
     ],
     "finetune": [*TRAINING, "lora", "alpha", "classes"],
     "rtn": QUANTIZE,

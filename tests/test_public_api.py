@@ -14,6 +14,7 @@ PUBLIC = [
         "Distill",
         "Finetune",
         "Gptq",
+        "Gradual",
         "Hqq",
         "Layers",
         "Oats",

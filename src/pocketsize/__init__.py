@@ -17,6 +17,7 @@ __all__ = [
     "Distill",
     "Finetune",
     "Gptq",
+    "Gradual",
     "Hqq",
     "Layers",
     "Oats",

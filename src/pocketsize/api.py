@@ -25,6 +25,7 @@ from pocketsize.recipes import run as running
 from pocketsize.recipes.awq import Awq
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.distill import Distill, Finetune
+from pocketsize.recipes.gradual import Gradual
 from pocketsize.recipes.grids import Quantizer, unstorable
 from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.plan import Plan
@@ -49,6 +50,7 @@ __all__ = [
     "Distill",
     "Finetune",
     "Gptq",
+    "Gradual",
     "Hqq",
     "Layers",
     "Model",

@@ -42,12 +42,14 @@ def test_two_processes_have_the_losses_and_weights_of_one(tmp_path: Path, source
 def test_a_recipe_runs_under_torchrun(tmp_path: Path, source_env: dict[str, str]) -> None:
     source = write_tiny(tmp_path / "m", "llama")
     calibrate, evaluate = write_texts(tmp_path)
+    lesson = {"tokens": 2000, "batch": 4, "length": 32, "rate": 1e-3, "accumulate": 2}
     recipe = {
         "model": str(source),
         "data": {"calibrate": calibrate, "evaluate": evaluate, "sequences": 4, "length": 32, "tokens": 256},
         "steps": [
             {"layers": {"keep": 1, "pick": "influence"}},
-            {"distill": {"tokens": 2000, "batch": 4, "length": 32, "rate": 1e-3, "accumulate": 2}},
+            {"distill": lesson},
+            {"gradual": lesson | {"pattern": "2:4", "method": "rigl", "begin": 0.0, "every": 2}},
             {"rtn": {}},
         ],
         "export": ["folder"],
@@ -59,11 +61,14 @@ def test_a_recipe_runs_under_torchrun(tmp_path: Path, source_env: dict[str, str]
     subprocess.run(
         [sys.executable, *words, str(tmp_path / "one")], env=source_env, check=True, capture_output=True
     )
-    one, two = (json.loads((tmp_path / n / "record.json").read_text())["steps"][1] for n in ("one", "two"))
-    ours, theirs = (one["training"]["losses"], two["training"]["losses"])
-    assert len(ours) == len(theirs) > 5
-    for (step, loss), (other, same) in zip(ours, theirs, strict=True):
-        assert step == other and loss == pytest.approx(same, rel=1e-4)
+    one, two = (json.loads((tmp_path / n / "record.json").read_text())["steps"] for n in ("one", "two"))
+    # Of gradients that are all but equal another one may be the largest: masks differ in few weights.
+    for number, near in ((1, 1e-4), (2, 0.02)):
+        ours, theirs = (steps[number]["training"]["losses"] for steps in (one, two))
+        assert len(ours) == len(theirs) > 5
+        for (step, loss), (other, same) in zip(ours, theirs, strict=True):
+            assert step == other and loss == pytest.approx(same, rel=near)
+    assert one[2]["training"]["zeros"] == two[2]["training"]["zeros"]
     assert not (tmp_path / ".two.work").exists()
 
 

@@ -35,6 +35,11 @@ class Pattern:
         return f"{self.kept}:{self.of}" if self.of else UNSTRUCTURED
 
 
+def said_of(pattern: Pattern) -> dict[str, object]:
+    """A pattern as configs hold it."""
+    return {"structure": pattern.name, "share": pattern.sparsity}
+
+
 def pattern_of(name: str, sparsity: float) -> Pattern:
     """The pattern with this name; that of an n:m pattern says how many weights are zero by itself."""
     if name == UNSTRUCTURED:

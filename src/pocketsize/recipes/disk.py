@@ -15,6 +15,7 @@ from pocketsize.models.model import Model
 from pocketsize.quantization.scheme import Scheme
 from pocketsize.recipes.adapters import learned_parameters
 from pocketsize.recipes.body import Layers
+from pocketsize.recipes.gradual import for_zeros
 from pocketsize.recipes.grids import Quantizer, scheme_of
 from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.prune import Prune
@@ -81,7 +82,8 @@ def _made(model: Model, recipe: Recipe) -> int:
             size = 4 * model.origin.parameters
             copies = 3 + (step.average is not None) + (step.patience > 0)
             learned = 4 * learned_parameters(step, model)
-            students, most = students + size, max(most, 2 * copies * learned)
+            kept = copies * learned + round(for_zeros(step, model)[1])
+            students, most = students + size, max(most, 2 * kept)
         model = step.outline(model)
         healed = isinstance(step, Layers | Student) and step.heal is True
         # What was healed or pruned lies there block by block until the model is made.

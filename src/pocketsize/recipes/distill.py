@@ -157,7 +157,7 @@ class Distill(Writing, Heard, Taught, Adapted, Training):
             text = written_examples(self, teachers, maps, min(self.length, model.positions), ctx)
         whole = text or training_examples(model, ctx, self.length)
         if model.arch.task == "classify" and (self.hard or self.weigh == "loss"):
-            _require_labels(whole, "hard" if self.hard else "weigh: loss")
+            require_labels(whole, "hard" if self.hard else "weigh: loss")
         room, kept = Room(model, teachers, maps, whole), list[Signals]()
 
         def hear(rows: Sequence[int]) -> None:
@@ -290,13 +290,14 @@ class Finetune(Adapted, Training):
 
             examples = training_examples(student, ctx, self.length)
             if student.arch.task == "classify":
-                _require_labels(examples, "finetune")
+                require_labels(examples, "finetune")
             return Lesson(examples, objective, begin=begin if student is not model else None)
 
         return trained(self, self.kind, student, ctx, lesson)
 
 
-def _require_labels(examples: Examples, what: str) -> None:
+def require_labels(examples: Examples, what: str) -> None:
+    """Refuses text without labels for what learns from them."""
     if examples.labels is None:
         raise DataError(
             f"{examples.name}: its texts have no labels, from which {what} learns; "

@@ -25,6 +25,7 @@ from pocketsize.models.model import Model
 from pocketsize.recipes.adapters import learned_parameters
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.distill import Distill
+from pocketsize.recipes.gradual import for_zeros
 from pocketsize.recipes.grids import Quantizer
 from pocketsize.recipes.heal import WINDOWS as HEALED
 from pocketsize.recipes.oats import Oats
@@ -235,13 +236,14 @@ def _training(teacher: Model, student: Model, step: Training) -> Iterator[list[f
     activations of a batch, roughly; and one chunk of logits of both with what is made of them."""
     copies = 3 + (step.average is not None) + (step.patience > 0)  # beside the weights
     teachers = _all(teacher, 4) if isinstance(step, Distill | Qat) else []
+    zeros = [for_zeros(step, student)[0] / len(student.linears)] * len(student.linears)
     tokens, width = step.batch * step.length, int(student.config.hidden_size)
     # Per token and block: inputs of the linears, what attention and activation functions keep.
     inner = getattr(student.config, "intermediate_size", None) or 4 * width
     kept = 4 * tokens * (8 * width + 4 * inner) * (1 if step.recompute else len(student.blocks))
     count = learned_parameters(step, student)
     learned = _all(student, 4) if count == student.origin.parameters else [4.0 * count / 2] * 2
-    yield [*teachers, *_all(student, 4), *(learned * copies), kept, *[4.0 * CHUNK] * 6, SCRATCH]
+    yield [*teachers, *_all(student, 4), *(learned * copies), *zeros, kept, *[4.0 * CHUNK] * 6, SCRATCH]
 
 
 def _cut(model: Model, step: Student) -> Iterator[list[float]]:

@@ -36,7 +36,7 @@ from pocketsize.recipes.training import (
 )
 from pocketsize.training.examples import Examples, split
 from pocketsize.training.objective import Losses, NextToken, Objective, Teacher
-from pocketsize.training.rounded import put_on_grids, taken_off
+from pocketsize.training.rounded import put_on_grids, taken_off, zeros_still
 
 STARTS = ("gptq", "rtn")
 # Windows of the training text that do not teach: they judge whether what was learned is kept.
@@ -138,7 +138,8 @@ class Qat(Quantizer, Training):
             lesson = Lesson(
                 examples, lambda student, _: self._objective(student, model), (model.origin.name,)
             )
-            course, read = taught(self, "weights", module.train(), lesson, ctx, "generate")
+            held = zeros_still(module, rounded, model)
+            course, read = taught(self, "weights", module.train(), lesson, ctx, "generate", held=held)
             done = taken_off(module, rounded)
             for path in model.blocks:
                 own = {n: done[n].to(CPU) for n in model.linears_of(path) if n in done}

@@ -75,9 +75,20 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class Zeros:
+    """How many of a matrix' weights are zero."""
+
+    name: str
+    zeros: int
+    weights: int
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingReport:
     """How a training went: `losses` and `looks` are steps with their loss, of text that taught and of text
     held out; `skipped` are steps whose gradient was not finite. `tokens` counts each as often as it was read.
+    `pruned` are steps with the share of the linears that was zero after them, where the training made zeros;
+    `zeros` how many each linear has in the end, where it made or kept some.
     """
 
     teachers: tuple[str, ...]
@@ -88,6 +99,8 @@ class TrainingReport:
     skipped: int
     losses: tuple[tuple[float, ...], ...]
     looks: tuple[tuple[float, ...], ...] = ()
+    pruned: tuple[tuple[float, ...], ...] = ()
+    zeros: tuple[Zeros, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

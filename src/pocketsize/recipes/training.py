@@ -23,13 +23,15 @@ from pocketsize.measurement.classes import classes_named
 from pocketsize.measurement.machine import cpu_seconds
 from pocketsize.models.device import working_device
 from pocketsize.models.load import load, tokenizer_of
-from pocketsize.models.model import Model
+from pocketsize.models.model import SPARSITY, Model
 from pocketsize.models.skeleton import materialise
+from pocketsize.pruning.pattern import Pattern, said_of
 from pocketsize.recipes.adapters import faster, learning
-from pocketsize.recipes.record import Finding, StepReport, TrainingReport, built
+from pocketsize.recipes.record import Finding, StepReport, TrainingReport, Zeros, built
 from pocketsize.recipes.step import Context
 from pocketsize.training.examples import Batch, Examples, Order
-from pocketsize.training.loop import Course, Memory, Pace, train
+from pocketsize.training.loop import Course, Memory, Pace, Shaping, train
+from pocketsize.training.masked import zeros_held
 from pocketsize.training.objective import Objective
 from pocketsize.training.texts import examples_of
 
@@ -152,6 +154,8 @@ class Lesson:
     # What the student reads instead of the batches of an order, by the number of batches; None by minutes.
     reading: Callable[[nn.Module, Order, int | None], Reading] | None = None
     begin: Callable[[], nn.Module] | None = None
+    # What makes zeros in the student, by the number of steps, None by minutes; else its zeros stay.
+    shaping: Callable[[nn.Module, int | None], Shaping] | None = None
 
 
 @dataclass(frozen=True)
@@ -173,11 +177,16 @@ def trained(step: Training, kind: str, model: Model, ctx: Context, lesson: Calla
         module = _trainable(
             given.begin() if given.begin else materialise(model, device=working_device()), step
         )
-        with learning(step, module, model, ctx.seed):
-            course, examples = taught(step, kind, module, given, ctx, model.arch.task)
+        with learning(step, module, model, ctx.seed) as narrow:
+            held = None if given.shaping or narrow else zeros_held(module, model)
+            course, examples = taught(step, kind, module, given, ctx, model.arch.task, held=held)
         facts = course_report(course, given, examples, module)
+        pattern = step.outline(model).pattern
+        if pattern is not None:
+            facts = replace(facts, zeros=zeros_in(module, model))
+            pattern = pattern if pattern.of or not course.pruned else Pattern(round(course.pruned[-1][1], 6))
         publish_bytes(folder / COURSE, json.dumps(asdict(facts)).encode())
-        write_student(model, module, folder, new=given.begin is not None)
+        write_student(model, module, folder, new=given.begin is not None, pattern=pattern)
 
     folder = ctx.made(kind, write, together=True)
     report: TrainingReport = built(TrainingReport, json.loads((folder / COURSE).read_bytes()))
@@ -195,10 +204,13 @@ def trained(step: Training, kind: str, model: Model, ctx: Context, lesson: Calla
     return replace(student, origin=origin, dtype=model.dtype)
 
 
-def write_student(model: Model, module: nn.Module, folder: Path, *, new: bool = False) -> None:
+def write_student(
+    model: Model, module: nn.Module, folder: Path, *, new: bool = False, pattern: Pattern | None = None
+) -> None:
     """A model folder with the weights of a module, float32, and config and companions of the model.
 
-    A `new` classifier has a config of its own, and no word on embeddings of sentences beside it.
+    A `new` classifier has a config of its own, and no word on embeddings of sentences beside it. What
+    `pattern` its zeros have, if it was pruned, stands in the config.
     """
     own = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
     specs = [
@@ -207,8 +219,16 @@ def write_student(model: Model, module: nn.Module, folder: Path, *, new: bool = 
     ]
     write_safetensors(folder / SINGLE, specs, {"format": "pt"})
     config = model.config.to_dict() if new else config_of_plain(model.folder)
+    if pattern is not None:
+        config |= {SPARSITY: said_of(pattern)}
     publish_bytes(folder / CONFIG, as_json(config))
     copy_companions(model.folder, folder, sentences=not new)
+
+
+def zeros_in(module: nn.Module, model: Model) -> tuple[Zeros, ...]:
+    """How many weights of each linear are zero."""
+    linears = {name: module.get_parameter(name).detach() for name in model.linears}
+    return tuple(Zeros(name, int((W == 0).sum()), W.numel()) for name, W in linears.items())
 
 
 def training_examples(model: Model, ctx: Context, length: int) -> Examples:
@@ -228,9 +248,16 @@ def _trainable(module: nn.Module, step: Training) -> nn.Module:
 
 
 def taught(
-    step: Training, kind: str, module: nn.Module, lesson: Lesson, ctx: Context, task: str
+    step: Training,
+    kind: str,
+    module: nn.Module,
+    lesson: Lesson,
+    ctx: Context,
+    task: str,
+    *,
+    held: Shaping | None = None,
 ) -> tuple[Course, Examples]:
-    """Train the module in place; how it went, and what of the examples taught it."""
+    """Train the module in place; how it went, and what of the examples taught it. `held` keeps its zeros."""
     examples, judges = _held_out(lesson.examples, step, ctx.seed)
     order = Order(examples, step.batch, ctx.seed)
     pace = _pace(step, order, rate_of(step, task), ctx.seed)
@@ -240,6 +267,7 @@ def taught(
         lesson.before(sorted({*examples.numbers_of(order.read(batches)), *other}))
     objective = lesson.objective(module, examples)
     reading = lesson.reading(module, order, batches) if lesson.reading else Reading(order.batch)
+    shaping = lesson.shaping(module, pace.steps) if lesson.shaping else held
     last, begun = [0.0, 0], cpu_seconds()
 
     def told(course: Course, done: float) -> None:
@@ -261,6 +289,7 @@ def taught(
         told=told,
         held_out=_judging(module, objective, judges, step.batch) if judges is not None else None,
         memory=reading.memory,
+        shaping=shaping,
         world=ctx.world,
     )
     return course, examples
@@ -327,6 +356,7 @@ def course_report(course: Course, lesson: Lesson, examples: Examples, module: nn
         skipped=course.skipped,
         losses=tuple((float(step), loss) for step, loss in course.losses),
         looks=tuple((float(step), loss) for step, loss in course.looks),
+        pruned=tuple((float(step), share) for step, share in course.pruned),
     )
 
 

@@ -214,13 +214,28 @@ def _told(stages: Sequence[Stage]) -> str:
 
 
 def taught(report: TrainingReport) -> str:
-    """One sentence: who taught how large a student, how long."""
+    """A sentence on who taught how large a student, how long; another on its zeros, if it has any."""
     who = f"taught by {', '.join(report.teachers)}" if report.teachers else "trained on the text alone"
     read = f"{figure.number(report.tokens)} tokens in {report.steps:,} steps"
     return (
         f"A student of {figure.number(report.parameters)} parameters, {who}: {read}, the text read "
-        f"{figure.number(report.epochs)} times."
+        f"{figure.number(report.epochs)} times.{_zeros(report)}"
     )
+
+
+def _zeros(report: TrainingReport) -> str:
+    """How many weights are zero, and when they went."""
+    if not report.zeros:
+        return ""
+    shares = sorted(one.zeros / one.weights for one in report.zeros)
+    whole = sum(one.zeros for one in report.zeros) / sum(one.weights for one in report.zeros)
+    said = f" Of the weights of its linears {whole:.1%} are zero, {shares[0]:.1%} to {shares[-1]:.1%} of each"
+    if not report.pruned:
+        return f"{said}; they were before."
+    first, last = (
+        next(step for step, share in report.pruned if share >= least) for least in (1e-9, whole - 1e-6)
+    )
+    return f"{said}; they went {f'from step {first:,.0f} to' if first < last else 'at'} step {last:,.0f}."
 
 
 def breakdowns(record: RunRecord) -> tuple[Breakdown, ...]:

@@ -21,6 +21,8 @@ from pocketsize.training.objective import Objective
 HOPELESS = 8
 # A checkpoint is written at most so often, and takes at most this share of the time.
 EVERY_S, SHARE = 60.0, 0.05
+# Shares of zeros that differ by less than this are one in a curve.
+NOTED = 0.005
 BETAS, EPS = (0.9, 0.999), 1e-8
 
 
@@ -71,7 +73,8 @@ class Course:
     """How a training has gone so far: what its checkpoint says beside tensors.
 
     `losses` are the mean losses of up to 200 equal stretches, `skipped` the steps whose gradient was not
-    finite, `brake` what the learning rate is multiplied by since.
+    finite, `brake` what the learning rate is multiplied by since. `pruned` are the steps after which more
+    weights were zero, with their share.
     """
 
     step: int = 0
@@ -81,6 +84,7 @@ class Course:
     brake: float = 1.0
     losses: list[tuple[int, float]] = field(default_factory=list)
     looks: list[tuple[int, float]] = field(default_factory=list)
+    pruned: list[tuple[int, float]] = field(default_factory=list)
     best: float = math.inf
     stale: int = 0
 
@@ -118,6 +122,34 @@ class Memory(Protocol):
         ...
 
 
+Moments = Mapping[Tensor, Mapping[str, Tensor]]
+
+
+class Shaping(Memory, Protocol):
+    """What holds weights at zero while others learn, and may decide which."""
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Highest learning rates of parameters that have one of their own, by name; none of them decays."""
+        ...
+
+    def pace(self, done: float) -> float:
+        """Where on the schedule of the learning rate a training stands of which so much is over."""
+        ...
+
+    def gradients(self, step: int, done: float) -> None:
+        """The gradients of a step are whole; what is to stay as it is, gets none."""
+        ...
+
+    def updated(self, step: int, done: float, moments: Moments) -> float | None:
+        """The weights have moved; the share that is zero, where that was changed."""
+        ...
+
+    def finish(self) -> float | None:
+        """The training is over, and the module has the weights it is to give; the share that is zero."""
+        ...
+
+
 def train(
     module: nn.Module,
     objective: Objective,
@@ -128,6 +160,7 @@ def train(
     told: Callable[[Course, float], None] = lambda course, done: None,
     held_out: Callable[[], float] | None = None,
     memory: Memory | None = None,
+    shaping: Shaping | None = None,
     world: World | None = None,
 ) -> Course:
     """Train `module` in place; how it went.
@@ -140,7 +173,7 @@ def train(
     The processes of a `world` share the batches of each step and add up their gradients; what the first one
     decides (when time is up, when to stop) holds for all, and it alone keeps checkpoints.
     """
-    run = _Run(module, objective, pace, keeper, (memory, world or Solo()))
+    run = _Run(module, objective, pace, keeper, (memory, shaping, world or Solo()))
     course = run.course
     start = time.perf_counter() - course.elapsed_s
     saved, cost = time.perf_counter(), 0.0
@@ -173,9 +206,9 @@ class _Run:
         objective: Objective,
         pace: Pace,
         keeper: Keeper,
-        given: tuple[Memory | None, World],
+        given: tuple[Memory | None, Shaping | None, World],
     ) -> None:
-        self.memory, world = given
+        self.memory, self.shaping, world = given
         if pace.accumulate % world.size:
             raise UsageError(
                 f"accumulate: {world.size} processes share the batches of a step, so it must be a multiple "
@@ -183,10 +216,7 @@ class _Run:
             )
         self.objective, self.pace, self.keeper, self.world = objective, pace, keeper, world
         self.named = dict(_named(module, objective.extra))
-        plain = [p for p in self.named.values() if p.ndim < 2]
-        matrices = [p for p in self.named.values() if p.ndim >= 2]
-        groups = [{"params": matrices, "weight_decay": pace.decay}, {"params": plain, "weight_decay": 0.0}]
-        groups = [group for group in groups if group["params"]]
+        groups = _groups(self.named, pace, self.shaping.rates if self.shaping else {})
         self.optimizer = torch.optim.AdamW(groups, lr=pace.peak, betas=BETAS, eps=EPS, fused=True)
         own = {name: p for name, p in self.named.items() if not name.startswith(EXTRA)}
         self.average = {n: p.detach().clone() for n, p in own.items()} if pace.average else {}
@@ -209,11 +239,14 @@ class _Run:
                 loss.backward()
                 value += float(loss.detach())
         value = self._added(value)
-        norm = torch.nn.utils.clip_grad_norm_(self.named.values(), pace.clip, foreach=True)
         course.step += 1
+        done = pace.done(course.step, course.elapsed_s)
+        if self.shaping is not None:
+            self.shaping.gradients(course.step, done)
+        norm = torch.nn.utils.clip_grad_norm_(self.named.values(), pace.clip, foreach=True)
         course.tokens += sum(part.tokens for part in parts)
         if math.isfinite(value) and bool(norm.isfinite()):
-            self._update()
+            self._update(done)
             self.failed = 0
             _note(course.losses, course.step, value)
         else:
@@ -236,15 +269,23 @@ class _Run:
         self.world.add([whole, *(p.grad for p in self.named.values() if p.grad is not None)])
         return float(whole)
 
-    def _update(self) -> None:
-        course, pace = self.course, self.pace
-        share = rate(pace.done(course.step, course.elapsed_s), warmup=pace.warmup, floor=pace.floor)
+    def _update(self, done: float) -> None:
+        course, pace, shaping = self.course, self.pace, self.shaping
+        share = rate(shaping.pace(done) if shaping else done, warmup=pace.warmup, floor=pace.floor)
         for group in self.optimizer.param_groups:
-            group["lr"] = pace.peak * share * course.brake
+            group["lr"] = group["peak"] * share * course.brake
         self.optimizer.step()
+        if shaping is not None:
+            self._zeros(shaping.updated(course.step, done, self.optimizer.state))
         if pace.average:
             for name, mean in self.average.items():
                 mean.lerp_(self.named[name].detach(), 1 - pace.average)
+
+    def _zeros(self, share: float | None) -> None:
+        """Take note of a share of zeros, where it is one that a curve would show."""
+        known = self.course.pruned
+        if share is not None and (not known or abs(share - known[-1][1]) >= NOTED):
+            known.append((self.course.step, share))
 
     def look(self, loss: float) -> None:
         """Take note of the loss on held-out batches, and of the weights if they are the best so far."""
@@ -267,6 +308,8 @@ class _Run:
         final = self.best if self.best and self.course.looks else self.average
         for name, kept in final.items():
             self.named[name].copy_(kept)
+        if self.shaping is not None and (share := self.shaping.finish()) is not None:
+            self.course.pruned.append((self.course.step, share))
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, p in self.named.items():
@@ -276,27 +319,29 @@ class _Run:
         for kind, tensors in (("average", self.average), ("best", self.best)):
             for name, value in tensors.items():
                 yield f"{kind}.{name}", value
-        for name, value in self.memory.tensors().items() if self.memory is not None else ():
-            yield f"memory.{name}", value
+        for kind, part in (("memory", self.memory), ("shape", self.shaping)):
+            for name, value in part.tensors().items() if part is not None else ():
+                yield f"{kind}.{name}", value
 
     @torch.no_grad()
     def _restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        remembered: dict[str, Tensor] = {}
+        remembered: dict[str, dict[str, Tensor]] = {"memory": {}, "shape": {}}
         for key, value in tensors.items():
             kind, _, name = key.partition(".")
-            if kind == "memory":
-                remembered[name] = value
+            if kind in remembered:
+                remembered[kind][name] = value
             elif kind == "weight":
                 self.named[name].copy_(value)
             elif kind in ("average", "best"):
                 getattr(self, kind)[name].copy_(value)
             else:
                 self.optimizer.state[self.named[name]][kind] = value.clone()
-        if self.memory is not None:
-            self.memory.restore(remembered)
+        for kind, part in (("memory", self.memory), ("shape", self.shaping)):
+            if part is not None:
+                part.restore(remembered[kind])
         raw = dict(facts)
-        for key in ("losses", "looks"):
-            raw[key] = [(int(step), float(loss)) for step, loss in raw[key]]
+        for key in ("losses", "looks", "pruned"):
+            raw[key] = [(int(step), float(value)) for step, value in raw[key]]
         self.course = Course(**raw)
 
 
@@ -310,6 +355,19 @@ def _named(module: nn.Module, extra: nn.Module | None) -> Iterator[tuple[str, nn
             yield name, p
     for name, p in extra.named_parameters() if extra is not None else ():
         yield f"{EXTRA}{name}", p
+
+
+def _groups(named: Mapping[str, nn.Parameter], pace: Pace, own: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The parameters as AdamW is told of them: matrices decay, vectors do not, some have their own rate."""
+    others = [p for name, p in named.items() if name not in own]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in others if p.ndim >= 2], "weight_decay": pace.decay, "peak": pace.peak},
+        {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0, "peak": pace.peak},
+    ]
+    for peak in sorted({*own.values()}):
+        params = [p for name, p in named.items() if own.get(name) == peak]
+        groups.append({"params": params, "weight_decay": 0.0, "peak": peak})
+    return [group for group in groups if group["params"]]
 
 
 def _note(losses: list[tuple[int, float]], step: int, loss: float) -> None:

@@ -12,6 +12,7 @@ from pocketsize.models.model import Model
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.learned import places_of, still
 from pocketsize.quantization.ste import on_grid, settled
+from pocketsize.training.masked import Held
 
 
 class Rounded(nn.Module):
@@ -59,6 +60,18 @@ def put_on_grids(
     for p in _places(module, found).values():
         p.requires_grad_(True)
     return found
+
+
+@torch.no_grad()
+def zeros_still(module: nn.Module, rounded: Mapping[str, Rounded], model: Model) -> Held | None:
+    """What holds the zeros of a pruned model, quantized with them, at their codes; None for another one."""
+    if model.pattern is None:
+        return None
+    found: dict[nn.Parameter, Tensor] = {}
+    for name, place in _places(module, rounded).items():
+        found[place] = ~model.mask(name).to(place.device).view(place.shape)
+        place.copy_(torch.where(found[place], rounded[name].start.codes.view(place.shape), place))
+    return Held(found)
 
 
 @torch.no_grad()
