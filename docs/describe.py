@@ -63,13 +63,15 @@ CLASSES = (
     Source,
     Recipe,
     api.Result,
+    api.Gates,
+    api.Tally,
     api.Plan,
     api.Model,
     Check,
 )
 FUNCTIONS = (
     *(api.shrink, api.quantize, api.distill, api.prune, api.run),
-    *(api.plan, api.load, api.verify, api.result),
+    *(api.plan, api.load, api.gated, api.verify, api.result),
 )
 
 

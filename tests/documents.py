@@ -135,14 +135,24 @@ class Names:
                     self.known[alias.asname or alias.name] = self._attribute(_Is(module), alias.name)
             case ast.Assign(targets=[ast.Name(id=name)]):
                 self.known[name] = self._type(node.value)
-            case ast.For():
-                self._bind(node.target, self._type(node.iter))
+            case ast.For() | ast.With():
+                self._enter(node)
                 for part in node.body:
                     self._statement(part)
             case _:
                 for part in ast.iter_child_nodes(node):
                     if isinstance(part, ast.expr):
                         self._type(part)
+
+    def _enter(self, node: ast.For | ast.With) -> None:
+        """The names that hold in the body of a loop, or of `with`, whose values are not followed."""
+        if isinstance(node, ast.For):
+            self._bind(node.target, self._type(node.iter))
+            return
+        for item in node.items:
+            self._type(item.context_expr)
+            names = ast.walk(item.optional_vars) if item.optional_vars else ()
+            self.known |= {name.id: None for name in names if isinstance(name, ast.Name)}
 
     def _bind(self, target: ast.expr, iterated: Any) -> None:
         if isinstance(target, ast.Name):

@@ -15,7 +15,7 @@ BRANCHES = (ast.For, ast.While, ast.If, ast.With, ast.Try, ast.Match)
 COMPILED = {
     SRC / "quantization" / name
     for name in ("compiled.py", "codebook_loops.py", "gpu.py", "superblock_loops.py")
-}
+} | {SRC / "pruning" / "gate_loops.py"}
 TENSORS = ("Tensor", "Float[", "Int64[", "Bool[", "UInt8[")
 
 

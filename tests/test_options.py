@@ -51,6 +51,7 @@ KEYS = {
         *("fraction", "score_rate", "scores", "threshold", "penalty"),
     ],
     "finetune": [*TRAINING, "lora", "alpha", "classes"],
+    "gate": ["skip", "save", "agree", "score", "spread", "head", "tokens", "confidence", "exits", "rank"],
     "rtn": QUANTIZE,
     "awq": [*QUANTIZE, "exponents"],
     "smoothquant": [*QUANTIZE, "exponents"],

@@ -13,6 +13,7 @@ PUBLIC = [
         "Data",
         "Distill",
         "Finetune",
+        "Gate",
         "Gptq",
         "Gradual",
         "Hqq",
@@ -27,7 +28,19 @@ PUBLIC = [
         "SmoothQuant",
     ),
     *("Source", "__version__"),
-    *("distill", "finetune", "load", "plan", "prune", "quantize", "result", "run", "shrink", "verify"),
+    *(
+        "distill",
+        "finetune",
+        "gated",
+        "load",
+        "plan",
+        "prune",
+        "quantize",
+        "result",
+        "run",
+        "shrink",
+        "verify",
+    ),
 ]
 
 

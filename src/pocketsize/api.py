@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,12 +20,17 @@ from pocketsize.io.source import resolve
 from pocketsize.measurement.measurement import Measurement
 from pocketsize.models.arch import arch_for
 from pocketsize.models.config import read_config
+from pocketsize.models.gated import gated as gated_module
+from pocketsize.models.gates import read_gates
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
+from pocketsize.models.skeleton import materialise
+from pocketsize.pruning.gate import Gates, Tally
 from pocketsize.recipes import run as running
 from pocketsize.recipes.awq import Awq
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.distill import Distill, Finetune
+from pocketsize.recipes.gate import Gate
 from pocketsize.recipes.gradual import Gradual
 from pocketsize.recipes.grids import Quantizer, unstorable
 from pocketsize.recipes.oats import Oats
@@ -49,6 +55,7 @@ __all__ = [
     "Data",
     "Distill",
     "Finetune",
+    "Gate",
     "Gptq",
     "Gradual",
     "Hqq",
@@ -63,6 +70,7 @@ __all__ = [
     "Source",
     "distill",
     "finetune",
+    "gated",
     "load",
     "plan",
     "quantize",
@@ -209,6 +217,19 @@ def finetune(
     steps = (parse_step({"finetune": options}),)
     recipe = _recipe(model, steps, export, data, dtype)
     return run(recipe, out=out, console=console, overwrite=overwrite)
+
+
+@contextmanager
+def gated(model: str | Path | Model, gates: Gates | None = None) -> Iterator[tuple[Any, Tally]]:
+    """The model in memory (transformers' module, float32) as it runs with its gates, and what those save.
+
+    `gates` are those in the model's folder if none are given. Generation, one token at a time, leaves
+    out the work; a prompt is read with the same result. Once the block ends the module has no gates.
+    """
+    found = model if isinstance(model, Model) else load(model)
+    module = materialise(found)
+    with gated_module(module, found, gates or read_gates(found)) as tally:
+        yield module, tally
 
 
 def shrink(

@@ -20,7 +20,11 @@ def command(folder: Path, prompt: str | None, tokens: int, cache: str | None, th
 
     An empty line, `exit`, Ctrl-D or Ctrl-C ends the talk. A long one goes on without its oldest parts.
     """
+    from pocketsize.io.source import GATES
     from pocketsize.serving.chat import answer, converse
+
+    if (folder / GATES).is_file():
+        click.echo(f"llama.cpp runs without the gates in {folder / GATES}", err=True)
 
     if prompt is not None:
         click.echo(answer(folder, prompt, tokens=tokens, threads=threads, cache=cache))

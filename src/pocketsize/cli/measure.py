@@ -57,7 +57,8 @@ def command(
     With --against, quality is what MODEL keeps of TEACHER. Alone, a language model has a
     perplexity and bits per byte, a classifier an accuracy on --data with labels; an encoder has a size and a
     speed. With --cache, what MODEL keeps of itself
-    when its attention reads keys and values in fewer bits, and the bytes they take.
+    when its attention reads keys and values in fewer bits, and the bytes they take. A MODEL that has gates
+    is measured with them too.
     """
     from pocketsize.cli.network import fetch_first
     from pocketsize.measurement.cache import parse_caches
@@ -75,8 +76,10 @@ def command(
     original = _open(against) if against else small
     found = _quality(original, small, data, tokens)
     cached = _cached(small, caches, data, tokens, context) if caches else Quality((), ())
-    rows = [*found.measurements, *cached.measurements, *_size_and_speed(original, small, Path(model))]
-    protocol = list(dict.fromkeys((*found.protocol, *cached.protocol)))
+    gates = _gated(small, data, tokens, threads)
+    own = (*found.measurements, *cached.measurements, *gates.measurements)
+    rows = [*own, *_size_and_speed(original, small, Path(model))]
+    protocol = list(dict.fromkeys((*found.protocol, *cached.protocol, *gates.protocol)))
     if json_:
         _print_json(rows, protocol)
     else:
@@ -161,6 +164,29 @@ def _cached(
         cache_for(model, cache)  # refuses before any text is read
     windows, _ = _text(model, data, tokens)
     return cache_quality(model, caches, windows, seed=0, context=context)
+
+
+def _gated(model: Model, data: Sequence[str], tokens: int, threads: int | None) -> Quality:
+    """What a model with gates keeps of itself with them, and the speed of both; nothing of others."""
+    from dataclasses import replace
+
+    from pocketsize.measurement.quality import Quality
+    from pocketsize.models.gates import has_gates, read_gates
+
+    if not has_gates(model.folder):
+        return Quality((), ())
+    import torch
+
+    from pocketsize.measurement.gated import gated_quality, gated_speed
+    from pocketsize.models.skeleton import materialise
+
+    gates = read_gates(model)
+    windows, _ = _text(model, data, tokens)
+    found = gated_quality(model, gates, windows, seed=0)
+    speed = gated_speed(
+        materialise(model), model, gates, windows.input_ids, threads=threads or torch.get_num_threads()
+    )
+    return replace(found, measurements=(*found.measurements, *speed))
 
 
 def _text(model: Model, data: Sequence[str], tokens: int) -> tuple[Windows, Corpus]:

@@ -13,6 +13,8 @@ from pocketsize.io.samples import PREFIX, Sample, sample_hint, sample_of
 from pocketsize.io.strictjson import refuse_pickle
 
 ORIGIN, GGUF_CACHE = "origin.json", "gguf"
+# What a token may leave out of the model beside it as it runs.
+GATES = "gates.json"
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
 

@@ -17,6 +17,7 @@ import torch
 
 from pocketsize.io.checkpoint import DTYPES
 from pocketsize.measurement.embedding import BATCH, SENTENCES
+from pocketsize.measurement.gated import LOGITS as GATED_LOGITS
 from pocketsize.measurement.suite import has_room
 from pocketsize.measurement.tokens import LOGITS, STATES
 from pocketsize.models.calls import BATCH_TOKENS
@@ -25,6 +26,8 @@ from pocketsize.models.model import Model
 from pocketsize.recipes.adapters import learned_parameters
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.distill import Distill
+from pocketsize.recipes.gate import WINDOWS as GATED
+from pocketsize.recipes.gate import Gate
 from pocketsize.recipes.gradual import for_zeros
 from pocketsize.recipes.grids import Quantizer
 from pocketsize.recipes.heal import WINDOWS as HEALED
@@ -133,8 +136,11 @@ def stages(model: Model, recipe: Recipe, size: Size, *, base_bytes: int, waiting
             heap.stage(step.kind, chain(_cut(model, step), _healed(model, step, size, waiting)))
         elif isinstance(step, Layers):
             heap.stage(step.kind, chain(_looked_at(model), _healed(model, step, size, waiting)))
+        elif isinstance(step, Gate):
+            heap.stage(step.kind, _gating(model, size))
         model = step.outline(model)
-    heap.stage("measure", _measuring(original, recipe, size, waiting))
+    gates = _with_gates(model) if any(isinstance(step, Gate) for step in recipe.steps) else ()
+    heap.stage("measure", chain(_measuring(original, recipe, size, waiting), gates))
     child = CHILD + sum(_all(model, 4)) + _largest(model) if "folder" in recipe.export else 0
     heap.stage("export", _exporting(model, recipe), child=child)
     timed = _all(model, 4) if has_room(model) else []  # what has no room is not timed
@@ -278,6 +284,22 @@ def _healed(model: Model, step: Layers | Student, size: Size, waiting: float) ->
         shapes = [model.matrix_shape(f"{model.blocks[0]}.{name}.weight") for name in group.names]
         rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
         yield [*held, *[4.0 * columns**2] * 5, *[4.0 * rows * columns] * 7]
+
+
+def _gating(model: Model, size: Size) -> Iterator[list[float]]:
+    """States in front of every block; of one block what its linears read, and gradients behind them."""
+    tokens, width = min(size.windows, GATED) * size.length, forward_dtype().itemsize
+    states = float(tokens * int(model.config.hidden_size) * width)
+    linears = model.linears_of(model.blocks[0])
+    block = float(sum(_numbers(model, name) for name in linears) * width)
+    seen = [float(tokens * side * width) for name in linears for side in model.matrix_shape(name)]
+    yield [*[states] * (len(model.blocks) + 3), block, *seen, *[2 * max(seen)] * 3, SCRATCH]
+    yield [*_reading(model, width), *[states] * 3, *[4.0 * _numbers(model, model.ends[-1])] * 2, SCRATCH]
+
+
+def _with_gates(model: Model) -> Iterator[list[float]]:
+    """The whole model in float32, a matrix on its way to lie otherwise, and logits of a few windows."""
+    yield [*_all(model, 4), _largest(model), 4.0 * GATED_LOGITS, 12.0 * LOGITS, SCRATCH]
 
 
 def _rtn(model: Model, step: Quantizer) -> Iterator[list[float]]:

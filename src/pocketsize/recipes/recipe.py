@@ -190,14 +190,18 @@ def _check_order(steps: tuple[Step, ...]) -> None:
         raise UsageError(
             f"steps: {steps[-1].kind} after {quantizers[0]} would undo it; put {quantizers[0]} last"
         )
+    kinds = [step.kind for step in steps]
+    if "gate" in kinds and any(k not in (*quantizers, "gate") for k in kinds[kinds.index("gate") :]):
+        raise UsageError(
+            "steps: gates are made for the weights as they are; only what quantizes comes after gate"
+        )
     sums = next((i for i, step in enumerate(steps) if isinstance(step, Oats)), len(steps) - 1)
     if sums < len(steps) - 1:
         raise UsageError(
             f"steps: {steps[sums + 1].kind} after oats would make one dense matrix of its parts; "
             "put oats last"
         )
-    if len({step.kind for step in steps}) < len(steps):
-        kinds = [step.kind for step in steps]
+    if len({*kinds}) < len(steps):
         twice = next(kind for kind in kinds if kinds.count(kind) > 1)
         raise UsageError(f"steps: {twice} is there twice; run the second one on the output of the first")
 

@@ -38,6 +38,7 @@ from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
 from pocketsize.recipes.fingerprint import fingerprint
+from pocketsize.recipes.gate import gates_before, with_gates
 from pocketsize.recipes.grids import refuse_unstored
 from pocketsize.recipes.journal import Journal, open_journal, working
 from pocketsize.recipes.kept import kept_bytes
@@ -249,7 +250,7 @@ def _context(
         texts.calibrate.mask,
         journal,
         progress,
-        [*_quantized_before(original), *texts.findings],
+        [*_quantized_before(original), *gates_before(original, recipe.steps), *texts.findings],
         original=original,
         corpus=texts.train,
         seed=recipe.data.seed,
@@ -271,10 +272,13 @@ def publish(
         quality = quality_of(
             done.original, done.model, done.texts.evaluate, done.texts.corpus, seed=done.recipe.data.seed
         )
+        quality = with_gates(quality, done.model, done.context.beside, done.texts.evaluate)
     with staging(out, replace=overwrite) as folder:
         with clock.phase("export"):
             artifacts = write_all(done.model, done.recipe.export, folder)
             behaviour = behaviours(done.model, artifacts)
+            for name, path in done.context.beside.items():
+                publish_bytes(folder / name, path.read_bytes())
         with clock.phase("latency"):
             timed = latency(done.original, [folder / a.path for a in artifacts if a.format == "gguf"])
         untimed = () if any(row.subject == "original" for row in timed) else (_untimed(done.original),)

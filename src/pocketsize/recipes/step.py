@@ -90,7 +90,7 @@ class Context:
 
     `progress(done, total, what)` is told of each finished unit. `original` is the model that the run
     began with, `corpus` the text that trainings read, `seed` what they draw by. `world` are the processes
-    that train together.
+    that train together. `beside` are files that go into the output beside the weights, by name.
     """
 
     input_ids: Int64[Tensor, "n length"]
@@ -103,6 +103,7 @@ class Context:
     corpus: Corpus | None = None
     seed: int = 0
     world: World = field(default_factory=Solo)
+    beside: dict[str, Path] = field(default_factory=dict)
 
     def made(self, key: str, write: Callable[[Path], None], *, together: bool = False) -> Path:
         """The folder with this name, which `write` fills in the first process; in all of them if `together`.

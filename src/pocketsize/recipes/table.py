@@ -9,6 +9,7 @@ from typing import cast
 from pocketsize.recipes.awq import Awq
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.distill import Distill, Finetune
+from pocketsize.recipes.gate import Gate
 from pocketsize.recipes.gradual import Gradual
 from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.prune import Prune
@@ -22,5 +23,8 @@ from pocketsize.recipes.student import Student
 _STUDENT, _PRUNE = cast(type[Step], Student), cast(type[Step], Prune)
 _QUANTIZERS: tuple[type[Step], ...] = (Rtn, Hqq, Awq, SmoothQuant, Gptq, Qat)
 STEPS: Mapping[str, type[Step]] = MappingProxyType(
-    {step.kind: step for step in (Layers, _STUDENT, _PRUNE, Oats, Distill, Finetune, Gradual, *_QUANTIZERS)}
+    {
+        step.kind: step
+        for step in (Layers, _STUDENT, _PRUNE, Oats, Distill, Finetune, Gate, Gradual, *_QUANTIZERS)
+    }
 )
