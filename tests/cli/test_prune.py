@@ -29,8 +29,8 @@ NOTHING: dict[str, Any] = dict.fromkeys(
         ({"set_": ("learn=20",)}, [{"prune": {"learn": 20}}]),
         ({"recover": "500k"}, [{"prune": {}}, {"distill": {"tokens": "500k"}}]),
         ({"scheme": "W4A16"}, [{"prune": {}}, {"gptq": {"scheme": "W4A16"}}]),
-        ({"remove": "25%"}, [{"student": {"remove": 0.25}}]),
-        ({"remove": "0.25", "by": "depth"}, [{"layers": {"remove": 0.25}}]),
+        ({"remove": "25%"}, [{"student": {"remove": 0.25, "importance": "taylor"}}]),
+        ({"remove": "0.25", "by": "depth"}, [{"layers": {"remove": 0.25, "pick": "kl"}}]),
     ],
     ids=str,
 )

@@ -279,8 +279,8 @@ def raw_prune(
     elif given:
         raise click.UsageError(f"{given[0]}: is of single weights, --remove of whole parts; leave one out")
     else:
-        cut = "layers" if by == "depth" else "student"
-        steps = [{cut: {"remove": parse_share(remove, "remove")} | _set(set_)}]
+        cut, chosen = ("layers", {"pick": "kl"}) if by == "depth" else ("student", {"importance": "taylor"})
+        steps = [{cut: {"remove": parse_share(remove, "remove")} | chosen | _set(set_)}]
     if recover is not None:
         steps.append({"distill": _budget(recover)})
     return [*steps, {"gptq": {"scheme": scheme}}] if scheme is not None else steps

@@ -21,6 +21,8 @@ from pocketsize.quantization.scheme import Scheme
 
 # What a config calls the pattern of a model's zeros; stock loaders leave it alone.
 SPARSITY = "sparsity"
+# What a model that is made of another keeps of where that came from.
+_HANDED_ON = ("name", "licence", "revision", "dequantized_from")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,11 @@ class Model:
     def as_stored(self, name: str, W: Tensor) -> Tensor:
         """A matrix with a row for each output as the family stores it, and the other way round."""
         return W.T.contiguous() if self.arch.is_transposed(name) else W
+
+    def made_from(self, source: Model) -> Model:
+        """This model, read from a folder that a step filled, as what was made of `source`."""
+        facts = {key: getattr(source.origin, key) for key in _HANDED_ON}
+        return replace(self, origin=replace(self.origin, **facts), dtype=source.dtype)
 
     def with_quantized(
         self, quantized: Mapping[str, QWeight], changed: Mapping[str, Tensor] | None = None

@@ -25,7 +25,7 @@ from pocketsize.models.walk import walk
 from pocketsize.pruning.bitmask import bits_of_rows, row_offsets
 from pocketsize.pruning.mask import about, require_fitting
 from pocketsize.pruning.oats import ROUNDS, oats, split
-from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of
+from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of, said_of
 from pocketsize.recipes.prune import compared
 from pocketsize.recipes.quantize import what_is_read
 from pocketsize.recipes.record import LayerReport, StepReport
@@ -33,7 +33,6 @@ from pocketsize.recipes.rival import denser, sparse_bits
 from pocketsize.recipes.step import Context
 
 LEFT, RIGHT = "left", "right"
-_ORIGIN = ("name", "licence", "revision", "dequantized_from")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +92,11 @@ class Oats:
         """The model with its linears as sums, a checkpoint of its own."""
         own = replace(ctx, store=ctx.store.beside(self.kind))
         reports = self._walked(model, own)
-        made = load(ctx.made(self.kind, partial(self._write, model, own.store.changed())))
-        origin = replace(made.origin, **{f: getattr(model.origin, f) for f in _ORIGIN})
+        made = load(ctx.made(self.kind, partial(self._write, model, own.store.changed()))).made_from(model)
         options: dict[str, object] = {f.name: getattr(self, f.name) for f in fields(self)}
         ctx.reports.append(StepReport(self.kind, options, tuple(reports), int(ctx.mask.sum())))
         ctx.findings += denser(reports, "sparse and low-rank parts")
-        return replace(made, origin=origin, dtype=model.dtype)
+        return made
 
     def _walked(self, model: Model, ctx: Context) -> list[LayerReport]:
         kept, reports = ctx.store.changed(), [r for p in model.blocks for r in ctx.store.finished(p) or ()]
@@ -155,8 +153,7 @@ class Oats:
         copy_companions(model.folder, folder)
 
     def _said(self) -> dict[str, object]:
-        wanted = pattern_of(self.pattern, self.sparsity)
-        return {"structure": wanted.name, "share": wanted.sparsity, "rank": self.rank}
+        return said_of(pattern_of(self.pattern, self.sparsity)) | {"rank": self.rank}
 
 
 def _report(W: Tensor, H: Tensor, S: Tensor, left: Tensor, right: Tensor) -> LayerReport:

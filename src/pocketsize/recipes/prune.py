@@ -23,7 +23,7 @@ from pocketsize.models.model import SPARSITY, Model
 from pocketsize.models.walk import Site, walk
 from pocketsize.pruning.alps import ROUNDS, alps
 from pocketsize.pruning.mask import Scope, about, highest, require_fitting
-from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of
+from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of, said_of
 from pocketsize.pruning.score import magnitude, surgeon, wanda
 from pocketsize.pruning.sparsegpt import sparsegpt, swept
 from pocketsize.pruning.support import refit
@@ -40,7 +40,6 @@ Auto = Literal["auto"]
 SCORES = ("alps", "sparsegpt", "surgeon", "taylor", "wanda", "magnitude")
 UPDATES = ("auto", "none", "sweep", "refit")
 SCOPES = ("auto", "row", "matrix")
-_ORIGIN = ("name", "licence", "revision", "dequantized_from")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +137,7 @@ class Prune:
     def outline(self, model: Model) -> Model:
         """The same model, whose zeros later steps keep."""
         config = copy.deepcopy(model.config)
-        setattr(config, SPARSITY, _said(self.wanted))
+        setattr(config, SPARSITY, said_of(self.wanted))
         return replace(model, config=config)
 
     def apply(self, model: Model, ctx: Context) -> Model:
@@ -149,13 +148,12 @@ class Prune:
         def write(folder: Path) -> None:
             _write(self, model, own.store.changed(), folder)
 
-        pruned = load(ctx.made(self.kind, write))
-        origin = replace(pruned.origin, **{f: getattr(model.origin, f) for f in _ORIGIN})
+        pruned = load(ctx.made(self.kind, write)).made_from(model)
         options: dict[str, object] = {f.name: getattr(self, f.name) for f in fields(self)}
         tokens = int(ctx.mask.sum()) if self.calibrated else 0
         ctx.reports.append(StepReport(self.kind, options, tuple(reports), tokens))
         ctx.findings += _told(reports, tokens)
-        return replace(pruned, origin=origin, dtype=model.dtype)
+        return pruned
 
     def _touches(self, name: str) -> bool:
         decided = decides(self.overrides, name)
@@ -325,12 +323,8 @@ def _write(step: Prune, model: Model, pruned: Mapping[str, Tensor], folder: Path
 
     specs = [spec(name, entry) for name, entry in model.checkpoint.entries.items()]
     write_safetensors(folder / SINGLE, specs, {"format": "pt"})
-    publish_bytes(folder / CONFIG, as_json(config_of_plain(model.folder) | {SPARSITY: _said(step.wanted)}))
+    publish_bytes(folder / CONFIG, as_json(config_of_plain(model.folder) | {SPARSITY: said_of(step.wanted)}))
     copy_companions(model.folder, folder)
-
-
-def _said(pattern: Pattern) -> dict[str, object]:
-    return {"structure": pattern.name, "share": pattern.sparsity}
 
 
 def _told(reports: list[LayerReport], tokens: int) -> Iterator[Finding]:

@@ -180,9 +180,7 @@ class Student:
     def apply(self, model: Model, ctx: Context) -> Model:
         """The student; calibration text is from now on in its tokens."""
         folder = ctx.store.made(self.kind, partial(self._write, model, ctx))
-        student = load(folder)
-        origin = replace(student.origin, **{f: getattr(model.origin, f) for f in _ORIGIN})
-        student = replace(student, origin=origin, dtype=model.dtype)
+        student = load(folder).made_from(model)
         before, after = model.origin.parameters, student.origin.parameters
         options: dict[str, object] = {f.name: getattr(self, f.name) for f in fields(self)}
         told = {"parameters_before": before, "parameters_after": after}
@@ -343,9 +341,6 @@ class Student:
             raise UsageError(f"student: norm is no_norm or layer_norm, got {self.norm!r}")
         if self.tied is False and self.family is not None and arch_of(self.family).head is None:
             raise UsageError(f"student: tied: a {self.family} has no head")
-
-
-_ORIGIN = ("name", "licence", "revision", "dequantized_from")
 
 
 def _squared(step: Student, own: Sizes, model: Model) -> Sizes:

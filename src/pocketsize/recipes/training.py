@@ -193,15 +193,7 @@ def trained(step: Training, kind: str, model: Model, ctx: Context, lesson: Calla
     options: dict[str, object] = {name: getattr(step, name) for name in step.__dataclass_fields__}
     ctx.reports.append(StepReport(kind, options, tokens=report.tokens, training=report))
     ctx.findings += list(findings_of(report))
-    student = load(folder)
-    origin = replace(
-        student.origin,
-        name=model.origin.name,
-        licence=model.origin.licence,
-        revision=model.origin.revision,
-        dequantized_from=model.origin.dequantized_from,
-    )
-    return replace(student, origin=origin, dtype=model.dtype)
+    return load(folder).made_from(model)
 
 
 def write_student(
