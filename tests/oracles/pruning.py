@@ -63,22 +63,21 @@ def sparsegpt_slow(W: Tensor, H: Tensor, pattern: Pattern, damp: float = 0.01, b
 
 
 def alps_slow(
-    W: Tensor, H: Tensor, pattern: Pattern, *, damp: float = 0.01, rounds: int = 6, scope: str = "matrix"
+    W: Tensor, H: Tensor, pattern: Pattern, *, damp: float = 0.01, rounds: int = 4, scope: str = "matrix"
 ) -> Tensor:
     """The same rounds by an eigendecomposition, with V instead of V over the penalty, and exact values."""
     root = H.double().diagonal().sqrt()
     unit = H.double() / torch.outer(root, root) + damp * torch.eye(len(H))
     values, Q = torch.linalg.eigh(unit)
     wanted = W.double() * root
-    D, V = wanted * highest_slow(wanted.abs(), pattern, scope), torch.zeros_like(wanted)
-    T, penalty, stages = wanted, 0.2, -(-rounds // 2)
+    T, D, V = wanted, wanted * highest_slow(wanted.abs(), pattern, scope), torch.zeros_like(wanted)
+    last = -(-rounds // 2) - 1
     for i in range(rounds):
+        penalty = 0.5**0.5 if rounds <= 4 else 0.25 * 8 ** (i // 2 / last)
         B = (wanted @ unit - V + penalty * D) @ Q @ torch.diag(1 / (values + penalty)) @ Q.T
         T = B + V / penalty
         D = T * highest_slow(T.abs(), pattern, scope)
         V = V + penalty * (B - D)
-        if i % 2 == 1:
-            penalty *= 9 ** (1 / max(1, stages - 1))
     return refit_slow(wanted, highest_slow(T.abs(), pattern, scope), unit) / root
 
 

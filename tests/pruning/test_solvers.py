@@ -89,14 +89,16 @@ def test_a_sweep_with_a_given_mask_is_sparsegpt_where_that_chose_it():
 
 
 @BOTH
-def test_alps_is_the_papers_with_its_schedule(pattern, monkeypatch):
-    """Two steps of conjugate gradients in the end leave a few percent of what all of them gain."""
+@pytest.mark.parametrize("rounds", [1, 4, 7, 12])
+def test_alps_is_the_papers_with_its_schedule(pattern, rounds, monkeypatch):
+    """Three steps of conjugate gradients in the end leave a few percent of what all of them gain."""
     W, H = problem()
-    expected = error(W, alps_slow(W, H, pattern), H)
-    assert error(W, alps(W, H, pattern), H) == pytest.approx(expected, rel=0.05)
+    slow = alps_slow(W, H, pattern, rounds=rounds)
+    expected = error(W, slow, H)
+    assert error(W, alps(W, H, pattern, rounds=rounds), H) == pytest.approx(expected, rel=0.1)
     monkeypatch.setattr(solver, "REFITS", 200)
-    X = alps(W, H, pattern)
-    assert (X != 0).eq(alps_slow(W, H, pattern) != 0).double().mean() > 0.99
+    X = alps(W, H, pattern, rounds=rounds)
+    assert (X != 0).eq(slow != 0).double().mean() > 0.99
     assert error(W, X, H) == pytest.approx(expected, rel=0.005)
 
 

@@ -13,10 +13,11 @@ from pocketsize.pruning.mask import Scope, about, highest
 from pocketsize.pruning.pattern import Pattern
 from pocketsize.pruning.support import refit
 
-ROUNDS = 6
-# The penalties of the first and the last rounds, and how many rounds have one.
-FIRST, LAST, STAGE = 0.2, 1.8, 2
-REFITS = 2
+ROUNDS = 4
+# The penalties of the first and the last rounds; up to so many rounds have the one between them, and of
+# more so many have one.
+FIRST, LAST, ALIKE, STAGE = 0.25, 2.0, 4, 2
+REFITS = 3
 
 
 def alps(
@@ -35,9 +36,9 @@ def alps(
 
     Alternating directions (ALPS, arXiv:2406.07831): B is free and D lies in the pattern, each round solves
     for B, projects B + U on the pattern, and adds to U how far the two are apart. Inputs are scaled to unit
-    power before, so the penalty means the same for all; it grows evenly from `FIRST` to `LAST` instead of by
-    how much the mask still changes, which leaves one factorisation for every two rounds. What the mask leaves
-    is `refit` in the end. W and H are left untouched.
+    power before, so the penalty means the same for all. Four rounds have one penalty and one factorisation;
+    with more it grows evenly from `FIRST` to `LAST`, every two rounds, instead of by how much the mask still
+    changes. What the mask leaves is `refit` in the end. W and H are left untouched.
     """
     power = H.diagonal().clamp(min=0).to(torch.float32)
     if not bool((power > 0).any()):
@@ -50,14 +51,11 @@ def alps(
     parts = list(rows) or [len(W)]
     D = wanted * _masks(about, wanted.abs(), parts, pattern, scope)
     U, X = torch.zeros_like(wanted), torch.empty_like(wanted)
-    stages = -(-rounds // STAGE)
-    penalty, growth = FIRST, (LAST / FIRST) ** (1 / max(1, stages - 1))
-    for stage in range(stages):
-        if stage:
-            penalty *= growth
-            U /= growth
-        inverse = _inverse(unit, penalty)
-        for _ in range(min(STAGE, rounds - stage * STAGE)):
+    before = 0.0
+    for penalty, count in penalties(rounds):
+        U *= before / penalty
+        before, inverse = penalty, _inverse(unit, penalty)
+        for _ in range(count):
             torch.sub(D, U, out=X)
             U.addmm_(torch.add(slope, X, alpha=penalty, out=X), inverse)
             torch.mul(U, _masks(about, torch.abs(U, out=X), parts, pattern, scope), out=D)
@@ -65,6 +63,15 @@ def alps(
     D += U
     mask = _masks(highest, D.abs(), parts, pattern, scope)
     return refit(wanted, mask, unit, start=D, rounds=REFITS) / root
+
+
+def penalties(rounds: int) -> list[tuple[float, int]]:
+    """The penalties of all rounds, each with how many have it."""
+    if rounds <= ALIKE:
+        return [((FIRST * LAST) ** 0.5, rounds)]
+    stages = -(-rounds // STAGE)
+    growth = (LAST / FIRST) ** (1 / (stages - 1))
+    return [(FIRST * growth**i, min(STAGE, rounds - i * STAGE)) for i in range(stages)]
 
 
 def _masks(
