@@ -334,11 +334,11 @@ def _log_layers(descriptor: int, write: Real) -> None:
 
     begun: list[str] = []
 
-    def logged(site: Any, *args: Any) -> Any:
+    def logged(site: Any, *args: Any, **options: Any) -> Any:
         if begun[-1:] != [site.block]:
             begun.append(site.block)
             write(descriptor, f"{site.block}\n".encode())
-        return real(site, *args)
+        return real(site, *args, **options)
 
     quantize.quantize_site = logged
 

@@ -85,7 +85,7 @@ def test_blocks_end_nearer_to_the_original(tmp_path: Path) -> None:
 def test_a_block_that_gains_nothing_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(write_tiny(tmp_path / "model", "llama"))
     plain = applied(model, context(tmp_path / "plain"), Gptq())
-    monkeypatch.setattr(learn, "_judged", lambda whole, numbers: 1.0)
+    monkeypatch.setattr(learn, "judged", lambda whole, numbers: 1.0)
     ctx = context(tmp_path / "work")
     same = applied(model, ctx, Gptq(learn=STEPS))
     assert {*learned_shares(model, ctx)} == {1.0}

@@ -242,7 +242,8 @@ def _training(teacher: Model, student: Model, step: Training) -> Iterator[list[f
     activations of a batch, roughly; and one chunk of logits of both with what is made of them."""
     copies = 3 + (step.average is not None) + (step.patience > 0)  # beside the weights
     teachers = _all(teacher, 4) if isinstance(step, Distill | Qat) else []
-    zeros = [for_zeros(step, student)[0] / len(student.linears)] * len(student.linears)
+    linears = len(student.linears)  # none in families that are trained and nothing else
+    zeros = [for_zeros(step, student)[0] / linears] * linears if linears else []
     tokens, width = step.batch * step.length, int(student.config.hidden_size)
     # Per token and block: inputs of the linears, what attention and activation functions keep.
     inner = getattr(student.config, "intermediate_size", None) or 4 * width
