@@ -291,7 +291,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "fp8": (
         said(quant_method="fp8"),
         4,
-        "(fp8), and only gptq, awq, compressed-tensors, bitsandbytes, sparse-bitmask are read; give the model",
+        "(fp8), and only gptq, awq, compressed-tensors, bitsandbytes, sparse-bitmask are read; give the",
     ),
     "no method": (said(bits=4), 4, "already quantized (unnamed)"),
     "a text": (lambda f: _config(f, "awq"), 4, "already quantized (awq)"),  # type: ignore[arg-type]
