@@ -57,6 +57,10 @@ bench: $(VENV)/ready
 	$(BIN)/python benchmarks/recovery/run.py
 	$(BIN)/python benchmarks/training-speed/run.py
 	$(BIN)/python benchmarks/kquants/run.py
+	$(BIN)/python benchmarks/pruning/run.py
+	$(BIN)/python benchmarks/pruning-structured/run.py
+	$(BIN)/python benchmarks/pruning-movement/run.py
+	$(BIN)/python benchmarks/pruning-runtime/run.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) site build dist
