@@ -89,7 +89,8 @@ def contest(model: str, pattern: str, results: Sequence[Result]) -> list[Bar]:
             costs.append(mine.figures["cpu_s"] / best.figures["cpu_s"])
     if not ratios:
         return []
-    where = f"{model}, {pattern}, worst of {len(ratios)} contests"
+    seeds = len({one.run.seed for one in results})
+    where = f"{model}, {pattern}, worst of {seeds} seed{'s' * (seeds > 1)} and two kinds of text"
     what = "KL" if model.startswith("smol") else "1 - cosine"
     return [
         Bar(f"{where}: {what} against the better of SparseGPT and Wanda", max(ratios), "ratio", "lower", 0.9),
