@@ -79,6 +79,7 @@ ORDER = tuple(_WORDS)
 FORMATS: Mapping[str, str] = MappingProxyType(
     {
         "folder": "safetensors folder for transformers",
+        "sparse": "safetensors folder with zeros left out, for pocketsize",
         "gguf": "GGUF file for llama.cpp",
         "gptq": "GPTQ checkpoint for GPTQModel and vLLM",
         "gptq_v2": "GPTQ checkpoint (second version) for GPTQModel",
