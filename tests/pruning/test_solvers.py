@@ -18,7 +18,7 @@ from pocketsize.pruning.alps import alps
 from pocketsize.pruning.mask import highest
 from pocketsize.pruning.pattern import Pattern, pattern_of
 from pocketsize.pruning.score import fisher, magnitude, surgeon, wanda
-from pocketsize.pruning.sparsegpt import sparsegpt, swept
+from pocketsize.pruning.sparsegpt import sparsegpt
 from pocketsize.pruning.support import refit
 
 HALF, TWO_OF_FOUR = Pattern(0.5), pattern_of("2:4", 0.5)
@@ -85,7 +85,7 @@ def test_sparsegpt_is_the_papers(pattern):
 def test_a_sweep_with_a_given_mask_is_sparsegpt_where_that_chose_it():
     W, H = problem(16, 192)
     X = sparsegpt(W, H, HALF)
-    torch.testing.assert_close(swept(W, X != 0, H), X, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(sparsegpt(W, H, HALF, mask=X != 0), X, rtol=1e-3, atol=1e-4)
 
 
 @BOTH

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -169,6 +170,12 @@ class Model:
     def as_stored(self, name: str, W: Tensor) -> Tensor:
         """A matrix with a row for each output as the family stores it, and the other way round."""
         return W.T.contiguous() if self.arch.is_transposed(name) else W
+
+    def with_sparsity(self, said: Mapping[str, object]) -> Model:
+        """This model, whose config says this of the zeros of its linears."""
+        config = copy.deepcopy(self.config)
+        setattr(config, SPARSITY, dict(said))
+        return replace(self, config=config)
 
     def made_from(self, source: Model) -> Model:
         """This model, read from a folder that a step filled, as what was made of `source`."""

@@ -20,12 +20,13 @@ def sparsegpt(
     *,
     damp: float = 0.01,
     block: int = BLOCK,
+    mask: Bool[Tensor, "out in"] | None = None,
 ) -> Float[Tensor, "out in"]:
     """The pruned matrix (arXiv:2301.00774, algorithm 1).
 
     Each block of columns chooses among its weights, as corrected so far, those that cost least:
     w^2 / U_jj^2, U the Cholesky factor of H^-1, which is w^2 d_j of `feedback_factor`. An n:m pattern chooses
-    when its n neighbours are reached. W and H are left untouched.
+    when its n neighbours are reached. Where a `mask` is given nothing is chosen. W and H are left untouched.
     """
     factor, columns = feedback_factor(H, damp), W.shape[1]
     X, E = torch.empty_like(W, dtype=torch.float32), torch.zeros_like(W, dtype=torch.float32)
@@ -33,12 +34,12 @@ def sparsegpt(
     for a in range(0, columns, step):
         b = min(a + step, columns)
         carried = E[:, :a] @ factor.M[:a, a:b]
-        stays = torch.ones_like(carried, dtype=torch.bool)
-        if not pattern.of:
+        stays = torch.ones_like(carried, dtype=torch.bool) if mask is None else mask[:, a:b]
+        if mask is None and not pattern.of:
             stays = highest(_corrected(W, carried, factor, a, b).square() * factor.d[a:b], pattern)
         for j in range(a, b):
             i = j - a
-            if pattern.of and i % pattern.of == 0:
+            if mask is None and pattern.of and i % pattern.of == 0:
                 ahead = slice(j, j + pattern.of)
                 there = carried[:, i : i + pattern.of] + E[:, a:j] @ factor.M[a:j, ahead]
                 few = _corrected(W, there, factor, j, j + pattern.of)
@@ -53,18 +54,3 @@ def _corrected(W: Tensor, carried: Tensor, factor: Factor, a: int, b: int) -> Fl
     return W[:, a:b] + torch.linalg.solve_triangular(
         factor.M[a:b, a:b], carried, upper=True, unitriangular=True, left=False
     )
-
-
-def swept(
-    W: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"], H: Float[Tensor, "in in"], *, damp: float = 0.01
-) -> Float[Tensor, "out in"]:
-    """What SparseGPT makes of a matrix whose mask is chosen already."""
-    factor = feedback_factor(H, damp)
-    X, E = torch.empty_like(W, dtype=torch.float32), torch.zeros_like(W, dtype=torch.float32)
-    for a in range(0, W.shape[1], BLOCK):
-        b = min(a + BLOCK, W.shape[1])
-        carried = E[:, :a] @ factor.M[:a, a:b]
-        for j in range(a, b):
-            X[:, j] = (W[:, j] + carried[:, j - a] + E[:, a:j] @ factor.M[a:j, j]) * mask[:, j]
-            E[:, j] = W[:, j] - X[:, j]
-    return X

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -11,7 +10,7 @@ from typing import ClassVar, cast
 from torch import nn
 
 from pocketsize.errors import UsageError, did_you_mean
-from pocketsize.models.model import SPARSITY, Model
+from pocketsize.models.model import Model
 from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of, said_of
 from pocketsize.pruning.schedule import ERK, MATRIX, MODEL, SCOPES
 from pocketsize.recipes.distill import Distill, require_labels
@@ -120,9 +119,7 @@ class Gradual(Distill):
 
     def outline(self, model: Model) -> Model:
         """The same model, which says that it has zeros."""
-        config = copy.deepcopy(model.config)
-        setattr(config, SPARSITY, said_of(self.goal()))
-        return replace(model, config=config)
+        return model.with_sparsity(said_of(self.goal()))
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The model after it was trained and pruned."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from pocketsize.errors import UnsupportedError
-from pocketsize.io.checkpoint import Checkpoint, TensorSpec, open_file, write_safetensors
+from pocketsize.io.checkpoint import TensorSpec, open_file, write_safetensors
 from pocketsize.measurement.suite import divergence
 from pocketsize.models.device import CPU
 from pocketsize.models.lockstep import Pair, lockstep
 from pocketsize.models.model import Model
 from pocketsize.models.walk import HELD_OUT
 from pocketsize.pruning.heal import healed
+from pocketsize.recipes.journal import StoredTensors
 from pocketsize.recipes.record import Finding, Stage
 from pocketsize.recipes.step import Context, Place
 
@@ -74,7 +75,7 @@ def heal(pair: Pair, ctx: Context, key: str) -> Healing:
             new.clear()
             blocks = pair.cut.blocks
             ctx.progress(blocks.index(fit.block) + 1, len(blocks), f"healed {fit.block}")
-    tensors = _Laid.of([_file(place, path) for path in pair.cut.blocks])
+    tensors = _laid([_file(place, path) for path in pair.cut.blocks])
     held = ctx.input_ids[:judges], ctx.mask[:judges]
     ways = (pair.cut, replace(pair.cut, changed=tensors))
     before, after = (divergence(pair.original, one, *held) for one in ways)
@@ -99,7 +100,7 @@ def _finished(place: Place, block: str) -> Mapping[str, Tensor] | None:
     """What healing changed of a block, if it is durable."""
     file = _file(place, block)
     place.safe_point(f"before {block}")
-    return _Laid.of([file]) if file.is_file() else None
+    return _laid([file]) if file.is_file() else None
 
 
 def _keep(place: Place, block: str, new: Mapping[str, Tensor]) -> None:
@@ -109,22 +110,7 @@ def _keep(place: Place, block: str, new: Mapping[str, Tensor]) -> None:
     place.safe_point(f"after {block}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Laid(Mapping[str, Tensor]):
-    """Tensors that stay on disk until one is asked for."""
-
-    where: Mapping[str, Checkpoint]
-
-    @classmethod
-    def of(cls, files: Sequence[Path]) -> _Laid:
-        opened = [open_file(file) for file in files if file.is_file()]
-        return cls({name: stored for stored in opened for name in stored.entries if name != _DONE})
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.where[name].read(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.where)
-
-    def __len__(self) -> int:
-        return len(self.where)
+def _laid(files: Sequence[Path]) -> StoredTensors:
+    """What these files hold, as far as they are there; tensors stay on disk."""
+    there = [file for file in files if file.is_file()]
+    return StoredTensors({name: file for file in there for name in open_file(file).entries if name != _DONE})

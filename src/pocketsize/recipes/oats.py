@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -78,9 +77,7 @@ class Oats:
 
     def outline(self, model: Model) -> Model:
         """The same model, whose linears are sums."""
-        config = copy.deepcopy(model.config)
-        setattr(config, SPARSITY, self._said())
-        return replace(model, config=config)
+        return model.with_sparsity(self._said())
 
     def parts(self, rows: int, columns: int) -> tuple[int, Pattern]:
         """The rank of A B, and what S must look like, for a matrix of this shape."""

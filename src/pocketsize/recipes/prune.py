@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from pocketsize.pruning.alps import ROUNDS, alps
 from pocketsize.pruning.mask import Scope, about, highest, require_fitting
 from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of, said_of
 from pocketsize.pruning.score import magnitude, surgeon, wanda
-from pocketsize.pruning.sparsegpt import sparsegpt, swept
+from pocketsize.pruning.sparsegpt import sparsegpt
 from pocketsize.pruning.support import refit
 from pocketsize.recipes.learn import judging_windows, too_little_to_learn
 from pocketsize.recipes.overrides import decides, matched
@@ -136,9 +135,7 @@ class Prune:
 
     def outline(self, model: Model) -> Model:
         """The same model, whose zeros later steps keep."""
-        config = copy.deepcopy(model.config)
-        setattr(config, SPARSITY, said_of(self.wanted))
-        return replace(model, config=config)
+        return model.with_sparsity(said_of(self.wanted))
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The pruned model, a checkpoint of its own."""
@@ -220,7 +217,7 @@ def _mask(W: Tensor, H: Tensor, pattern: Pattern, step: Prune) -> Tensor:
 def updated(W: Tensor, mask: Tensor, H: Tensor, step: Prune) -> Tensor:
     """The weights that a mask leaves, as the step wants them."""
     if step.update == "sweep":
-        return swept(W, mask, H, damp=step.damp)
+        return sparsegpt(W, H, step.wanted, damp=step.damp, mask=mask)
     if step.update == "refit":
         damped = H.clone()
         damped.diagonal().add_(step.damp * H.diagonal().mean())
