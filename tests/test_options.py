@@ -56,7 +56,7 @@ KEYS = {
     "awq": [*QUANTIZE, "exponents"],
     "smoothquant": [*QUANTIZE, "exponents"],
     "hqq": [*QUANTIZE, "p", "iterations"],
-    "gptq": [*QUANTIZE, "damp", "order", "search", "sink", "learn"],
+    "gptq": [*QUANTIZE, "damp", "order", "search", "sink", "learn", "alpha", "beta"],
     "qat": [*TRAINING, *QUANTIZE, "start", "scales", "loss", "temperature", "mix"],
 }
 TEXTS = {"--calibrate", "--evaluate", "--sequences", "--length", "--tokens", "--seed", "--written"}

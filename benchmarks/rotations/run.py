@@ -13,29 +13,26 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import numpy as np
 import torch
 from bars import write_record
 from contest import fetched
-from corpus import domains, first_windows, pick_windows, token_streams
+from held_out import LENGTH, SEQUENCES, WINDOWS, divergence, states, texts
 from meter import write_json
 from torch import Tensor
 
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.models.rotated import rotated
-from pocketsize.models.skeleton import materialise
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.quantize import Gptq
 from pocketsize.recipes.step import Context
 
-SAMPLE, LENGTH, SEQUENCES, WINDOWS, CHUNK = "sample:smollm2-135m", 512, 16, 4, 256
+SAMPLE = "sample:smollm2-135m"
 TURNS = {"none": (False, False), "values": (True, False), "values and residual": (True, True)}
 GRIDS = ((3, 64), (2, 64), (3, None), (4, 64), (4, None))
 QUESTION = "Do fused rotations help GPTQ of the weights alone?"
@@ -70,51 +67,12 @@ def main() -> None:
             record([json.loads(p.read_text()) for p in sorted(chosen.work.glob("*.json"))])
 
 
-def texts(folder: Path, downloads: Path) -> tuple[Tensor, dict[str, Tensor]]:
-    """Windows that calibrate, and windows of each domain that evaluate."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-
-    def streams(found: Sequence[str]) -> list[np.ndarray]:
-        return token_streams(found, lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
-
-    both = domains(downloads)
-    joined = [np.concatenate(streams(domain.calibrate)) for domain in both]
-    held_out = {d.name: torch.from_numpy(first_windows(streams(d.evaluate), WINDOWS, LENGTH)) for d in both}
-    return torch.from_numpy(pick_windows(joined, 128, LENGTH, 0)[:SEQUENCES]), held_out
-
-
 def quantized(model: Model, grid: tuple[int, int | None], ids: Tensor, room: Path) -> Model:
     """The model with its linears quantized by GPTQ, integer zeros, embedding and head left."""
     step = Gptq(f"W{grid[0]}A16", group=grid[1], symmetric=False, float_zeros=False, embeddings=None)
     real = torch.ones_like(ids, dtype=torch.bool)
     journal = open_journal(room / "work", {})
     return step.resolve(model, ("folder",)).apply(model, Context(ids, real, journal, lambda *_: None))
-
-
-@torch.inference_mode()
-def states(model: Model, evaluate: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-    """The last hidden states of every window, and the head; blocks in bfloat16 autocast."""
-    module = materialise(model)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = {
-            name: torch.cat([module.model(w[None]).last_hidden_state[0].float() for w in windows])
-            for name, windows in evaluate.items()
-        }
-    return found, module.lm_head.weight
-
-
-@torch.inference_mode()
-def divergence(
-    before: tuple[dict[str, Tensor], Tensor], after: tuple[dict[str, Tensor], Tensor], name: str
-) -> float:
-    """KL(before || after), nats per token of one domain."""
-    found = []
-    for a, b in zip(before[0][name].split(CHUNK), after[0][name].split(CHUNK), strict=True):
-        p, q = ((x @ head.T).log_softmax(-1) for x, head in ((a, before[1]), (b, after[1])))
-        found.append((p.exp() * (p - q)).sum(-1))
-    return float(torch.cat(found).mean())
 
 
 def record(found: list[dict[str, object]]) -> None:

@@ -148,3 +148,52 @@ def test_rotary_tables_stay_float32_in_bfloat16(tmp_path: Path, monkeypatch: pyt
     for site in walk(model, ids, mask):
         exact = gram_of(model, {}, site.names[0], ids, mask)
         assert float((site.gram.mean() - exact).norm() / exact.norm()) < 0.02
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "bert"])
+def test_sites_know_what_they_lack_beside_the_original(family: str, tmp_path: Path) -> None:
+    """Of all batches but every fourth; the Gram matrix and what passes on are as without."""
+    model = load(write_tiny(tmp_path / "m", family))
+    ids = torch.randint(5, VOCAB - 1, (9, 24), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    for row, length in enumerate((24, 11, 7, 20, 16)):
+        mask[row, length:] = False
+    teach = [i for i in range(9) if i // 2 != 3]
+    replaced: dict[str, torch.Tensor] = {}
+    plain = walk(model, ids, mask)
+    for site, other in zip(walk(model, ids, mask, drift=True), plain, strict=True):
+        assert torch.allclose(site.gram.mean(), other.gram.mean(), atol=2e-4, rtol=1e-3)
+        assert other.drift is None and site.whole is None
+        for found, first in ((site.drift, False), (site.first_drift, True)):
+            if found is None:
+                assert first and site.first is None
+                continue
+            y, x = (
+                rows_of(model, changed, site.names[0], ids[teach], mask[teach], first=first)
+                for changed in (replaced, {})
+            )
+            assert found.read.tokens == len(y) == len(x)
+            assert torch.allclose(found.read.mean(), y.T @ y / len(y), atol=2e-4, rtol=1e-3)
+            assert torch.allclose(found.mean(), (x - y).T @ y / len(y), atol=2e-4, rtol=1e-3)
+        for name, weight in zip(site.names, site.weights, strict=True):
+            site.replaced[name] = other.replaced[name] = replaced[name] = weight * 0.7
+
+
+def test_what_sites_lack_is_known_behind_finished_blocks_too(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama"))
+    ids, mask = tokens(model, padded=False)
+    first: dict[str, torch.Tensor] = {}
+    drifts: dict[str, torch.Tensor] = {}
+    for site in walk(model, ids, mask, drift=True):
+        assert site.drift is not None
+        drifts[site.names[0]] = site.drift.mean()
+        for name, weight in zip(site.names, site.weights, strict=True):
+            site.replaced[name] = weight * 0.9
+            if site.block.endswith(".0"):
+                first[name] = site.replaced[name]
+        if site.whole is not None:
+            site.replaced |= {n: model.matrix(n) * 0.9 for n in model.linears_of(site.block)}
+    again = walk(model, ids, mask, drift=True, finished=lambda path: first if path.endswith(".0") else None)
+    for site in again:
+        assert site.drift is not None and torch.equal(site.drift.mean(), drifts[site.names[0]])
+        site.replaced = {n: W * 0.9 for n, W in zip(site.names, site.weights, strict=True)}

@@ -1,4 +1,4 @@
-"""What modules inside a model give, as its forward pass runs."""
+"""What modules inside a model give and read, as its forward pass runs."""
 
 from __future__ import annotations
 
@@ -25,6 +25,31 @@ def tapped(module: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor
     handles = [module.get_submodule(path).register_forward_hook(keep(path)) for path in paths]
     try:
         yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def readings(linears: Sequence[nn.Module], rooms: Sequence[Tensor]) -> Iterator[None]:
+    """What each of these linears reads goes into its room, a row a token, call after call."""
+
+    def keep(room: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        filled = 0
+
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            nonlocal filled
+            rows = args[0].flatten(0, -2)
+            room[filled : filled + len(rows)] = rows
+            filled += len(rows)
+
+        return hook
+
+    handles = [
+        linear.register_forward_pre_hook(keep(room)) for linear, room in zip(linears, rooms, strict=True)
+    ]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -23,6 +23,8 @@ from pocketsize.models.sample import Sample, Sampler
 from pocketsize.models.shelf import Noted, Shelf
 from pocketsize.models.skeleton import assign, fill, skeleton
 from pocketsize.models.stream import hooked
+from pocketsize.models.taps import readings
+from pocketsize.quantization.drift import Drift
 from pocketsize.quantization.scheme import Scheme
 
 # One window in so many judges what the others suggest.
@@ -64,8 +66,10 @@ class Site:
     feeds them (see `Linears`). What is put into `replaced` is what the rest of the walk sees. `last` says
     that the block is done after this site; `block` is the block's path, or `head`. `whole` is the block
     itself, at its last site and only where the walk runs the original beside it: what is then put into
-    `replaced` may be any of its linears. Where linears round their inputs, `gram` and `sample` are of those
-    before they do, and `divisor` may be set to what inputs are divided by while they are rounded.
+    `replaced` may be any of its linears. `drift` and `first_drift` are what the linears lack beside the
+    original's, of all batches but every fourth, where that is asked for. Where linears round their inputs,
+    `gram` and `sample` are of those before they do, and `divisor` may be set to what inputs are divided by
+    while they are rounded.
     """
 
     block: str
@@ -75,6 +79,8 @@ class Site:
     last: bool
     first: Gram | None = None
     held: Gram | None = None
+    drift: Drift | None = None
+    first_drift: Drift | None = None
     fed_by: str | None = None
     whole: Whole | None = None
     sample: Sample | None = None
@@ -88,6 +94,8 @@ class _Wanted:
 
     hold_out: bool
     sampled: int
+    whole: bool
+    drift: bool
     divisors: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -101,6 +109,7 @@ def walk(
     head: bool = False,
     hold_out: bool = False,
     beside: bool = False,
+    drift: bool = False,
     sampled: int = 0,
     rounds: Mapping[str, Scheme] = _NONE,
 ) -> Iterator[Site]:
@@ -113,8 +122,9 @@ def walk(
     is run with those, unvisited. With `head`, a last site gives the input of the head (the
     embedding's name stands for a tied one). With `hold_out`, sites have a Gram matrix of every fourth
     window alone too, with `sampled` about so many tokens of either kind. With `beside`, the original runs
-    beside the changed model, and the last site of each block has both. Linears in `rounds` round what they
-    read, as the model will that they are settled for; never beside an original.
+    beside the changed model, and the last site of each block has both; with `drift` each site has what its
+    linears lack beside the original's. Linears in `rounds` round what they read, as the model will that they
+    are settled for; never beside an original.
 
     The forward pass runs in bfloat16 where the CPU has it; Gram matrices are summed in float32;
     padding counts nowhere.
@@ -123,17 +133,19 @@ def walk(
     module = skeleton(model, device)  # tables such as rotary frequencies stay float32, as stock loaders do
     calls = capture(module, model, input_ids.to(device), mask.to(device))
     shelf = shelf_for(model, calls)
-    originals = _copied(calls) if beside else []
-    wanted = _Wanted(hold_out, sampled)
+    originals = _copied(calls) if beside or drift else []
+    wanted = _Wanted(hold_out, sampled, beside, drift)
     round_inputs(module, rounds, wanted.divisors)
     for path in model.blocks:
         block = module.get_submodule(path)
         done = finished(path)
         if done is None or originals:
             fill(module, path, lambda name: model.weight(name).to(forward_dtype()), device)
-        through(block, originals, shelf, path)
+        rooms = _rooms(path, model, originals) if drift and done is None else []
+        with readings(_firsts(block, model)[: len(rooms)], rooms):
+            through(block, originals, shelf, path)
         if done is None:
-            yield from _visit(block, path, model, (calls, originals), shelf, wanted=wanted)
+            yield from _visit(block, path, model, (calls, originals, rooms), shelf, wanted=wanted)
         elif head or path != model.blocks[-1]:
             fill(module, path, lambda name, new=done: _either(new, model, name).to(forward_dtype()), device)
             through(block, calls, shelf, path)
@@ -154,21 +166,35 @@ def _copied(calls: Sequence[Call]) -> list[Call]:
     return [Call(own, call.arguments, call.mask) for own, call in zip(states, calls, strict=True)]
 
 
+def _firsts(block: nn.Module, model: Model) -> list[nn.Module]:
+    """Of the linears of a block that read the same tensor, the first each."""
+    return [block.get_submodule(group.names[0]) for group in model.groups]
+
+
+def _rooms(path: str, model: Model, calls: Sequence[Call]) -> list[Tensor]:
+    """Room for what the sites of a block read, of all tokens."""
+    hidden = calls[0].hidden
+    tokens = sum(call.mask.numel() for call in calls)
+    widths = [model.matrix_shape(f"{path}.{group.names[0]}.weight")[1] for group in model.groups]
+    return [hidden.new_empty(tokens, width) for width in widths]
+
+
 def _visit(
     block: nn.Module,
     path: str,
     model: Model,
-    batches: tuple[list[Call], list[Call]],
+    batches: tuple[list[Call], list[Call], list[Tensor]],
     shelf: Shelf,
     *,
     wanted: _Wanted,
 ) -> Iterator[Site]:
     """The sites of a block in running order; afterwards the calls hold the block's outputs.
 
-    Where the original runs beside, the batches begin anew once all linears are settled.
+    Where the original runs beside for the sake of the whole block, the batches begin anew once all linears
+    are settled. The third of `batches` is what the sites read in it, if that is known; it is used up.
     """
-    groups, (calls, originals) = model.groups, batches
-    firsts = [block.get_submodule(group.names[0]) for group in groups]
+    groups, (calls, originals, rooms) = model.groups, batches
+    firsts = _firsts(block, model)
     driver, device = getcurrent(), calls[0].hidden.device
 
     def wait(linear: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -182,9 +208,11 @@ def _visit(
             gram = Gram.zeros(model.matrix_shape(names[0])[1], device)
             site = Site(path, names, (), gram, last=number == len(groups) - 1)
             site.fed_by = group.fed_by and f"{path}.{group.fed_by}"
-            _gather(site, stops, calls, attends=group.attends, wanted=wanted)
+            asked = rooms.pop(0) if rooms else None
+            _gather(site, stops, calls, attends=group.attends, wanted=wanted, asked=asked)
+            del asked
             site.weights = tuple(model.as_stored(n, model.weight(n)).to(device) for n in names)
-            if originals and site.last:
+            if wanted.whole and site.last:
                 runs.clear()  # they begin anew
                 site.whole = Whole(block, calls, originals)
             yield site
@@ -193,27 +221,40 @@ def _visit(
             for name, new in site.replaced.items():
                 _replace(block, name.removeprefix(f"{path}."), model.as_stored(name, new))
             del site, gram
-        if not originals:
+        if not wanted.whole:
             for run, call in zip(runs, calls, strict=True):
                 keep(run.go_on(), call, path)
-    if originals:
+    if wanted.whole:
         through(block, calls, shelf, path)
 
 
 def _gather(
-    site: Site, stops: Iterable[tuple[Tensor, ...]], calls: Sequence[Call], *, attends: bool, wanted: _Wanted
+    site: Site,
+    stops: Iterable[tuple[Tensor, ...]],
+    calls: Sequence[Call],
+    *,
+    attends: bool,
+    wanted: _Wanted,
+    asked: Tensor | None = None,
 ) -> None:
-    """Sum into the Gram matrices of a site what all batches bring to it."""
+    """Sum into the matrices of a site what all batches bring to it; `asked` is what the original reads."""
     like, window = site.gram.total, 0
     site.first = Gram.zeros(len(like), like.device) if attends else None
+    site.drift = Drift.zeros(len(like), like.device) if asked is not None else None
+    site.first_drift = Drift.zeros(len(like), like.device) if attends and asked is not None else None
+    sizes = [call.mask.numel() for call in calls]
+    wanting = [None] * len(calls) if asked is None else asked.split(sizes)
     site.held = Gram.zeros(len(like), like.device) if wanted.hold_out else None
     sampler = Sampler(-(-wanted.sampled // len(calls))) if wanted.sampled else None
     with torch.inference_mode():  # as the batches run
-        for (X, *rows), call in zip(stops, calls, strict=True):
+        for number, ((X, *rows), call, there) in enumerate(zip(stops, calls, wanting, strict=True)):
             mask = call.mask.flatten()[rows[0]] if rows else call.mask  # an expert reads some tokens
             X = X.reshape(*mask.shape, X.shape[-1])  # OPT joins batch and sequence
             if site.first is not None:
                 site.first.update(X[:, 0])
+            if there is not None and number % HELD_OUT != HELD_OUT - 1:
+                _differ(site, X, there.view(X.shape), mask)
+                continue
             if site.held is None:
                 site.gram.update(X, mask)
                 continue
@@ -225,9 +266,18 @@ def _gather(
                 gram.update(X, part)
             if sampler is not None:
                 sampler.take(X, mask & ~held, mask & held)
-        if site.held is not None:
-            site.gram.add(site.held)
+        for part in (site.held, site.drift and site.drift.read):
+            if part is not None:
+                site.gram.add(part)
         site.sample = sampler.sample() if sampler is not None else None
+
+
+def _differ(site: Site, Y: Tensor, X: Tensor, mask: Tensor) -> None:
+    """Count a batch in what the linears of a site lack."""
+    if site.drift is not None:
+        site.drift.update(Y, X, mask)
+    if site.first_drift is not None:
+        site.first_drift.update(Y[:, 0], X[:, 0])
 
 
 def shelf_for(model: Model, calls: Sequence[Call]) -> Shelf:

@@ -16,6 +16,7 @@ from pocketsize.quantization import codebook_loops
 from pocketsize.quantization.codebook import unit_of
 from pocketsize.quantization.codebook_grid import told
 from pocketsize.quantization.compiled import LANES, STEPS, sweep_block, sweep_kept_block
+from pocketsize.quantization.drift import pulled_back
 from pocketsize.quantization.floats import sweep_floats
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.rows import over_rows
@@ -44,6 +45,7 @@ def gptq(
     search: bool = True,
     order: bool = True,
     mask: Bool[Tensor, "out in"] | None = None,
+    beta: float = 0.0,
 ) -> GptqResult:
     """Quantize W column by column; columns still to come absorb each column's error.
 
@@ -57,7 +59,8 @@ def gptq(
     column i counts d_i, the part that later columns cannot absorb. What the groups of a super-block share
     is fitted to all of them when the sweep reaches the first. `damp` is a fraction of the mean of diag H.
     Where `mask` is False weights become zero: no grid is fitted to them, and the sweep makes up for what they
-    were as for any error (SparseGPT, arXiv:2301.00774, section 3.5). W and H are left untouched.
+    were as for any error (SparseGPT, arXiv:2301.00774, section 3.5). `beta`: see `pulled_back`. W and H are
+    left untouched.
     """
     columns = W.shape[1]
     width = scheme.width(columns)
@@ -65,7 +68,7 @@ def gptq(
     together = SUPER_BLOCK if scheme.super_blocks else width
     perm = group_order(activity, width, together) if order else torch.arange(columns, device=H.device)
     dead = torch.nonzero(activity[perm] == 0)[:, 0]
-    factor = feedback_factor(_ordered(H, perm, dead), damp)
+    factor = pulled_back(feedback_factor(_ordered(H, perm, dead), damp), beta)
     transposed = W.to(torch.float32).T.contiguous()[perm]
     transposed[dead] = 0
     if W.device.type != "cpu":

@@ -19,7 +19,7 @@ from pocketsize.recipes.gradual import for_zeros
 from pocketsize.recipes.grids import Quantizer, scheme_of
 from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.prune import Prune
-from pocketsize.recipes.quantize import steps_learned
+from pocketsize.recipes.quantize import stages_of
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.student import Student
 from pocketsize.recipes.training import Training
@@ -66,9 +66,7 @@ def written_bytes(model: Model, recipe: Recipe, *, written_tokens: int = 0) -> W
     output = sum(e.bytes for e in exports) + sum(sum(files.values()) for files in others) + told
     work = made
     if step is not None:
-        work += sum(_objects(model, step, of)) * (
-            2 if steps_learned(step) or isinstance(step, Training) else 1
-        )
+        work += sum(_objects(model, step, of)) * (2 if isinstance(step, Training) else stages_of(step))
     if written_tokens and any(step.calibrated for step in recipe.steps):
         work += _NUMPY_HEADER + 8 * written_tokens
     return Written(exports, output, work)

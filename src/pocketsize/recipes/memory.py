@@ -34,7 +34,7 @@ from pocketsize.recipes.heal import WINDOWS as HEALED
 from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.prune import Prune
 from pocketsize.recipes.qat import Qat
-from pocketsize.recipes.quantize import steps_learned
+from pocketsize.recipes.quantize import drifts, steps_learned
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.shares import TOKENS as SCORED
 from pocketsize.recipes.student import Student
@@ -184,15 +184,19 @@ def _walked(model: Model, step: Quantizer, size: Size, waiting: float) -> Iterat
     block = sum(_numbers(model, name) for name in model.linears_of(model.blocks[0])) * width
     running = 2 * min(BATCH_TOKENS, size.tokens) * waiting + SCRATCH
     waits: list[float] = [states, max(0.0, size.tokens * waiting - states), running, block, block]
-    if steps_learned(step):
+    if steps_learned(step) or drifts(step):
         waits.append(states)  # of the original, which runs beside
+    if steps_learned(step):
         yield [states, states, block, block, *_learned(model), 2 * running]
+    if drifts(step):  # what its linears read
+        waits += [size.tokens * model.matrix_shape(name)[1] * width for name in _first_names(model)]
     for group in model.groups:
         names = [f"{model.blocks[0]}.{name}.weight" for name in group.names]
         shapes = [model.matrix_shape(name) for name in names]
         rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
         square, matrix = 4.0 * columns**2, 4.0 * rows * columns
-        held = 2 if step.moves else 0  # what judges scales, and the rest without it
+        # What judges scales, and the rest without it; what linears lack, what is read beside it, and means.
+        held = 2 * step.moves + (8 if group.attends else 4) * drifts(step)
         tried = [4.0 * step.sampled * columns] * 6  # tokens, as scales are tried on them
         yield [
             *waits,
@@ -200,11 +204,17 @@ def _walked(model: Model, step: Quantizer, size: Size, waiting: float) -> Iterat
             *[square] * (held + (8 if group.attends else 6)),
             *[matrix] * (2 + (len(names) > 1)),
         ]
-        yield [*waits, *[square] * (held + (5 if group.attends else 3)), *[matrix] * (5 + (len(names) > 1))]
+        matrices = 5 + (len(names) > 1) + drifts(step)
+        yield [*waits, *[square] * (held + (5 if group.attends else 3)), *[matrix] * matrices]
     if step.embeddings is not None:
         ends = 4.0 * _numbers(model, model.arch.embedding)
         head = 0 if model.arch.head is None else 1  # its weights are read twice
         yield [*[ends] * (4 + head), ends, SCRATCH]
+
+
+def _first_names(model: Model) -> list[str]:
+    """Of the linears of the first block that read the same tensor, the first each."""
+    return [f"{model.blocks[0]}.{group.names[0]}.weight" for group in model.groups]
 
 
 def _pruned(model: Model, step: Prune | Oats, size: Size, waiting: float) -> Iterator[list[float]]:

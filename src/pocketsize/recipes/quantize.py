@@ -22,6 +22,7 @@ from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.hqq import ITERATIONS, P, hqq
 from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import Scheme, named
+from pocketsize.recipes.correct import aims, check_terms, refuse_experts
 from pocketsize.recipes.grids import (
     Auto,
     Quantizer,
@@ -33,10 +34,10 @@ from pocketsize.recipes.grids import (
 )
 from pocketsize.recipes.layers import finish, layer_report
 from pocketsize.recipes.learn import judging_windows, learn_block, too_little_to_learn
-from pocketsize.recipes.record import LayerReport
+from pocketsize.recipes.record import LayerReport, Stage
 from pocketsize.recipes.rival import sparse_report
 from pocketsize.recipes.rounds import rounding_word
-from pocketsize.recipes.stages import staged
+from pocketsize.recipes.stages import Way, staged
 from pocketsize.recipes.step import Context, Step, Unit
 
 
@@ -115,7 +116,8 @@ class Gptq(Quantizer):
     searched for the least weighted error instead of spanning the range; `sink`, what the first
     position of every window counts in the Gram matrix of queries, keys and values, all positions
     together being 1; `learn`, for how many steps codes and scales of each block are learned afterwards
-    from what the original block gives, 0 for not at all.
+    from what the original block gives, 0 for not at all; `alpha`, the share of what was lost on the way to a
+    linear that it makes up for (GPTAQ); `beta`, how far columns are drawn back from their corrections (FOEM).
     """
 
     damp: float = 0.01
@@ -123,6 +125,8 @@ class Gptq(Quantizer):
     search: bool = True
     sink: float = 0.5
     learn: int = 0
+    alpha: float = 0.0
+    beta: float = 0.0
 
     kind: ClassVar[str] = "gptq"
     calibrated: ClassVar[bool] = True
@@ -136,33 +140,45 @@ class Gptq(Quantizer):
             raise UsageError(f"gptq: sink must be a number from 0 upwards, got {self.sink}")
         if self.learn < 0:
             raise UsageError(f"gptq: learn must be a whole number from 0 upwards, got {self.learn}")
+        check_terms(self.alpha, self.beta, words_of(self))
         if self.learn and (word := rounding_word(words_of(self))) is not None:
             raise UsageError(f"gptq: learn: no gradient passes the rounding of inputs ({word}); use learn: 0")
+
+    def resolve(self, model: Model, exports: tuple[str, ...]) -> Gptq:
+        """The step with group, zeros, digits and embedding width decided."""
+        refuse_experts(self.alpha, model)
+        return Quantizer.resolve(self, model, exports)
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The model with all linears (and the embedding) quantized on the calibration text.
 
-        What is learned is a stage of its own (`staged`).
+        What `alpha` and `beta` correct and what is learned are stages of their own (`staged`); learning
+        begins at the better of both stages before it.
         """
-        judges = judging_windows(*ctx.input_ids.shape)
-        if self.learn and judges:
-            ways = {
-                "gptq": partial(self._solved, learn=0),
-                "learned": partial(self._solved, learn=self.learn),
-            }
-            return staged(model, ctx, ways, judges)
+        judges, told = judging_windows(*ctx.input_ids.shape), list[Stage]()
+        ways: dict[str, Way] = {"gptq": self._solved}
+        if corrects(self):
+            ways["corrected"] = partial(self._solved, corrected=True)
         if self.learn:
-            ctx.findings.append(too_little_to_learn(*ctx.input_ids.shape))
-        return self._solved(model, ctx, learn=0)
+            ways["learned"] = lambda model, ctx: self._solved(
+                model, ctx, learn=self.learn, corrected=told[-1].kept and corrects(self)
+            )
+        if len(ways) > 1 and judges:
+            return staged(model, ctx, ways, judges, told)
+        if len(ways) > 1:
+            ctx.findings.append(too_little_to_learn(*ctx.input_ids.shape, " or ".join([*ways][1:])))
+        return self._solved(model, ctx)
 
-    def _solved(self, model: Model, ctx: Context, *, learn: int) -> Model:
+    def _solved(self, model: Model, ctx: Context, *, learn: int = 0, corrected: bool = False) -> Model:
+        step = self if corrected else uncorrected(self)
+
         def quantize(site: Site, unit: Unit) -> Iterator[tuple[str, QWeight, LayerReport]]:
             for scheme, part in parts(site, self):
-                yield from quantize_site(part, scheme, self, pruned=_before(model, ctx))
+                yield from quantize_site(part, scheme, step, pruned=_before(model, ctx))
             if site.last and site.whole is not None:
                 learn_block(site, unit, model, steps=learn)
 
-        return walked(self, model, ctx, quantize, beside=learn > 0)
+        return walked(self, model, ctx, quantize, beside=learn > 0, drift=drifts(step))
 
 
 # How long blocks are learned, by how much time there is.
@@ -174,6 +190,26 @@ def steps_learned(step: Step) -> int:
     return step.learn if isinstance(step, Gptq) else 0
 
 
+def drifts(step: Step) -> bool:
+    """Whether a recipe step makes up for what was lost on the way to a linear."""
+    return isinstance(step, Gptq) and step.alpha > 0
+
+
+def corrects(step: Step) -> bool:
+    """Whether a recipe step corrects what a sweep aims at, or the corrections that it makes."""
+    return isinstance(step, Gptq) and (step.alpha > 0 or step.beta > 0)
+
+
+def uncorrected(step: Gptq) -> Gptq:
+    """The step with neither."""
+    return replace(step, alpha=0.0, beta=0.0) if corrects(step) else step
+
+
+def stages_of(step: Step) -> int:
+    """How many models a recipe step makes, of which it keeps the nearest to the original."""
+    return 1 + corrects(step) + (steps_learned(step) > 0)
+
+
 def walked(
     step: Quantizer,
     model: Model,
@@ -182,6 +218,7 @@ def walked(
     *,
     hold_out: bool = False,
     beside: bool = False,
+    drift: bool = False,
 ) -> Model:
     """The model with every site quantized on what its linears read, block by block, and the embedding."""
     total = len(model.blocks) + (step.embeddings is not None)
@@ -198,6 +235,7 @@ def walked(
     head = step.embeddings is not None and model.arch.head is not None
     gram: Gram | None = None
     unit, how = Unit(), {"head": head, "hold_out": hold_out, "beside": beside, "sampled": step.sampled}
+    how["drift"] = drift
     found = {name: layer_scheme(step, name) for name in model.linears}
     how |= {"rounds": {name: scheme for name, scheme in found.items() if scheme and scheme.activations}}
     for site in walk(model, ctx.input_ids, ctx.mask, finished=replay, **how):
@@ -281,16 +319,21 @@ def quantize_site(
     token: it counts for more than its share of the tokens. An expert that no token reached is
     searched unweighted, and its report says so by its tokens. In a pruned model what is zero stays zero;
     `pruned` gives its linears as they were before.
+    Where the site knows what it lacks beside the original, a share of that is made up for; errors are then
+    told of what was aimed at.
     """
     H, W = what_is_read(site), stacked(site)
     objective = H if site.first is None else H + step.sink * site.first.mean()
-    how = {"damp": step.damp, "search": step.search, "order": step.order}
-    done = gptq(W, objective, scheme, mask=None if pruned is None else W != 0, **how)
-    for name, W, weight in zip(site.names, site.weights, unstacked(done.weight, site), strict=True):
+    how = {"damp": step.damp, "search": step.search, "order": step.order, "beta": step.beta}
+    aim = aims(site, W, alpha=step.alpha, sink=step.sink, damp=step.damp)
+    done = gptq(aim, objective, scheme, mask=None if pruned is None else W != 0, **how)
+    goals = aim.split([len(w) for w in site.weights])
+    for name, W, T, weight in zip(site.names, site.weights, goals, unstacked(done.weight, site), strict=True):
         site.replaced[name] = weight.dequantize()
-        report = replace(layer_report(W, weight, H, done), name=name, tokens=site.gram.tokens)
+        report = replace(layer_report(T, weight, H, done), name=name, tokens=site.gram.tokens)
         if pruned is not None:
-            report = sparse_report(report, pruned(name).to(W.device), site.replaced[name], H, scheme)
+            before = pruned(name).to(W.device) + (T - W)
+            report = sparse_report(report, before, site.replaced[name], H, scheme)
         yield name, weight.to(CPU), report
 
 
@@ -337,7 +380,7 @@ def _embeddings(step: Quantizer, model: Model, ctx: Context, gram: Gram | None) 
         if is_head and isinstance(step, Gptq):
             assert gram is not None
             site = Site("head", (name,), (W.to(gram.total.device),), gram, last=True)
-            for _, weight, report in quantize_site(site, scheme, step):
+            for _, weight, report in quantize_site(site, scheme, uncorrected(step)):
                 weights[name] = weight
                 reports.append(report)
         else:

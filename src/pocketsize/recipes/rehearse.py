@@ -41,7 +41,7 @@ from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import SUPER_BLOCK
 from pocketsize.recipes.grids import Quantizer, embedding_scheme, layer_schemes
 from pocketsize.recipes.journal import open_journal
-from pocketsize.recipes.quantize import Gptq, steps_learned
+from pocketsize.recipes.quantize import Gptq, stages_of
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.record import Finding, RunRecord
 from pocketsize.recipes.run import Clock, Job, apply_steps, publish
@@ -140,7 +140,7 @@ def rehearse(model: Model, recipe: Recipe, texts: Texts) -> Rehearsal:
     _compiled(recipe)
     with scratch("plan") as work:
         short = _short(model, index, work / "model")
-        few = _few(texts, HELD_OUT if any(map(steps_learned, recipe.steps)) else BATCHES)
+        few = _few(texts, HELD_OUT if any(stages_of(step) > 1 for step in recipe.steps) else BATCHES)
         watch = _Watch()
         with _timed_block(short, watch) as calls:
             written = _written(short, recipe, watch, calls)

@@ -20,21 +20,34 @@ JUDGES = 16
 Way = Callable[[Model, Context], Model]
 
 
-def staged(model: Model, ctx: Context, ways: Mapping[str, Way], judges: Sequence[int]) -> Model:
+def staged(
+    model: Model,
+    ctx: Context,
+    ways: Mapping[str, Way],
+    judges: Sequence[int],
+    told: list[Stage] | None = None,
+) -> Model:
     """The model that the best of these ways gives, judged by the calibration windows with these numbers.
 
     Each way keeps its work in a store of its own, so all of it can be resumed. The reports and findings
-    of the best become those of the step, and the report says what each stage gave.
+    of the best become those of the step, and the report says what each stage gave. `told` is filled with
+    that as they are judged, for ways that begin where the best before them ended.
     """
     picked = list(judges[:JUDGES])
-    return nearest(model, ctx, ways, ctx.input_ids[picked], ctx.mask[picked])
+    return nearest(model, ctx, ways, ctx.input_ids[picked], ctx.mask[picked], told=told)
 
 
 def nearest(
-    model: Model, ctx: Context, ways: Mapping[str, Way], ids: Int64[Tensor, "n s"], mask: Bool[Tensor, "n s"]
+    model: Model,
+    ctx: Context,
+    ways: Mapping[str, Way],
+    ids: Int64[Tensor, "n s"],
+    mask: Bool[Tensor, "n s"],
+    *,
+    told: list[Stage] | None = None,
 ) -> Model:
     """`staged`, judged by windows of any text."""
-    best, nearest, told = model, math.inf, list[Stage]()
+    best, nearest, told = model, math.inf, list[Stage]() if told is None else told
     chosen = ctx
     for number, (name, way) in enumerate(ways.items()):
         own = part_of(ctx, name, number, len(ways))
