@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from meter import metered
+from transformers import PreTrainedTokenizerBase
 from worker import hand_over, read_job
 
-from pocketsize.models.load import load
+from pocketsize.data.text import Corpus, Document
+from pocketsize.models.load import load, tokenizer_of
 from pocketsize.quantization.scheme import named
 from pocketsize.recipes.grids import Quantizer, block_scheme
 from pocketsize.recipes.journal import open_journal
@@ -36,6 +38,7 @@ def main() -> None:
         with metered() as cost:
             journal = open_journal(Path(room) / "work", {})
             context = Context(ids, torch.ones_like(ids, dtype=torch.bool), journal, lambda *_: None)
+            context.corpus = corpus_of(ids, tokenizer_of(model))
             done = step.apply(model, context)
         weights = {name: weight.dequantize() for name, weight in done.quantized.items()}
         weights |= {name: done.weight(name) for name in done.changed}
@@ -45,6 +48,12 @@ def main() -> None:
         scales = round((own.bits_per_weight(own.group) - job.bits) * own.group)
     versions = {name: version(name) for name in ("transformers", "numba")}
     hand_over(job, cost, weights, scale_bits=scales, zero_bits=zeros, versions=versions)
+
+
+def corpus_of(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> Corpus:
+    """The calibration windows as text, for steps that train: nothing but what calibrates teaches."""
+    texts = [str(tokenizer.decode(window, skip_special_tokens=False)) for window in ids]
+    return Corpus("windows", tuple(Document(f"window {i}", text) for i, text in enumerate(texts)))
 
 
 if __name__ == "__main__":

@@ -57,12 +57,12 @@ KEYS = {
     "smoothquant": [*QUANTIZE, "exponents"],
     "hqq": [*QUANTIZE, "p", "iterations"],
     "gptq": [*QUANTIZE, "damp", "order", "search", "sink", "learn", "alpha", "beta"],
-    "qat": [*TRAINING, *QUANTIZE, "start", "scales", "loss", "temperature", "mix"],
+    "qat": [*TRAINING, *QUANTIZE, "start", "learn", "codes", "scales", "loss", "temperature", "mix"],
 }
 TEXTS = {"--calibrate", "--evaluate", "--sequences", "--length", "--tokens", "--seed", "--written"}
 SCHEME = {
     *("--method", "--scheme", "--group", "--symmetric", "--asymmetric", "--float-zeros", "--integer-zeros"),
-    *("--embeddings", "--damp", "--override", "--effort"),
+    *("--embeddings", "--damp", "--override", "--effort", "--tune"),
 }
 GOAL = {"--keep", "--fit", "--ratio"}
 WRITES = {"--output", "--overwrite"}

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from contest import Run, opened, options
 from language import LENGTH, score, tokens
-from sides import SIDES, WIDTHS
+from sides import MORE, SIDES, WIDTHS
 from summary import record
 
 SEQUENCES = 16
@@ -51,7 +51,7 @@ def order(options: argparse.Namespace) -> list[Run]:
     ]
     once = [Run(side, bits, 0, LENGTH, 0) for side, bits in pairs if not side.calibrated]
     return once + [
-        Run(side, bits, SEQUENCES, LENGTH, seed)
+        Run(side, bits, MORE.get(side.name, SEQUENCES), LENGTH, seed)
         for seed in options.seeds
         for side, bits in pairs
         if side.calibrated

@@ -9,6 +9,8 @@ from contest import OURS, Side
 
 LEARNED = f"{OURS}-balanced"
 _STEP = {"step": {"gptq": {"learn": 20}}, "export": ["folder"]}
+TUNED = f"{OURS}-tuned"
+_WHOLE = {"step": {"qat": {"learn": 20, "codes": False, "tokens": "128k", "batch": 2}}, "export": ["folder"]}
 SIDES = (
     Side("llmcompressor", "side_llmcompressor.py", ("llmcompressor==0.14.0.1",)),
     Side(
@@ -31,7 +33,10 @@ SIDES = (
     Side("hqq", "side_hqq.py", ("hqq==0.2.8.post1", "transformers"), dtype="float32", calibrated=False),
     Side(OURS, "side_ours.py", revision=2),
     Side(LEARNED, "side_variant.py", environment={"VARIANT": json.dumps(_STEP)}),
+    Side(TUNED, "side_variant.py", environment={"VARIANT": json.dumps(_WHOLE)}),
     Side("rounding", "side_rounding.py", dtype="float32", calibrated=False),
 )
+# What reads more text than the others, in windows.
+MORE: Mapping[str, int] = {TUNED: 128}
 # Sides that do not have every width.
 WIDTHS: Mapping[str, tuple[int, ...]] = {"nncf": (4,)}

@@ -9,13 +9,13 @@ from bars import Bar, write_record
 from contest import GROUP, OURS, Bench, Run
 from language import LENGTH, cost, kl_on, row
 from results import Figure, Result, collected, grouped, versions
-from sides import LEARNED
+from sides import LEARNED, TUNED
 
 QUESTION = (
     "At the same bits per weight and on the same tokens: how close to the original do models of Pocketsize "
     "stay, and what do they cost, beside GPTQ, SignRound, AWQ with scale estimation and HQQ of other tools?"
 )
-OWN = (OURS, LEARNED, "rounding")
+OWN = (OURS, LEARNED, TUNED, "rounding")
 
 
 def record(bench: Bench, runs: Sequence[Run], path: Path) -> None:
@@ -65,9 +65,9 @@ def bars_at(bits: int, runs: Sequence[Result]) -> list[Bar]:
         ),
     }
     if bits == 2:
-        ours = [d for one in runs if one.run.side.name == LEARNED for d in one.domains.values()]
+        ours = [d for one in runs if one.run.side.name == TUNED for d in one.domains.values()]
         ratio = max(d["perplexity"] / d["perplexity_original"] for d in ours)
-        found["perplexity of balanced over the original's"] = (ratio, 2.0)
+        found["perplexity of tuned over the original's"] = (ratio, 2.0)
     return [Bar(f"{where}: {name}", value, "ratio", "lower", bar) for name, (value, bar) in found.items()]
 
 

@@ -11,7 +11,7 @@ from oracles.ste import on_grid_slowly
 from pocketsize.quantization.learned import places_of, still
 from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import NAMED, Scheme
-from pocketsize.quantization.ste import on_grid, settled, ternarised, ternary
+from pocketsize.quantization.ste import on_grid, rescaled, settled, ternarised, ternary
 
 
 def matrix(rows: int = 16, columns: int = 256) -> torch.Tensor:
@@ -105,3 +105,20 @@ def test_places_beyond_the_ends_learn_nothing() -> None:
     place = torch.full((16, 8, 32), 3.6).requires_grad_()
     on_grid(place, [], start).sum().backward()
     assert place.grad is not None and not place.grad.any()
+
+
+@pytest.mark.parametrize("grid", ["integer zeros", "symmetric", "float zeros", "NF4"])
+def test_scales_learn_alone_as_beside_codes(grid: str) -> None:
+    W, g = matrix(), torch.randn(16, 256, generator=torch.Generator().manual_seed(3))
+    start = rtn(W, GRIDS[grid])
+    place = start.codes.to(torch.float32).view(*start.scale.shape, -1)
+    slopes: list[list[torch.Tensor | None]] = []
+    for alone in (True, False):
+        moved = [(0.3 * torch.ones_like(m)).requires_grad_() for m in still(start)]
+        Q = rescaled(moved, start) if alone else on_grid(place, moved, start)
+        assert torch.equal(Q, settled(None, [m.detach() for m in moved], start).dequantize())
+        (Q * g).sum().backward()
+        slopes.append([m.grad for m in moved])
+    for mine, theirs in zip(*slopes, strict=True):
+        assert mine is not None and theirs is not None and bool(mine.any())
+        assert torch.equal(mine, theirs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
 from pocketsize.recipes.journal import open_journal
-from pocketsize.recipes.qat import Qat
+from pocketsize.recipes.qat import Qat, learned_numbers
 from pocketsize.recipes.quantize import Gptq
 from pocketsize.recipes.step import Context
 from pocketsize.training.rounded import put_on_grids, taken_off
@@ -183,9 +184,61 @@ def test_round_to_nearest_as_a_start_and_scales_that_stay(model: Model, tmp_path
     assert not torch.equal(fixed.quantized[name].codes, plain.quantized[name].codes)
 
 
+@pytest.mark.parametrize("grid", [g for g in SCHEMES if g != "Q4_0"])
+def test_scales_are_tuned_alone(grid: str, tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama"))
+    ctx, other = context(tmp_path / "a"), context(tmp_path / "b")
+    given = {**TRAINED, **SCHEMES[grid], "embeddings": None}
+    step = Qat(**{**given, "codes": False, "rate": 0.1}).resolve(model, HOLDS.get(grid, ("folder",)))
+    done, plain = step.apply(model, ctx), step.first.apply(model, other)
+    start, tuned = ctx.reports[0].stages
+    assert tuned.name == "tuned" and tuned.divergence < start.divergence
+    assert all(torch.equal(q.codes, plain.quantized[name].codes) for name, q in done.quantized.items())
+    assert any(not torch.equal(q.scale, plain.quantized[name].scale) for name, q in done.quantized.items())
+
+
+def test_blocks_are_learned_before_the_whole(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama"))
+    ids = torch.randint(5, VOCAB - 1, (8, 512), generator=torch.Generator().manual_seed(0))
+    ctx = context(tmp_path)
+    ctx.input_ids, ctx.mask = ids.repeat(2, 1), torch.ones(16, 512, dtype=torch.bool)
+    quantized(model, ctx, learn=3, codes=False, tokens=512)
+    assert [stage.name for stage in ctx.reports[0].stages] == ["gptq", "learned", "tuned"]
+    few = context(tmp_path / "few")
+    quantized(model, few, learn=3, codes=False, tokens=512)
+    assert [stage.name for stage in few.reports[0].stages] == ["gptq", "tuned"]
+    assert "few-windows" in [finding.code for finding in few.findings]
+
+
+def test_of_a_pruned_model_zeros_stay(tmp_path: Path) -> None:
+    """Scales alone move no zero."""
+    pruned = load(write_tiny(tmp_path / "m", "llama"))
+    begun = (
+        Gptq("W4A16", group=32, symmetric=True).resolve(pruned, ("folder",)).apply(pruned, context(tmp_path))
+    )
+    module = materialise(begun)
+    rounded = put_on_grids(module, pruned, begun.quantized, scales=True, codes=False)
+    with torch.no_grad():
+        for one in rounded.values():
+            one.moved[0].add_(torch.randn_like(one.moved[0]))
+    for name, weight in taken_off(module, rounded).items():
+        zero = begun.quantized[name].dequantize() == 0
+        assert bool(zero.any()) and not weight.dequantize()[zero].any()
+
+
+def test_how_many_numbers_learn(model: Model) -> None:
+    scales = Qat(scheme="W2A16", group=32, symmetric=True, codes=False).resolve(model, ("folder",))
+    groups = sum(rows * columns // 32 for rows, columns in map(model.matrix_shape, model.linears))
+    assert learned_numbers(scales, model) == groups
+    assert learned_numbers(replace(scales, codes=True), model) == model.origin.parameters
+    assert scales.rate == 0.01 and replace(scales, codes=True, rate=0.5).resolve(model, ()).rate == 0.5
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ({"codes": False, "scales": False}, "nothing learns"),
+        ({"start": "rtn", "learn": 3}, "use start: gptq"),
         ({"start": "awq"}, "unknown start"),
         ({"loss": "kl"}, "unknown loss"),
         ({"decay": 0.1}, "no zero to decay to"),
@@ -197,6 +250,12 @@ def test_round_to_nearest_as_a_start_and_scales_that_stay(model: Model, tmp_path
 def test_what_makes_no_sense_is_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         Qat(**options)
+
+
+def test_super_blocks_have_no_scales_to_learn_alone(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "qwen3", wide=True))
+    with pytest.raises(UnsupportedError, match="share a unit and stay"):
+        Qat(scheme="Q4_K", codes=False, embeddings=None).resolve(model, ("gguf",))
 
 
 def test_encoders_and_too_little_text_are_refused(model: Model, tmp_path: Path) -> None:

@@ -126,6 +126,16 @@ def effort(function: F) -> F:
     )(function)
 
 
+def tune(function: F) -> F:
+    """What the whole model teaches its scales."""
+    return click.option(
+        "--tune",
+        metavar="TOKENS",
+        help="Tokens on which the scales are tuned last, by the KL of the whole model (256k, 1M). "
+        "Default: none; with --effort best 128k, if MODEL writes text.",
+    )(function)
+
+
 def scheme(function: F) -> F:
     """The options that choose how one step quantizes."""
     function = click.option(
@@ -179,9 +189,11 @@ def raw_step(
     damp: float | None,
     override: tuple[str, ...],
     effort: str,
+    tune: str | None,
+    writes: Callable[[], bool],
     **_: Any,
 ) -> dict[str, Any]:
-    """What these options say as an entry of a recipe's `steps`."""
+    """What these options say as an entry of a recipe's `steps`; `writes`: does the model write text?"""
     if damp is not None and method != "gptq":
         raise click.UsageError(f"--damp: {method} has no damping; leave it out, or use --method gptq")
     if effort != "fast" and method != "gptq":
@@ -199,7 +211,22 @@ def raw_step(
         step["learn"] = steps_of(effort)
     if override:
         step["overrides"] = dict(map(_override, override))
-    return {method: step}
+    if tune is None and effort == "best" and writes():
+        tune = TUNED
+    return {method: step} if tune is None else {"qat": _tuned(step, method, tune)}
+
+
+# Tokens that the scales of a model which writes text are tuned on with `--effort best`.
+TUNED = "128k"
+
+
+def _tuned(step: dict[str, Any], method: str, tokens: str) -> dict[str, Any]:
+    """The keys of `qat` for a step of GPTQ whose scales are then tuned on so many tokens."""
+    if method != "gptq":
+        raise click.UsageError(f"--tune: the scales of {method} are not tuned; use --method gptq")
+    if "damp" in step:
+        raise click.UsageError("--damp: where scales are tuned damping is as usual; leave one of them out")
+    return step | {"codes": False, "tokens": tokens, "batch": 2}
 
 
 def steps_of(effort: str) -> int:

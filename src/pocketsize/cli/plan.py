@@ -22,6 +22,7 @@ _FREE = ("model", "out", "fetch_", "threads", "json_")
 @click.argument("model", metavar="MODEL|RECIPE")
 @options.scheme
 @options.effort
+@options.tune
 @click.option("--keep", metavar="SHARE", help="Plan `shrink` with this least share of quality.")
 @click.option("--fit", metavar="SIZE", help="Plan `shrink` with this largest size, such as 80MB.")
 @click.option("--ratio", metavar="FACTOR", help="Plan `shrink` with this factor, such as 4x.")
@@ -48,7 +49,7 @@ def command(ctx: click.Context, model: str, target: str | None, out: Path, **res
     """
     from pocketsize import api
     from pocketsize.cli.network import fetch_first
-    from pocketsize.cli.summary import data_of, formats, use_threads
+    from pocketsize.cli.summary import data_of, formats, use_threads, writes_text
     from pocketsize.recipes.recipe import parse_step, read_recipe
 
     use_threads(rest["threads"])
@@ -73,7 +74,7 @@ def command(ctx: click.Context, model: str, target: str | None, out: Path, **res
             **goal,
         )
     else:
-        steps = (parse_step(options.raw_step(**rest)),)
+        steps = (parse_step(options.raw_step(**rest, writes=lambda: writes_text(model))),)
         found = api.plan(
             model, steps, out=out, export=formats(target), data=data_of(**rest), dtype=rest["dtype"]
         )
@@ -86,7 +87,7 @@ def command(ctx: click.Context, model: str, target: str | None, out: Path, **res
 
 _OF_STEP = (
     *("--method", "--scheme", "--group", "--symmetric", "--float-zeros"),
-    *("--override", "--embeddings", "--damp"),
+    *("--override", "--embeddings", "--damp", "--tune"),
 )
 
 

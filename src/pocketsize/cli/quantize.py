@@ -14,9 +14,10 @@ from pocketsize.cli import options
 @click.argument("model")
 @options.scheme
 @options.effort
+@options.tune
 @options.outcome
 def command(model: str, target: str | None, out: Path, **rest: Any) -> None:
     """Quantize the linears of MODEL (and its embedding) in one step, measure, export, report."""
-    from pocketsize.cli.summary import carry_out
+    from pocketsize.cli.summary import carry_out, writes_text
 
-    carry_out(model, lambda: [options.raw_step(**rest)], target, out, rest)
+    carry_out(model, lambda: [options.raw_step(**rest, writes=lambda: writes_text(model))], target, out, rest)

@@ -58,7 +58,7 @@ class Learned:
         """Move against the gradient of the loss by the matrix, as step number `step` of `steps`."""
         start = self._start
         g, left = gradient.to(torch.float32).view(*start.scale.shape, -1), 1 - step / steps
-        slopes = grid_slopes(start, self._place, g)
+        slopes = grid_slopes(start, self.codes, g)
         for moved, adam, slope in zip(self._moved, self._of_grid, slopes, strict=True):
             moved -= PACE * left * adam.direction(slope, step)
         rate = 2 * TRAVEL / max(steps, STEPS) * left
@@ -106,19 +106,19 @@ def regrown(
 
 
 def grid_slopes(
-    start: QWeight, place: Float[Tensor, "out groups g"], g: Float[Tensor, "out groups g"]
+    start: QWeight, codes: UInt8[Tensor, "out in"], g: Float[Tensor, "out groups g"]
 ) -> tuple[Float[Tensor, "out groups"], ...]:
-    """The gradients for what `still` gives, from that for the matrix."""
+    """The gradients for what `still` gives, from that for the matrix with these codes."""
     scheme, scale = start.scheme, start.scale
     if scheme.super_blocks:
         return ()
-    codes = place.round().clamp_(0, scheme.top)
-    if scheme.table is not None:
-        codes = scheme.table.tensor(place.device)[codes.int()]
+    table = scheme.table
+    values = codes.to(g.dtype) if table is None else table.tensor(g.device)[codes.int()]
+    values = values.view(g.shape)
     sums = g.sum(-1)
     if scheme.float_zeros:
-        return (g * codes).sum(-1) * scale, sums * scale
-    return ((g * codes).sum(-1) * scale - sums * start.zero * scale,)
+        return (g * values).sum(-1) * scale, sums * scale
+    return ((g * values).sum(-1) * scale - sums * start.zero * scale,)
 
 
 @dataclass(slots=True)

@@ -59,11 +59,21 @@ def on_grid(
     return cast(Float[Tensor, "out in"], _OnGrid.apply(place, start, *moved))
 
 
+def rescaled(moved: Sequence[Float[Tensor, "out groups"]], start: QWeight) -> Float[Tensor, "out in"]:
+    """The matrix with its codes as they are and these scales and free zeros, differentiable by them.
+
+    `on_grid` without places (EfficientQAT's second phase, arXiv:2407.11062): nothing as large as the matrix
+    is kept for the way back but its codes, of a byte each.
+    """
+    return cast(Float[Tensor, "out in"], _Rescaled.apply(start, *moved))
+
+
 def settled(
-    place: Float[Tensor, "out groups g"], moved: Sequence[Float[Tensor, "out groups"]], start: QWeight
+    place: Float[Tensor, "out groups g"] | None, moved: Sequence[Float[Tensor, "out groups"]], start: QWeight
 ) -> QWeight:
-    """What is stored of these places."""
-    return regrown(start, codes_at(place, start), [GRID_RATE * m for m in moved])
+    """What is stored of these places, or with the codes of the start where there are none."""
+    codes = start.codes if place is None else codes_at(place, start)
+    return regrown(start, codes, [GRID_RATE * m for m in moved])
 
 
 class _OnGrid(torch.autograd.Function):
@@ -78,9 +88,23 @@ class _OnGrid(torch.autograd.Function):
     def backward(ctx: Any, *outputs: Tensor) -> Any:
         (place,), start = ctx.saved_tensors, ctx.start
         g = outputs[0].reshape(place.shape)
-        slopes = [slope * GRID_RATE for slope in grid_slopes(start, place, g)] if ctx.moves else []
+        slopes = [GRID_RATE * T for T in grid_slopes(start, codes_at(place, start), g)] if ctx.moves else []
         inside = (place > -0.5) & (place < start.scheme.top + 0.5)
         return g * (start.scale * _spacing(start))[..., None] * inside, None, *slopes
+
+
+class _Rescaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        start, *moved = given
+        ctx.start = start
+        return settled(None, moved, start).dequantize()
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> Any:
+        start = ctx.start
+        g = outputs[0].reshape(*start.scale.shape, -1)
+        return None, *(GRID_RATE * slope for slope in grid_slopes(start, start.codes, g))
 
 
 def _spacing(start: QWeight) -> float:

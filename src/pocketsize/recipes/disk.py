@@ -13,12 +13,12 @@ from pocketsize.exporting.table import EXPORTERS, gguf_name_of, place
 from pocketsize.io.checkpoint import TensorSpec, file_bytes
 from pocketsize.models.model import Model
 from pocketsize.quantization.scheme import Scheme
-from pocketsize.recipes.adapters import learned_parameters
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.gradual import for_zeros
 from pocketsize.recipes.grids import Quantizer, scheme_of
 from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.prune import Prune
+from pocketsize.recipes.qat import Qat, learned_numbers
 from pocketsize.recipes.quantize import stages_of
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.student import Student
@@ -66,7 +66,9 @@ def written_bytes(model: Model, recipe: Recipe, *, written_tokens: int = 0) -> W
     output = sum(e.bytes for e in exports) + sum(sum(files.values()) for files in others) + told
     work = made
     if step is not None:
-        work += sum(_objects(model, step, of)) * (2 if isinstance(step, Training) else stages_of(step))
+        work += sum(_objects(model, step, of)) * (
+            1 + stages_of(step.first) if isinstance(step, Qat) else stages_of(step)
+        )
     if written_tokens and any(step.calibrated for step in recipe.steps):
         work += _NUMPY_HEADER + 8 * written_tokens
     return Written(exports, output, work)
@@ -79,7 +81,7 @@ def _made(model: Model, recipe: Recipe) -> int:
         if isinstance(step, Training):
             size = 4 * model.origin.parameters
             copies = 3 + (step.average is not None) + (step.patience > 0)
-            learned = 4 * learned_parameters(step, model)
+            learned = 4 * learned_numbers(step, model)
             kept = copies * learned + round(for_zeros(step, model)[1])
             students, most = students + size, max(most, 2 * kept)
         model = step.outline(model)

@@ -23,7 +23,6 @@ from pocketsize.measurement.tokens import LOGITS, STATES
 from pocketsize.models.calls import BATCH_TOKENS
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
-from pocketsize.recipes.adapters import learned_parameters
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.distill import Distill
 from pocketsize.recipes.gate import WINDOWS as GATED
@@ -33,7 +32,7 @@ from pocketsize.recipes.grids import Quantizer
 from pocketsize.recipes.heal import WINDOWS as HEALED
 from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.prune import Prune
-from pocketsize.recipes.qat import Qat
+from pocketsize.recipes.qat import Qat, learned_numbers
 from pocketsize.recipes.quantize import drifts, steps_learned
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.shares import TOKENS as SCORED
@@ -258,7 +257,7 @@ def _training(teacher: Model, student: Model, step: Training) -> Iterator[list[f
     # Per token and block: inputs of the linears, what attention and activation functions keep.
     inner = getattr(student.config, "intermediate_size", None) or 4 * width
     kept = 4 * tokens * (8 * width + 4 * inner) * (1 if step.recompute else len(student.blocks))
-    count = learned_parameters(step, student)
+    count = learned_numbers(step, student)
     learned = _all(student, 4) if count == student.origin.parameters else [4.0 * count / 2] * 2
     yield [*teachers, *_all(student, 4), *(learned * copies), *zeros, kept, *[4.0 * CHUNK] * 6, SCRATCH]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar, cast
@@ -16,12 +17,14 @@ from pocketsize.io.publish import publish_bytes
 from pocketsize.models.device import CPU, working_device
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
+from pocketsize.recipes.adapters import learned_parameters
 from pocketsize.recipes.distill import Distill
-from pocketsize.recipes.grids import Quantizer
+from pocketsize.recipes.grids import Quantizer, layer_scheme, layer_schemes
 from pocketsize.recipes.layers import finish
+from pocketsize.recipes.learn import judging_windows, too_little_to_learn
 from pocketsize.recipes.quantize import Gptq, Rtn
 from pocketsize.recipes.record import Finding, LayerReport, TrainingReport, built
-from pocketsize.recipes.stages import nearest
+from pocketsize.recipes.stages import Best, Way, nearest
 from pocketsize.recipes.step import Context
 from pocketsize.recipes.training import (
     COURSE,
@@ -41,6 +44,8 @@ from pocketsize.training.rounded import put_on_grids, taken_off, zeros_still
 STARTS = ("gptq", "rtn")
 # Windows of the training text that do not teach: they judge whether what was learned is kept.
 JUDGES = 16
+# The highest learning rate of scales whose codes stay: a thousandth of themselves in a step.
+SCALES_RATE = 1e-2
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +53,15 @@ class Qat(Quantizer, Training):
     """Recipe step `qat`: quantize, then learn codes and scales from what the whole original model says.
 
     The keys of `rtn` and those of every training, and: `start`, the step whose codes are learned further,
-    `gptq` or `rtn`; `scales`, whether scales (and free zeros) learn as well; `loss`, `temperature` and `mix`
-    as in `distill`. `rate` is in codes: how far a place moves in a step at most, about. What was learned is
-    kept only if the KL to the original falls on windows that did not teach.
+    `gptq` or `rtn`; `learn`, for how many steps blocks are learned one by one before, as in `gptq`; `codes`
+    and `scales`, which of codes and scales (with free zeros) learn; `loss`, `temperature` and `mix` as in
+    `distill`. `rate` is in codes: how far a place moves in a step at most, about; scales move by a tenth of
+    it, of themselves. Each stage is kept only if the KL to the original falls on windows that did not teach.
     """
 
     start: str = "gptq"
+    learn: int = 0
+    codes: bool = True
     scales: bool = True
     loss: str = "forward_kl"
     temperature: float = 1.0
@@ -71,6 +79,10 @@ class Qat(Quantizer, Training):
             raise UsageError(f"qat: unknown start {self.start!r}{did_you_mean(self.start, STARTS)}")
         if self.loss not in DIVERGENCES:
             raise UsageError(f"qat: unknown loss {self.loss!r}{did_you_mean(self.loss, DIVERGENCES)}")
+        if self.start == "rtn" and self.learn:
+            raise UsageError("qat: learn: blocks are learned from the codes of gptq; use start: gptq")
+        if not self.codes and not self.scales:
+            raise UsageError("qat: with codes: false and scales: false nothing learns; use step gptq")
         if self.decay:
             raise UsageError("qat: decay: places on a grid have no zero to decay to; leave it out")
         try:
@@ -84,7 +96,13 @@ class Qat(Quantizer, Training):
             raise UnsupportedError(
                 f"qat: {model.config.model_type} is an encoder, which predicts no tokens; use gptq with learn"
             )
-        return cast(Qat, budgeted(cast(Qat, Quantizer.resolve(self, model, exports)), "generate"))
+        made = cast(Qat, budgeted(cast(Qat, Quantizer.resolve(self, model, exports)), "generate"))
+        if not made.codes and all(scheme.super_blocks for scheme in layer_schemes(made)):
+            raise UnsupportedError(
+                f"qat: codes: false: scales of the super-blocks of {made.scheme} share a unit and stay, so "
+                "nothing would learn; leave codes true"
+            )
+        return replace(made, rate=SCALES_RATE) if made.rate == "auto" and not made.codes else made
 
     def rehearsal(self) -> tuple[Training, int]:
         """The original teaches the whole of itself, at the same pace."""
@@ -93,48 +111,53 @@ class Qat(Quantizer, Training):
 
     @property
     def first(self) -> Gptq | Rtn:
-        """The step that quantizes before anything is learned."""
+        """The step that quantizes before anything is learned of the whole model."""
         grid = {field.name: getattr(self, field.name) for field in fields(Quantizer)}
-        return Gptq(**grid) if self.start == "gptq" else Rtn(**grid)
+        return Gptq(**grid, learn=self.learn) if self.start == "gptq" else Rtn(**grid)
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The model quantized by `start`, or further by learning where that is nearer to it."""
         teach, judge = split(training_examples(model, ctx, self.length), JUDGES, ctx.seed)
         windows = judge.batch(range(len(judge)))
-        begun: list[Model] = []
-        reports: list[LayerReport] = []
         courses: list[TrainingReport] = []
 
-        def start(given: Model, own: Context) -> Model:
-            begun.append(self.first.apply(given, own))
-            reports.extend(own.reports[-1].layers)
-            return begun[0]
-
-        def learn(given: Model, own: Context) -> Model:
-            done, course = self._learn(given, (begun[0], reports), own, teach)
+        def tune(given: Model, own: Context, best: Best | None) -> Model:
+            assert best is not None
+            done, course = self._learn(given, (best.model, best.ctx.reports[-1].layers), own, teach)
             courses.append(course)
             return done
 
-        ways = {self.start: start, "learned": learn}
-        best = nearest(model, ctx, ways, windows.ids, windows.mask)
+        best = nearest(model, ctx, {**self._starts(ctx), "tuned": tune}, windows.ids, windows.mask)
         (course,) = courses
         own = {name: getattr(self, name) for name in self.__dataclass_fields__}
         ctx.reports[-1] = replace(ctx.reports[-1], kind=self.kind, options=own, training=course)
         ctx.findings += findings_of(course)
-        if not ctx.reports[-1].stages[-1].kept:
-            said = f"what {course.steps} steps taught is no nearer to the original than {self.start}'s codes"
-            ctx.findings.append(Finding("learning-dropped", f"{said}, which were kept; try another rate"))
+        *before, last = ctx.reports[-1].stages
+        if not last.kept:
+            kept = [stage.name for stage in before if stage.kept][-1]
+            said = f"what {course.steps} steps taught is no nearer to the original than what {kept} gave"
+            ctx.findings.append(Finding("learning-dropped", f"{said}, which was kept; try another rate"))
         return best
 
+    def _starts(self, ctx: Context) -> dict[str, Way]:
+        """The stages before the whole model learns."""
+        first = self.first
+        if isinstance(first, Rtn):
+            return {"rtn": lambda model, ctx, _: first.apply(model, ctx)}
+        if self.learn and not judging_windows(*ctx.input_ids.shape):
+            ctx.findings.append(too_little_to_learn(*ctx.input_ids.shape))
+            first = replace(first, learn=0)
+        return first.stages()
+
     def _learn(
-        self, model: Model, start: tuple[Model, list[LayerReport]], ctx: Context, examples: Examples
+        self, model: Model, start: tuple[Model, Sequence[LayerReport]], ctx: Context, examples: Examples
     ) -> tuple[Model, TrainingReport]:
         """The quantized model after it was taught, kept block by block, and how that went."""
         begun, of_start = start
 
         def write(folder: Path) -> None:
             module = materialise(begun, torch.float32, working_device())
-            rounded = put_on_grids(module, model, begun.quantized, scales=self.scales)
+            rounded = put_on_grids(module, model, begun.quantized, scales=self.scales, codes=self.codes)
             lesson = Lesson(
                 examples, lambda student, _: self._objective(student, model), (model.origin.name,)
             )
@@ -159,3 +182,15 @@ class Qat(Quantizer, Training):
         frozen = Teacher(materialise(model, torch.float32, working_device()))
         losses = Losses(Divergence(self.loss, self.temperature, self.mix))
         return NextToken(module, losses, (frozen,))
+
+
+def learned_numbers(step: Training, model: Model) -> int:
+    """How many numbers learn in a training: of quantized matrices with codes that stay, scales alone."""
+    if not isinstance(step, Qat) or step.codes:
+        return learned_parameters(step, model)
+    schemes = ((name, layer_scheme(step, name)) for name in model.linears)
+    shapes = [(*model.matrix_shape(name), scheme) for name, scheme in schemes if scheme is not None]
+    return sum(
+        rows * (columns // scheme.width(columns)) * (1 + scheme.float_zeros)
+        for rows, columns, scheme in shapes
+    )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -34,7 +34,7 @@ from pocketsize.recipes.grids import (
 )
 from pocketsize.recipes.layers import finish, layer_report
 from pocketsize.recipes.learn import judging_windows, learn_block, too_little_to_learn
-from pocketsize.recipes.record import LayerReport, Stage
+from pocketsize.recipes.record import LayerReport
 from pocketsize.recipes.rival import sparse_report
 from pocketsize.recipes.rounds import rounding_word
 from pocketsize.recipes.stages import Way, staged
@@ -147,7 +147,7 @@ class Gptq(Quantizer):
     def resolve(self, model: Model, exports: tuple[str, ...]) -> Gptq:
         """The step with group, zeros, digits and embedding width decided."""
         refuse_experts(self.alpha, model)
-        return Quantizer.resolve(self, model, exports)
+        return cast(Gptq, Quantizer.resolve(self, model, exports))
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The model with all linears (and the embedding) quantized on the calibration text.
@@ -155,19 +155,24 @@ class Gptq(Quantizer):
         What `alpha` and `beta` correct and what is learned are stages of their own (`staged`); learning
         begins at the better of both stages before it.
         """
-        judges, told = judging_windows(*ctx.input_ids.shape), list[Stage]()
-        ways: dict[str, Way] = {"gptq": self._solved}
-        if corrects(self):
-            ways["corrected"] = partial(self._solved, corrected=True)
-        if self.learn:
-            ways["learned"] = lambda model, ctx: self._solved(
-                model, ctx, learn=self.learn, corrected=told[-1].kept and corrects(self)
-            )
+        judges = judging_windows(*ctx.input_ids.shape)
+        ways = self.stages()
         if len(ways) > 1 and judges:
-            return staged(model, ctx, ways, judges, told)
+            return staged(model, ctx, ways, judges)
         if len(ways) > 1:
-            ctx.findings.append(too_little_to_learn(*ctx.input_ids.shape, " or ".join([*ways][1:])))
+            ctx.findings.append(too_little_to_learn(*ctx.input_ids.shape, what=" or ".join([*ways][1:])))
         return self._solved(model, ctx)
+
+    def stages(self) -> dict[str, Way]:
+        """The sweep, then what corrects it and what is learned, if that is asked for, by name."""
+        ways: dict[str, Way] = {"gptq": lambda model, ctx, _: self._solved(model, ctx)}
+        if corrects(self):
+            ways["corrected"] = lambda model, ctx, _: self._solved(model, ctx, corrected=True)
+        if self.learn:
+            ways["learned"] = lambda model, ctx, best: self._solved(
+                model, ctx, learn=self.learn, corrected=best is not None and best.name == "corrected"
+            )
+        return ways
 
     def _solved(self, model: Model, ctx: Context, *, learn: int = 0, corrected: bool = False) -> Model:
         step = self if corrected else uncorrected(self)

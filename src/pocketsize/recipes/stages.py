@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from jaxtyping import Bool, Int64
 from torch import Tensor
@@ -17,49 +16,49 @@ from pocketsize.recipes.step import Context
 # At most so many windows judge a stage.
 JUDGES = 16
 
-Way = Callable[[Model, Context], Model]
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best of the stages so far: its name, its model, and what it reported."""
+
+    name: str
+    model: Model
+    divergence: float
+    ctx: Context
 
 
-def staged(
-    model: Model,
-    ctx: Context,
-    ways: Mapping[str, Way],
-    judges: Sequence[int],
-    told: list[Stage] | None = None,
-) -> Model:
+# A stage; it is given the best before it, which the first has none of.
+Way = Callable[[Model, Context, Best | None], Model]
+
+
+def staged(model: Model, ctx: Context, ways: Mapping[str, Way], judges: Sequence[int]) -> Model:
     """The model that the best of these ways gives, judged by the calibration windows with these numbers.
 
     Each way keeps its work in a store of its own, so all of it can be resumed. The reports and findings
-    of the best become those of the step, and the report says what each stage gave. `told` is filled with
-    that as they are judged, for ways that begin where the best before them ended.
+    of the best become those of the step, and the report says what each stage gave.
     """
     picked = list(judges[:JUDGES])
-    return nearest(model, ctx, ways, ctx.input_ids[picked], ctx.mask[picked], told=told)
+    return nearest(model, ctx, ways, ctx.input_ids[picked], ctx.mask[picked])
 
 
 def nearest(
-    model: Model,
-    ctx: Context,
-    ways: Mapping[str, Way],
-    ids: Int64[Tensor, "n s"],
-    mask: Bool[Tensor, "n s"],
-    *,
-    told: list[Stage] | None = None,
+    model: Model, ctx: Context, ways: Mapping[str, Way], ids: Int64[Tensor, "n s"], mask: Bool[Tensor, "n s"]
 ) -> Model:
     """`staged`, judged by windows of any text."""
-    best, nearest, told = model, math.inf, list[Stage]() if told is None else told
-    chosen = ctx
+    best: Best | None = None
+    told: list[Stage] = []
     for number, (name, way) in enumerate(ways.items()):
         own = part_of(ctx, name, number, len(ways))
-        done = way(model, own)
+        done = way(model, own, best)
         apart = divergence(model, done, ids, mask)
-        told.append(Stage(name, apart, kept=apart < nearest))
-        if apart < nearest:
-            best, nearest, chosen = done, apart, own
-    *before, report = chosen.reports
+        told.append(Stage(name, apart, kept=best is None or apart < best.divergence))
+        if told[-1].kept:
+            best = Best(name, done, apart, own)
+    assert best is not None
+    *before, report = best.ctx.reports
     ctx.reports += [*before, replace(report, stages=tuple(told))]
-    ctx.findings += chosen.findings
-    return best
+    ctx.findings += best.ctx.findings
+    return best.model
 
 
 def part_of(ctx: Context, name: str, number: int, count: int) -> Context:
