@@ -44,8 +44,8 @@ from pocketsize.training.rounded import put_on_grids, taken_off, zeros_still
 STARTS = ("gptq", "rtn")
 # Windows of the training text that do not teach: they judge whether what was learned is kept.
 JUDGES = 16
-# The highest learning rate of scales whose codes stay: a thousandth of themselves in a step.
-SCALES_RATE = 1e-2
+# The highest learning rate of scales whose codes stay: three thousandths of themselves in a step.
+SCALES_RATE = 3e-2
 
 
 @dataclass(frozen=True, slots=True)
