@@ -49,6 +49,7 @@ bench: $(VENV)/ready
 	$(BIN)/python benchmarks/peers-quant/run.py
 	$(BIN)/python benchmarks/readers/run.py
 	$(BIN)/python benchmarks/rotations/run.py
+	$(BIN)/python benchmarks/gptaq/run.py
 	$(BIN)/python benchmarks/cache/run.py
 	$(BIN)/python benchmarks/w8a8/run.py
 	$(BIN)/python benchmarks/students/run.py

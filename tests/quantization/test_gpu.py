@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pocketsize.linalg import feedback_factor
 from pocketsize.quantization import gptq as cpu
+from pocketsize.quantization.drift import pulled_back
 from pocketsize.quantization.scheme import FLOAT_ZEROS, INTEGER_ZEROS, SYMMETRIC, Scheme
 from quantization.test_gptq import layer, loss
 
@@ -29,23 +30,24 @@ CASES = [
 ]
 
 
-def swept(sweep: Sweep, scheme: Scheme, device: str, *, search: bool) -> tuple[Tensor, float]:
+def swept(sweep: Sweep, scheme: Scheme, device: str, *, search: bool, beta: float) -> tuple[Tensor, float]:
     """The codes of a layer, and what its error costs."""
     columns = 192 if scheme.group == 96 else 128
     W, H = layer(rows=33, columns=columns)
-    factor = feedback_factor(H.to(device), 0.01)
+    factor = pulled_back(feedback_factor(H.to(device), 0.01), beta)
     codes, scale, zero = (T.cpu() for T in sweep(W.T.contiguous().to(device), factor, scheme, search=search))
     width = scheme.width(columns)
     scale, zero = (T.repeat_interleave(width, dim=0) for T in (scale, zero))
     return codes, loss(W, (scale * (codes - zero)).T, H)
 
 
-def agree(sweep: Sweep, case: tuple[int, int | None, int, bool], device: str) -> None:
+def agree(sweep: Sweep, case: tuple[int, int | None, int, bool], device: str, *, beta: float = 0.0) -> None:
     """As `test_equals_the_slow_version`: a weight on the edge between two codes may fall on either side."""
     bits, group, grid, search = case
     scheme = Scheme(bits, group, grid == SYMMETRIC, float_zeros=grid == FLOAT_ZEROS)
     theirs, ours = (
-        swept(how, scheme, where, search=search) for how, where in ((cpu.sweep, "cpu"), (sweep, device))
+        swept(how, scheme, where, search=search, beta=beta)
+        for how, where in ((cpu.sweep, "cpu"), (sweep, device))
     )
     assert float((theirs[0] == ours[0]).all(dim=0).float().mean()) >= 0.9
     assert ours[1] == pytest.approx(theirs[1], rel=0.02)
@@ -104,6 +106,7 @@ def test_on_a_gpu_kernels_give_what_the_cpu_gives(case: tuple[int, int | None, i
     from pocketsize.quantization import gpu
 
     agree(gpu.sweep, case, "cuda")
+    agree(gpu.sweep, case, "cuda", beta=0.2)
 
 
 if __name__ == "__main__":
@@ -111,3 +114,4 @@ if __name__ == "__main__":
 
     for one in CASES:
         agree(gpu.sweep, one, "cpu")
+    agree(gpu.sweep, CASES[0], "cpu", beta=0.2)

@@ -90,12 +90,14 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What a walk gathers beside Gram matrices, and what inputs are divided by while they are rounded."""
+    """What a walk gathers beside Gram matrices, and what inputs are divided by while they are rounded.
+
+    `whole`: last sites have the whole block.
+    """
 
     hold_out: bool
     sampled: int
     whole: bool
-    drift: bool
     divisors: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -119,12 +121,11 @@ def walk(
     read one tensor and waits there; when the Gram matrix holds all batches the site is handed to
     the caller, and the batches go on with the weights the caller put into `replaced`. So every
     linear is calibrated on what it will really read. A block for which `finished` returns weights
-    is run with those, unvisited. With `head`, a last site gives the input of the head (the
-    embedding's name stands for a tied one). With `hold_out`, sites have a Gram matrix of every fourth
-    window alone too, with `sampled` about so many tokens of either kind. With `beside`, the original runs
-    beside the changed model, and the last site of each block has both; with `drift` each site has what its
-    linears lack beside the original's. Linears in `rounds` round what they read, as the model will that they
-    are settled for; never beside an original.
+    is run with those, unvisited. With `head`, a last site gives the input of the head (the embedding's
+    name stands for a tied one). With `hold_out`, sites have a Gram matrix of every fourth window alone too,
+    with `sampled` about so many tokens of either kind. The original runs beside the changed model with
+    `beside`, and the last site of each block has both, and with `drift`: each site has what its linears lack
+    beside its. Linears in `rounds` round what they read, as the model will; never beside an original.
 
     The forward pass runs in bfloat16 where the CPU has it; Gram matrices are summed in float32;
     padding counts nowhere.
@@ -134,16 +135,14 @@ def walk(
     calls = capture(module, model, input_ids.to(device), mask.to(device))
     shelf = shelf_for(model, calls)
     originals = _copied(calls) if beside or drift else []
-    wanted = _Wanted(hold_out, sampled, beside, drift)
+    wanted = _Wanted(hold_out, sampled, beside)
     round_inputs(module, rounds, wanted.divisors)
     for path in model.blocks:
         block = module.get_submodule(path)
         done = finished(path)
         if done is None or originals:
             fill(module, path, lambda name: model.weight(name).to(forward_dtype()), device)
-        rooms = _rooms(path, model, originals) if drift and done is None else []
-        with readings(_firsts(block, model)[: len(rooms)], rooms):
-            through(block, originals, shelf, path)
+        rooms = _asked(block, path, model, originals, shelf, read=drift and done is None)
         if done is None:
             yield from _visit(block, path, model, (calls, originals, rooms), shelf, wanted=wanted)
         elif head or path != model.blocks[-1]:
@@ -171,12 +170,19 @@ def _firsts(block: nn.Module, model: Model) -> list[nn.Module]:
     return [block.get_submodule(group.names[0]) for group in model.groups]
 
 
-def _rooms(path: str, model: Model, calls: Sequence[Call]) -> list[Tensor]:
-    """Room for what the sites of a block read, of all tokens."""
-    hidden = calls[0].hidden
-    tokens = sum(call.mask.numel() for call in calls)
+def _asked(
+    block: nn.Module, path: str, model: Model, calls: Sequence[Call], shelf: Shelf, *, read: bool
+) -> list[Tensor]:
+    """Run a block of the original on all batches; what its sites read, of all tokens, if that is wanted."""
+    if not read:
+        through(block, calls, shelf, path)
+        return []
+    hidden, tokens = calls[0].hidden, sum(call.mask.numel() for call in calls)
     widths = [model.matrix_shape(f"{path}.{group.names[0]}.weight")[1] for group in model.groups]
-    return [hidden.new_empty(tokens, width) for width in widths]
+    rooms = [hidden.new_empty(tokens, width) for width in widths]
+    with readings(_firsts(block, model), rooms):
+        through(block, calls, shelf, path)
+    return rooms
 
 
 def _visit(

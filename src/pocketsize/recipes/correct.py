@@ -28,8 +28,8 @@ def refuse_experts(alpha: float, model: Model) -> None:
     """Refuse to make up for what experts lack: they are given other tokens than in the original."""
     if alpha and model.arch.experts is not None:
         raise UnsupportedError(
-            f"gptq: alpha: experts of a {model.config.model_type} are given other tokens than the original's, "
-            "so nothing tells what they lack; use alpha: 0"
+            f"gptq: alpha: experts of a {model.config.model_type} read other tokens than the original's, so "
+            "nothing tells what they lack; use alpha: 0"
         )
 
 
