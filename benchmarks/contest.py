@@ -33,8 +33,13 @@ ALGORITHM = (
     "models/skeleton.py",
     "models/walk.py",
     "recipes/awq.py",
+    "recipes/correct.py",
     "recipes/grids.py",
+    "recipes/learn.py",
+    "recipes/qat.py",
     "recipes/quantize.py",
+    "recipes/stages.py",
+    "training/rounded.py",
 )
 
 

@@ -64,9 +64,9 @@ def bars_at(bits: int, runs: Sequence[Result]) -> list[Bar]:
             1.0,
         ),
     }
-    if bits == 2:
-        ours = [d for one in runs if one.run.side.name == TUNED for d in one.domains.values()]
-        ratio = max(d["perplexity"] / d["perplexity_original"] for d in ours)
+    tuned = [d for one in runs if one.run.side.name == TUNED for d in one.domains.values()]
+    if bits == 2 and tuned:
+        ratio = max(d["perplexity"] / d["perplexity_original"] for d in tuned)
         found["perplexity of tuned over the original's"] = (ratio, 2.0)
     return [Bar(f"{where}: {name}", value, "ratio", "lower", bar) for name, (value, bar) in found.items()]
 
