@@ -72,6 +72,7 @@ OPTIONS = {
         "--mixed",
         "--uniform",
         "--effort",
+        "--tune",
         "--target",
         *WRITES,
         "--dtype",

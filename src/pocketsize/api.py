@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from pocketsize.data.sources import Source
 from pocketsize.errors import UsageError
@@ -37,8 +37,8 @@ from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.plan import Plan
 from pocketsize.recipes.plan import plan as plan_recipe
 from pocketsize.recipes.prune import Prune
-from pocketsize.recipes.qat import Qat
-from pocketsize.recipes.quantize import EFFORTS, Gptq, Hqq, Rtn
+from pocketsize.recipes.qat import Qat, of_effort
+from pocketsize.recipes.quantize import Gptq, Hqq, Rtn
 from pocketsize.recipes.recipe import Data, Recipe, parse_step, read_recipe
 from pocketsize.recipes.record import RunRecord, read_record
 from pocketsize.recipes.run import Console
@@ -244,13 +244,15 @@ def shrink(
     console: Console | None = None,
     dtype: str = "bf16",
     effort: str = "fast",
+    tune: str | None = None,
     mixed: bool = True,
     overwrite: bool = False,
 ) -> Result:
     """Meet a goal: at most `fit` bytes, `ratio` times smaller, at least the share `keep` of quality.
 
     With no goal at all, 95 % is kept. Sizes are those of the first `target`. `effort` is `fast`,
-    `balanced` or `best`: how long codes are learned block by block. `mixed` chooses the widths of a
+    `balanced` or `best`: how long codes are learned block by block. `tune` is the number of tokens on which
+    scales are tuned last, by the KL of the whole model (`256k`); with `best` generators have 128k. `mixed` chooses the widths of a
     generator matrix by matrix, from what each was measured to cost; without it all linears are alike.
     """
     source = _source(model)
@@ -258,7 +260,8 @@ def shrink(
         keep = 0.95
     goal = _goal(keep, fit, ratio)
     exports = tuple(target or default_export(source))
-    recipe = Recipe(source, (_gptq(effort),), exports, data or Data(), dtype=dtype)
+    steps = (of_effort(effort, tune, writes=lambda: writes_text(source)),)
+    recipe = Recipe(source, steps, exports, data or Data(), dtype=dtype)
     terminal = console or Terminal()
     record = search_goal(
         recipe, goal, Path(out), console=terminal, pages=PAGES, overwrite=overwrite, mixed=mixed
@@ -278,15 +281,19 @@ def plan(
     data: Data | None = None,
     dtype: str = "bf16",
     effort: str = "fast",
+    tune: str | None = None,
     console: Console | None = None,
 ) -> Plan:
     """What a run into `out` would take and give: memory, disk, time, sizes, what cannot be done.
 
     The run is that of a recipe, of a model with steps (one `gptq` if none is given), or the one that
-    `shrink` would choose for the goal with this `effort`. One block is rehearsed; nothing is left behind.
+    `shrink` would choose for the goal with this `effort` and `tune`. One block is rehearsed; nothing is left behind.
     """
     chosen = bool(steps) or _is_recipe(model)
-    recipe = _recipe(model, steps if chosen else (_gptq(effort),), export, data, dtype)
+    if not chosen:
+        source = _source(cast(str | Path | Model, model))
+        steps = (of_effort(effort, tune, writes=lambda: writes_text(source)),)
+    recipe = _recipe(model, steps, export, data, dtype)
     terminal = console or Terminal()
     if keep is None and fit is None and ratio is None:
         return plan_recipe(recipe, Path(out), console=terminal)
@@ -340,10 +347,9 @@ def _recipe(
     return Recipe(source, tuple(steps), exports, data or Data(), dtype=dtype)
 
 
-def _gptq(effort: str) -> Gptq:
-    if effort not in EFFORTS:
-        raise UsageError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
-    return Gptq(learn=EFFORTS[effort])
+def writes_text(source: str) -> bool:
+    """Whether a model that is on this machine predicts tokens."""
+    return load(source).arch.task == "generate"
 
 
 def _is_recipe(model: str | Path | Model | Recipe) -> bool:

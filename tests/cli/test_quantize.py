@@ -8,8 +8,8 @@ from typing import Any
 import click
 import pytest
 
+from pocketsize.api import writes_text
 from pocketsize.cli import options
-from pocketsize.cli.summary import writes_text
 from tiny import write_tiny
 
 USUAL: dict[str, Any] = {

@@ -207,33 +207,28 @@ def raw_step(
     }
     if damp is not None:
         step["damp"] = damp
-    if effort != "fast":
-        step["learn"] = steps_of(effort)
     if override:
         step["overrides"] = dict(map(_override, override))
-    if tune is None and effort == "best" and writes():
-        tune = TUNED
-    return {method: step} if tune is None else {"qat": _tuned(step, method, tune)}
-
-
-# Tokens that the scales of a model which writes text are tuned on with `--effort best`.
-TUNED = "128k"
-
-
-def _tuned(step: dict[str, Any], method: str, tokens: str) -> dict[str, Any]:
-    """The keys of `qat` for a step of GPTQ whose scales are then tuned on so many tokens."""
+    if effort == "fast" and tune is None:
+        return {method: step}
     if method != "gptq":
         raise click.UsageError(f"--tune: the scales of {method} are not tuned; use --method gptq")
+    return _taught(step, effort, tune, writes)
+
+
+def _taught(
+    step: dict[str, Any], effort: str, tune: str | None, writes: Callable[[], bool]
+) -> dict[str, Any]:
+    """A step of GPTQ with what is learned once it is done."""
+    from pocketsize.recipes.qat import of_effort
+
+    whole = of_effort(effort, tune, writes=writes)
+    learned = {"learn": whole.learn} if whole.learn else {}
+    if whole.kind == "gptq":
+        return {"gptq": step | learned}
     if "damp" in step:
         raise click.UsageError("--damp: where scales are tuned damping is as usual; leave one of them out")
-    return step | {"codes": False, "tokens": tokens, "batch": 2}
-
-
-def steps_of(effort: str) -> int:
-    """For how many steps blocks are learned."""
-    from pocketsize.recipes.quantize import EFFORTS
-
-    return EFFORTS[effort]
+    return {"qat": step | learned | {"codes": False, "tokens": whole.tokens, "batch": whole.batch}}
 
 
 def _override(text: str) -> tuple[str, dict[str, str] | None]:

@@ -49,7 +49,7 @@ def command(ctx: click.Context, model: str, target: str | None, out: Path, **res
     """
     from pocketsize import api
     from pocketsize.cli.network import fetch_first
-    from pocketsize.cli.summary import data_of, formats, use_threads, writes_text
+    from pocketsize.cli.summary import data_of, formats, use_threads
     from pocketsize.recipes.recipe import parse_step, read_recipe
 
     use_threads(rest["threads"])
@@ -71,10 +71,11 @@ def command(ctx: click.Context, model: str, target: str | None, out: Path, **res
             data=data_of(**rest),
             dtype=rest["dtype"],
             effort=rest["effort"],
+            tune=rest["tune"],
             **goal,
         )
     else:
-        steps = (parse_step(options.raw_step(**rest, writes=lambda: writes_text(model))),)
+        steps = (parse_step(options.raw_step(**rest, writes=lambda: api.writes_text(model))),)
         found = api.plan(
             model, steps, out=out, export=formats(target), data=data_of(**rest), dtype=rest["dtype"]
         )
@@ -87,7 +88,7 @@ def command(ctx: click.Context, model: str, target: str | None, out: Path, **res
 
 _OF_STEP = (
     *("--method", "--scheme", "--group", "--symmetric", "--float-zeros"),
-    *("--override", "--embeddings", "--damp", "--tune"),
+    *("--override", "--embeddings", "--damp"),
 )
 
 

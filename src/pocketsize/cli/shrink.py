@@ -22,6 +22,7 @@ from pocketsize.cli import options
     help="Widths of a generator matrix by matrix, by what each costs, or one width for all linears.",
 )
 @options.effort
+@options.tune
 @options.outcome
 def command(
     model: str,
@@ -53,6 +54,7 @@ def command(
         data=data_of(**rest),
         dtype=rest["dtype"],
         effort=rest["effort"],
+        tune=rest["tune"],
         mixed=rest["mixed"],
         overwrite=rest["overwrite"],
     )

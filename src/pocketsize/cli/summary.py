@@ -16,9 +16,7 @@ from pocketsize.cli.main import visible
 from pocketsize.cli.network import fetch_first
 from pocketsize.cli.screen import screen
 from pocketsize.errors import UsageError
-from pocketsize.io.source import resolve
 from pocketsize.measurement.measurement import Measurement
-from pocketsize.models.load import load
 from pocketsize.recipes.recipe import Data, Recipe, parse_step
 
 
@@ -69,11 +67,6 @@ def carry_out(
     exports = tuple(formats(target) or api.default_export(model, steps))
     recipe = Recipe(model, steps, exports, data_of(**rest), dtype=rest["dtype"])
     show(api.run(recipe, out=out, overwrite=rest["overwrite"]), json_=rest["json_"])
-
-
-def writes_text(model: str) -> bool:
-    """Whether a model that is on this machine predicts tokens."""
-    return load(resolve(model)).arch.task == "generate"
 
 
 def show(result: Result, *, json_: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar, cast
@@ -22,7 +22,7 @@ from pocketsize.recipes.distill import Distill
 from pocketsize.recipes.grids import Quantizer, layer_scheme, layer_schemes
 from pocketsize.recipes.layers import finish
 from pocketsize.recipes.learn import judging_windows, too_little_to_learn
-from pocketsize.recipes.quantize import Gptq, Rtn
+from pocketsize.recipes.quantize import EFFORTS, Gptq, Rtn
 from pocketsize.recipes.record import Finding, LayerReport, TrainingReport, built
 from pocketsize.recipes.stages import Best, Way, nearest
 from pocketsize.recipes.step import Context
@@ -44,6 +44,8 @@ from pocketsize.training.rounded import put_on_grids, taken_off, zeros_still
 STARTS = ("gptq", "rtn")
 # Windows of the training text that do not teach: they judge whether what was learned is kept.
 JUDGES = 16
+# Tokens on which scales are tuned where nothing but much effort was asked for, and windows in a batch of it.
+TUNED, WINDOWS = "128k", 2
 # The highest learning rate of scales whose codes stay: three thousandths of themselves in a step.
 SCALES_RATE = 3e-2
 
@@ -182,6 +184,16 @@ class Qat(Quantizer, Training):
         frozen = Teacher(materialise(model, torch.float32, working_device()))
         losses = Losses(Divergence(self.loss, self.temperature, self.mix))
         return NextToken(module, losses, (frozen,))
+
+
+def of_effort(effort: str, tune: str | None, *, writes: Callable[[], bool]) -> Gptq | Qat:
+    """The step for so much effort, before its grid is chosen; `writes` says whether the model predicts tokens."""
+    if effort not in EFFORTS:
+        raise UsageError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
+    learn = EFFORTS[effort]
+    if tune is None and effort == "best" and writes():
+        tune = TUNED
+    return Gptq(learn=learn) if tune is None else Qat(learn=learn, codes=False, tokens=tune, batch=WINDOWS)
 
 
 def learned_numbers(step: Training, model: Model) -> int:

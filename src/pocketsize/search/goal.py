@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from pocketsize.errors import ResourceError, UsageError
@@ -14,11 +14,12 @@ from pocketsize.measurement.suite import quality_of
 from pocketsize.models.model import Model
 from pocketsize.quantization.scheme import Scheme
 from pocketsize.recipes.fingerprint import fingerprint
-from pocketsize.recipes.grids import scheme_of
+from pocketsize.recipes.grids import Quantizer, scheme_of
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.output import made_by, refuse_taken, work_folder
 from pocketsize.recipes.plan import Plan
 from pocketsize.recipes.plan import plan as plan_recipe
+from pocketsize.recipes.qat import Qat
 from pocketsize.recipes.quantize import Gptq, steps_learned
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.record import Mixture, RunRecord, SizedLoss
@@ -237,8 +238,12 @@ def trial_folder(out: Path, way: Way) -> Path:
 
 
 def with_way(recipe: Recipe, way: Way) -> Recipe:
-    """The recipe with this as its quantization."""
-    return replace(recipe, steps=(way.step,))
+    """The recipe with this as its quantization; where its step tunes scales, this one's are tuned as well."""
+    (asked,) = recipe.steps
+    if not isinstance(asked, Qat):
+        return replace(recipe, steps=(way.step,))
+    grid = {field.name: getattr(way.step, field.name) for field in fields(Quantizer)}
+    return replace(recipe, steps=(replace(asked, **grid),))
 
 
 def predicted_bytes(model: Model, recipe: Recipe, rung: Rung) -> int:
