@@ -252,8 +252,9 @@ def shrink(
 
     With no goal at all, 95 % is kept. Sizes are those of the first `target`. `effort` is `fast`,
     `balanced` or `best`: how long codes are learned block by block. `tune` is the number of tokens on which
-    scales are tuned last, by the KL of the whole model (`256k`); with `best` generators have 128k. `mixed` chooses the widths of a
-    generator matrix by matrix, from what each was measured to cost; without it all linears are alike.
+    scales are tuned last, by the KL of the whole model (`256k`); with `best` generators have 128k. `mixed`
+    chooses the widths of a generator matrix by matrix, from what each was measured to cost; without it all
+    linears are alike.
     """
     source = _source(model)
     if keep is None and fit is None and ratio is None:
@@ -286,8 +287,9 @@ def plan(
 ) -> Plan:
     """What a run into `out` would take and give: memory, disk, time, sizes, what cannot be done.
 
-    The run is that of a recipe, of a model with steps (one `gptq` if none is given), or the one that
-    `shrink` would choose for the goal with this `effort` and `tune`. One block is rehearsed; nothing is left behind.
+    The run is that of a recipe, of a model with steps (without any: of what `effort` and `tune` stand for),
+    or the one that `shrink` would choose for the goal with them. One block is rehearsed; nothing is left
+    behind.
     """
     chosen = bool(steps) or _is_recipe(model)
     if not chosen:

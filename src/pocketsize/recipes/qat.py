@@ -187,7 +187,7 @@ class Qat(Quantizer, Training):
 
 
 def of_effort(effort: str, tune: str | None, *, writes: Callable[[], bool]) -> Gptq | Qat:
-    """The step for so much effort, before its grid is chosen; `writes` says whether the model predicts tokens."""
+    """The step for so much effort, before its grid is chosen; `writes`: does the model predict tokens?"""
     if effort not in EFFORTS:
         raise UsageError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
     learn = EFFORTS[effort]
