@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contest import OURS, Side
 
 LEARNED = f"{OURS}-balanced"
-_STEP = {"step": {"gptq": {"learn": 20}}, "export": ["folder"]}
+_STEP = {"step": {"gptq": {"learn": 20, "alpha": 0.25}}, "export": ["folder"]}
 TUNED = f"{OURS}-tuned"
 _WHOLE = {"step": {"qat": {"learn": 20, "codes": False, "tokens": "128k", "batch": 2}}, "export": ["folder"]}
 SIDES = (
@@ -32,7 +32,7 @@ SIDES = (
     Side("nncf", "side_nncf.py", ("nncf==3.4.0", "transformers"), dtype="float32"),
     Side("hqq", "side_hqq.py", ("hqq==0.2.8.post1", "transformers"), dtype="float32", calibrated=False),
     Side(OURS, "side_ours.py", revision=2),
-    Side(LEARNED, "side_variant.py", environment={"VARIANT": json.dumps(_STEP)}),
+    Side(LEARNED, "side_variant.py", environment={"VARIANT": json.dumps(_STEP)}, revision=2),
     Side(TUNED, "side_variant.py", environment={"VARIANT": json.dumps(_WHOLE)}),
     Side("rounding", "side_rounding.py", dtype="float32", calibrated=False),
 )

@@ -18,7 +18,7 @@ from pocketsize.io.console import Terminal
 from pocketsize.io.publish import publish_bytes
 from pocketsize.io.source import resolve
 from pocketsize.measurement.measurement import Measurement
-from pocketsize.models.arch import arch_for
+from pocketsize.models.arch import Arch, arch_for
 from pocketsize.models.config import read_config
 from pocketsize.models.gated import gated as gated_module
 from pocketsize.models.gates import read_gates
@@ -261,7 +261,7 @@ def shrink(
         keep = 0.95
     goal = _goal(keep, fit, ratio)
     exports = tuple(target or default_export(source))
-    steps = (of_effort(effort, tune, writes=lambda: writes_text(source)),)
+    steps = (of_effort(effort, tune, lambda: arch_of(source)),)
     recipe = Recipe(source, steps, exports, data or Data(), dtype=dtype)
     terminal = console or Terminal()
     record = search_goal(
@@ -294,7 +294,7 @@ def plan(
     chosen = bool(steps) or _is_recipe(model)
     if not chosen:
         source = _source(cast(str | Path | Model, model))
-        steps = (of_effort(effort, tune, writes=lambda: writes_text(source)),)
+        steps = (of_effort(effort, tune, lambda: arch_of(source)),)
     recipe = _recipe(model, steps, export, data, dtype)
     terminal = console or Terminal()
     if keep is None and fit is None and ratio is None:
@@ -349,9 +349,9 @@ def _recipe(
     return Recipe(source, tuple(steps), exports, data or Data(), dtype=dtype)
 
 
-def writes_text(source: str) -> bool:
-    """Whether a model that is on this machine predicts tokens."""
-    return load(source).arch.task == "generate"
+def arch_of(source: str) -> Arch:
+    """What is known of the family of a model that is on this machine."""
+    return arch_for(read_config(resolve(source)))
 
 
 def _is_recipe(model: str | Path | Model | Recipe) -> bool:

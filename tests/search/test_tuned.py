@@ -26,4 +26,6 @@ def test_much_effort_tunes_what_writes_text() -> None:
     assert of_effort("best", None, writes=lambda: True).kind == "qat"
     assert of_effort("best", None, writes=lambda: False).kind == "gptq"
     assert of_effort("balanced", None, writes=lambda: True).kind == "gptq"
-    assert of_effort("fast", "64k", writes=lambda: False).kind == "qat"  # who asks is told, when it is resolved
+    assert (
+        of_effort("fast", "64k", writes=lambda: False).kind == "qat"
+    )  # who asks is told, when it is resolved

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from pocketsize.models.arch import Arch
+    from pocketsize.recipes.qat import Qat
+    from pocketsize.recipes.quantize import Gptq
 
 F = Callable[..., Any]
 
@@ -122,7 +127,7 @@ def effort(function: F) -> F:
         type=click.Choice(["fast", "balanced", "best"]),
         default="fast",
         show_default=True,
-        help="How long GPTQ's codes are learned block by block: not at all, 20 steps, 100 steps.",
+        help="What follows GPTQ's sweep: nothing; drift made up for and 20 steps of learning a block; 100 steps.",
     )(function)
 
 
@@ -190,10 +195,10 @@ def raw_step(
     override: tuple[str, ...],
     effort: str,
     tune: str | None,
-    writes: Callable[[], bool],
+    arch: Callable[[], Arch],
     **_: Any,
 ) -> dict[str, Any]:
-    """What these options say as an entry of a recipe's `steps`; `writes`: does the model write text?"""
+    """What these options say as an entry of a recipe's `steps`; `arch` tells of the model where that matters."""
     if damp is not None and method != "gptq":
         raise click.UsageError(f"--damp: {method} has no damping; leave it out, or use --method gptq")
     if effort != "fast" and method != "gptq":
@@ -213,22 +218,19 @@ def raw_step(
         return {method: step}
     if method != "gptq":
         raise click.UsageError(f"--tune: the scales of {method} are not tuned; use --method gptq")
-    return _taught(step, effort, tune, writes)
-
-
-def _taught(
-    step: dict[str, Any], effort: str, tune: str | None, writes: Callable[[], bool]
-) -> dict[str, Any]:
-    """A step of GPTQ with what is learned once it is done."""
     from pocketsize.recipes.qat import of_effort
 
-    whole = of_effort(effort, tune, writes=writes)
-    learned = {"learn": whole.learn} if whole.learn else {}
+    return _taught(step, of_effort(effort, tune, arch))
+
+
+def _taught(step: dict[str, Any], whole: Gptq | Qat) -> dict[str, Any]:
+    """A step of GPTQ with what corrects it and is learned once it is done."""
+    more = {key: value for key in ("alpha", "learn") if (value := getattr(whole, key))}
     if whole.kind == "gptq":
-        return {"gptq": step | learned}
+        return {"gptq": step | more}
     if "damp" in step:
         raise click.UsageError("--damp: where scales are tuned damping is as usual; leave one of them out")
-    return {"qat": step | learned | {"codes": False, "tokens": whole.tokens, "batch": whole.batch}}
+    return {"qat": step | more | {key: getattr(whole, key) for key in ("codes", "tokens", "batch")}}
 
 
 def _override(text: str) -> tuple[str, dict[str, str] | None]:

@@ -75,7 +75,7 @@ def command(ctx: click.Context, model: str, target: str | None, out: Path, **res
             **goal,
         )
     else:
-        steps = (parse_step(options.raw_step(**rest, writes=lambda: api.writes_text(model))),)
+        steps = (parse_step(options.raw_step(**rest, arch=lambda: api.arch_of(model))),)
         found = api.plan(
             model, steps, out=out, export=formats(target), data=data_of(**rest), dtype=rest["dtype"]
         )

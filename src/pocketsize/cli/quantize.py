@@ -18,7 +18,7 @@ from pocketsize.cli import options
 @options.outcome
 def command(model: str, target: str | None, out: Path, **rest: Any) -> None:
     """Quantize the linears of MODEL (and its embedding) in one step, measure, export, report."""
-    from pocketsize.api import writes_text
+    from pocketsize.api import arch_of
     from pocketsize.cli.summary import carry_out
 
-    carry_out(model, lambda: [options.raw_step(**rest, writes=lambda: writes_text(model))], target, out, rest)
+    carry_out(model, lambda: [options.raw_step(**rest, arch=lambda: arch_of(model))], target, out, rest)

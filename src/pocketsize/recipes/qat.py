@@ -14,15 +14,17 @@ from torch import nn
 from pocketsize.distillation.divergence import DIVERGENCES, Divergence
 from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
 from pocketsize.io.publish import publish_bytes
+from pocketsize.models.arch import Arch
 from pocketsize.models.device import CPU, working_device
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
 from pocketsize.recipes.adapters import learned_parameters
+from pocketsize.recipes.correct import refuse_experts
 from pocketsize.recipes.distill import Distill
 from pocketsize.recipes.grids import Quantizer, layer_scheme, layer_schemes
 from pocketsize.recipes.layers import finish
 from pocketsize.recipes.learn import judging_windows, too_little_to_learn
-from pocketsize.recipes.quantize import EFFORTS, Gptq, Rtn
+from pocketsize.recipes.quantize import ALPHA, EFFORTS, Gptq, Rtn
 from pocketsize.recipes.record import Finding, LayerReport, TrainingReport, built
 from pocketsize.recipes.stages import Best, Way, nearest
 from pocketsize.recipes.step import Context
@@ -55,13 +57,14 @@ class Qat(Quantizer, Training):
     """Recipe step `qat`: quantize, then learn codes and scales from what the whole original model says.
 
     The keys of `rtn` and those of every training, and: `start`, the step whose codes are learned further,
-    `gptq` or `rtn`; `learn`, for how many steps blocks are learned one by one before, as in `gptq`; `codes`
-    and `scales`, which of codes and scales (with free zeros) learn; `loss`, `temperature` and `mix` as in
+    `gptq` or `rtn`; `alpha` and `learn`, what comes before as in `gptq`: the drift made up for, and steps for which blocks
+    are learned one by one; `codes` and `scales`, which of codes and scales (with free zeros) learn; `loss`, `temperature` and `mix` as in
     `distill`. `rate` is in codes: how far a place moves in a step at most, about; scales move by a tenth of
     it, of themselves. Each stage is kept only if the KL to the original falls on windows that did not teach.
     """
 
     start: str = "gptq"
+    alpha: float = 0.0
     learn: int = 0
     codes: bool = True
     scales: bool = True
@@ -81,8 +84,8 @@ class Qat(Quantizer, Training):
             raise UsageError(f"qat: unknown start {self.start!r}{did_you_mean(self.start, STARTS)}")
         if self.loss not in DIVERGENCES:
             raise UsageError(f"qat: unknown loss {self.loss!r}{did_you_mean(self.loss, DIVERGENCES)}")
-        if self.start == "rtn" and self.learn:
-            raise UsageError("qat: learn: blocks are learned from the codes of gptq; use start: gptq")
+        if self.start == "rtn" and (self.learn or self.alpha):
+            raise UsageError("qat: alpha and learn are keys of gptq; use start: gptq")
         if not self.codes and not self.scales:
             raise UsageError("qat: with codes: false and scales: false nothing learns; use step gptq")
         if self.decay:
@@ -98,6 +101,7 @@ class Qat(Quantizer, Training):
             raise UnsupportedError(
                 f"qat: {model.config.model_type} is an encoder, which predicts no tokens; use gptq with learn"
             )
+        refuse_experts(self.alpha, model)
         made = cast(Qat, budgeted(cast(Qat, Quantizer.resolve(self, model, exports)), "generate"))
         if not made.codes and all(scheme.super_blocks for scheme in layer_schemes(made)):
             raise UnsupportedError(
@@ -115,7 +119,7 @@ class Qat(Quantizer, Training):
     def first(self) -> Gptq | Rtn:
         """The step that quantizes before anything is learned of the whole model."""
         grid = {field.name: getattr(self, field.name) for field in fields(Quantizer)}
-        return Gptq(**grid, learn=self.learn) if self.start == "gptq" else Rtn(**grid)
+        return Gptq(**grid, learn=self.learn, alpha=self.alpha) if self.start == "gptq" else Rtn(**grid)
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The model quantized by `start`, or further by learning where that is nearer to it."""
@@ -146,10 +150,11 @@ class Qat(Quantizer, Training):
         first = self.first
         if isinstance(first, Rtn):
             return {"rtn": lambda model, ctx, _: first.apply(model, ctx)}
-        if self.learn and not judging_windows(*ctx.input_ids.shape):
-            ctx.findings.append(too_little_to_learn(*ctx.input_ids.shape))
-            first = replace(first, learn=0)
-        return first.stages()
+        ways = first.stages()
+        if len(ways) > 1 and not judging_windows(*ctx.input_ids.shape):
+            ctx.findings.append(too_little_to_learn(*ctx.input_ids.shape, what=" or ".join([*ways][1:])))
+            return replace(first, learn=0, alpha=0.0).stages()
+        return ways
 
     def _learn(
         self, model: Model, start: tuple[Model, Sequence[LayerReport]], ctx: Context, examples: Examples
@@ -186,14 +191,17 @@ class Qat(Quantizer, Training):
         return NextToken(module, losses, (frozen,))
 
 
-def of_effort(effort: str, tune: str | None, *, writes: Callable[[], bool]) -> Gptq | Qat:
-    """The step for so much effort, before its grid is chosen; `writes`: does the model predict tokens?"""
+def of_effort(effort: str, tune: str | None, arch: Callable[[], Arch]) -> Gptq | Qat:
+    """The step for so much effort, before its grid is chosen; `arch` is asked for where the model matters."""
     if effort not in EFFORTS:
         raise UsageError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
     learn = EFFORTS[effort]
-    if tune is None and effort == "best" and writes():
+    alpha = ALPHA if learn and arch().experts is None else 0.0
+    if tune is None and effort == "best" and arch().task == "generate":
         tune = TUNED
-    return Gptq(learn=learn) if tune is None else Qat(learn=learn, codes=False, tokens=tune, batch=WINDOWS)
+    if tune is None:
+        return Gptq(learn=learn, alpha=alpha)
+    return Qat(learn=learn, alpha=alpha, codes=False, tokens=tune, batch=WINDOWS)
 
 
 def learned_numbers(step: Training, model: Model) -> int:

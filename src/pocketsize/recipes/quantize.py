@@ -186,8 +186,9 @@ class Gptq(Quantizer):
         return walked(self, model, ctx, quantize, beside=learn > 0, drift=drifts(step))
 
 
-# How long blocks are learned, by how much time there is.
+# How long blocks are learned, by how much time there is, and the share of drift that is made up for before.
 EFFORTS = {"fast": 0, "balanced": 20, "best": 100}
+ALPHA = 0.25
 
 
 def steps_learned(step: Step) -> int:
