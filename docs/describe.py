@@ -57,6 +57,7 @@ CLASSES = (
     api.SmoothQuant,
     api.Rtn,
     api.Hqq,
+    api.Rotate,
     api.Prune,
     api.Oats,
     Data,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pocketsize.linalg import Gram
+from pocketsize.linalg import Gram, feedback_factor
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -18,3 +18,21 @@ def test_the_sum_is_kept_in_float32_whatever_the_inputs_are(dtype: torch.dtype) 
     for _ in range(40):
         large.update(torch.full((1, 4), 60.0, dtype=dtype))  # 144,000 is beyond float16
     assert float(large.total[0, 0]) == 144_000.0
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_products_of_inputs_that_go_together_are_not_rounded(dtype: torch.dtype, device: str) -> None:
+    """Rounded to 16 bits they are no Gram matrix any more: no damping asked for would do."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU that torch can use")
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(64, 4, generator=generator) @ torch.randn(4, 300, generator=generator)
+    X = X.to(device, dtype)
+    gram = Gram.zeros(300, X.device)
+    gram.update(X)
+    wanted = (X.double().T @ X.double() / 64).cpu()
+    torch.testing.assert_close(gram.mean().double().cpu(), wanted, rtol=1e-5, atol=1e-4)
+    assert feedback_factor(gram.mean(), 1e-3).escalations == 0
+    rounded = (X.T @ X).float() / 64
+    assert feedback_factor(rounded, 1e-3).escalations > 0

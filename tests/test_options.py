@@ -43,6 +43,7 @@ KEYS = {
         *("sparsity", "pattern", "score", "update", "scope", "allocation", "spread"),
         *("damp", "rounds", "learn", "overrides"),
     ],
+    "rotate": ["values", "residual", "seed"],
     "oats": ["sparsity", "pattern", "rank", "rounds", "damp"],
     "distill": DISTILL,
     "gradual": [
@@ -57,12 +58,12 @@ KEYS = {
     "smoothquant": [*QUANTIZE, "exponents"],
     "hqq": [*QUANTIZE, "p", "iterations"],
     "gptq": [*QUANTIZE, "damp", "order", "search", "sink", "learn", "alpha", "beta"],
-    "qat": [*TRAINING, *QUANTIZE, "start", "learn", "codes", "scales", "loss", "temperature", "mix"],
+    "qat": [*TRAINING, *QUANTIZE, "start", "alpha", "learn", "codes", "scales", "loss", "temperature", "mix"],
 }
 TEXTS = {"--calibrate", "--evaluate", "--sequences", "--length", "--tokens", "--seed", "--written"}
 SCHEME = {
     *("--method", "--scheme", "--group", "--symmetric", "--asymmetric", "--float-zeros", "--integer-zeros"),
-    *("--embeddings", "--damp", "--override", "--effort", "--tune"),
+    *("--embeddings", "--damp", "--override", "--effort", "--tune", "--rotate"),
 }
 GOAL = {"--keep", "--fit", "--ratio"}
 WRITES = {"--output", "--overwrite"}
@@ -105,7 +106,18 @@ OPTIONS = {
         *("--budget", "--set", "--train"),
         *("--target", *WRITES, "--dtype", "--threads", "--fetch", "--json", *TEXTS),
     },
-    "plan": {*SCHEME, *GOAL, "--target", "--output", "--dtype", "--threads", "--fetch", "--json", *TEXTS},
+    "plan": {
+        *SCHEME,
+        *GOAL,
+        "--curve",
+        "--target",
+        "--output",
+        "--dtype",
+        "--threads",
+        "--fetch",
+        "--json",
+        *TEXTS,
+    },
     "inspect": {"--fetch", "--json"},
     "measure": {"--against", "--data", "--tokens", "--cache", "--context", "--threads", "--fetch", "--json"},
     "verify": {"--json", "--llamacpp", "--no-llamacpp"},

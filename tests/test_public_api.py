@@ -24,6 +24,7 @@ PUBLIC = [
         "Qat",
         "Recipe",
         "Result",
+        "Rotate",
         "Rtn",
         "SmoothQuant",
     ),

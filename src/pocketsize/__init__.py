@@ -27,6 +27,7 @@ __all__ = [
     "Qat",
     "Recipe",
     "Result",
+    "Rotate",
     "Rtn",
     "SmoothQuant",
     "Source",

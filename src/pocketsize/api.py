@@ -41,12 +41,13 @@ from pocketsize.recipes.qat import Qat, of_effort
 from pocketsize.recipes.quantize import Gptq, Hqq, Rtn
 from pocketsize.recipes.recipe import Data, Recipe, parse_step, read_recipe
 from pocketsize.recipes.record import RunRecord, read_record
+from pocketsize.recipes.rotate import Rotate
 from pocketsize.recipes.run import Console
 from pocketsize.recipes.smooth import SmoothQuant
 from pocketsize.recipes.step import Step
 from pocketsize.reporting.card import model_card
 from pocketsize.reporting.page import report_html
-from pocketsize.search.goal import Goal, parse_bytes, parse_ratio, parse_share
+from pocketsize.search.goal import Goal, parse_bytes, parse_ratio, parse_share, plan_with_curve
 from pocketsize.search.goal import plan as plan_goal
 from pocketsize.search.goal import shrink as search_goal
 
@@ -65,6 +66,7 @@ __all__ = [
     "Qat",
     "Recipe",
     "Result",
+    "Rotate",
     "Rtn",
     "SmoothQuant",
     "Source",
@@ -283,13 +285,14 @@ def plan(
     dtype: str = "bf16",
     effort: str = "fast",
     tune: str | None = None,
+    curve: bool = False,
     console: Console | None = None,
 ) -> Plan:
     """What a run into `out` would take and give: memory, disk, time, sizes, what cannot be done.
 
     The run is that of a recipe, of a model with steps (without any: of what `effort` and `tune` stand for),
     or the one that `shrink` would choose for the goal with them. One block is rehearsed; nothing is left
-    behind.
+    behind. With `curve` it is measured what each width of each matrix of a generator costs, as `shrink` does.
     """
     chosen = bool(steps) or _is_recipe(model)
     if not chosen:
@@ -298,10 +301,11 @@ def plan(
     recipe = _recipe(model, steps, export, data, dtype)
     terminal = console or Terminal()
     if keep is None and fit is None and ratio is None:
-        return plan_recipe(recipe, Path(out), console=terminal)
+        how = plan_with_curve if curve else plan_recipe
+        return how(recipe, Path(out), console=terminal)
     if chosen:
         raise UsageError("a goal chooses the step itself; give a model without steps")
-    return plan_goal(recipe, _goal(keep, fit, ratio), Path(out), console=terminal)
+    return plan_goal(recipe, _goal(keep, fit, ratio), Path(out), console=terminal, curve=curve)
 
 
 def verify(folder: str | Path) -> list[Check]:

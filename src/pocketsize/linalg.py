@@ -25,11 +25,11 @@ def _panels(n: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(slots=True)
 class Gram:
-    """Running X^T X of a layer's inputs, summed in float32. Sums across ranks by addition.
+    """Running X^T X of a layer's inputs, multiplied and summed in float32. Sums across ranks by addition.
 
-    A product of one batch is taken in the inputs' own dtype (bfloat16 products accumulate in
-    float32 inside the kernel and are rounded once); only the running sum is kept in float32. Below
-    its diagonal panels `total` is not filled; `mean` mirrors it.
+    Rounded to bfloat16, even once for each batch, products of inputs that go together are no longer those of
+    any inputs: of 28 matrices of SmolLM2 and 16 windows, 5 could not be factorised with a damping of 0.01.
+    Below its diagonal panels `total` is not filled; `mean` mirrors it.
     """
 
     total: Float[Tensor, "in in"]
@@ -45,8 +45,10 @@ class Gram:
         rows = X.detach().flatten(0, -2)
         if mask is not None and not bool(mask.all()):
             rows = rows[mask.flatten()]
+        product = _wide if rows.is_cuda and rows.dtype in (torch.float16, torch.bfloat16) else _plain
+        rows = rows if product is _wide else rows.to(torch.float32)
         for a, b in _panels(rows.shape[1]):
-            self.total[a:b, a:] += rows[:, a:b].T @ rows[:, a:]
+            self.total[a:b, a:] += product(rows[:, a:b], rows[:, a:])
         self.tokens += rows.shape[0]
 
     def add(self, other: Gram) -> None:
@@ -66,6 +68,16 @@ class Gram:
         for a, b in _panels(mean.shape[0]):
             mean[b:, a:b] = mean[a:b, b:].T
         return mean
+
+
+def _plain(X: Float[Tensor, "t a"], Y: Float[Tensor, "t b"]) -> Float[Tensor, "a b"]:
+    """X^T Y."""
+    return X.T @ Y
+
+
+def _wide(X: Float[Tensor, "t a"], Y: Float[Tensor, "t b"]) -> Float[Tensor, "a b"]:
+    """X^T Y of 16-bit numbers in float32, which a GPU gives without turning them into it first."""
+    return torch.mm(X.T, Y, out_dtype=torch.float32)
 
 
 @dataclass(frozen=True, slots=True)

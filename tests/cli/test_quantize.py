@@ -1,4 +1,4 @@
-"""The options of `quantize` as a step."""
+"""The options of `quantize` as steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import click
 import pytest
 
-from pocketsize.api import writes_text
+from pocketsize.api import arch_of
 from pocketsize.cli import options
 from tiny import write_tiny
 
@@ -16,27 +16,36 @@ USUAL: dict[str, Any] = {
     **{"method": "gptq", "scheme": "W2A16", "group": "auto", "symmetric": None, "float_zeros": None},
     **{"embeddings": "auto", "damp": None, "override": (), "effort": "fast", "tune": None},
 }
+SCALES = {"codes": False, "batch": 2}
 
 
-def step(*, writes: bool = True, **given: Any) -> dict[str, Any]:
-    return options.raw_step(**USUAL | given, writes=lambda: writes)
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    room = tmp_path_factory.mktemp("models")
+    return {family: write_tiny(room / family, family) for family in ("llama", "bert", "mixtral")}
+
+
+def step(folder: Path, **given: Any) -> dict[str, Any]:
+    return options.raw_step(**USUAL | given, arch=lambda: arch_of(str(folder)))
 
 
 @pytest.mark.parametrize(
-    ("given", "kind", "more"),
+    ("family", "given", "kind", "more"),
     [
-        ({}, "gptq", {}),
-        ({"effort": "balanced"}, "gptq", {"learn": 20}),
-        ({"effort": "best"}, "qat", {"learn": 100, "codes": False, "tokens": "128k", "batch": 2}),
-        ({"effort": "best", "tune": "1M"}, "qat", {"learn": 100, "codes": False, "tokens": "1M", "batch": 2}),
-        ({"effort": "best", "writes": False}, "gptq", {"learn": 100}),
-        ({"tune": "64k"}, "qat", {"codes": False, "tokens": "64k", "batch": 2}),
+        ("llama", {}, "gptq", {}),
+        ("llama", {"effort": "balanced"}, "gptq", {"alpha": 0.25, "learn": 20}),
+        ("llama", {"effort": "best"}, "qat", {"alpha": 0.25, "learn": 100, "tokens": "128k", **SCALES}),
+        ("llama", {"tune": "64k"}, "qat", {"tokens": "64k", **SCALES}),
+        ("bert", {"effort": "best"}, "gptq", {"alpha": 0.25, "learn": 100}),
+        ("mixtral", {"effort": "balanced"}, "gptq", {"learn": 20}),
     ],
     ids=str,
 )
-def test_effort_and_tuning_are_keys_of_a_step(given: dict[str, Any], kind: str, more: dict[str, Any]) -> None:
-    ((found, keys),) = step(**given).items()
-    (plain,) = step().values()
+def test_effort_and_tuning_are_keys_of_a_step(
+    folders: dict[str, Path], family: str, given: dict[str, Any], kind: str, more: dict[str, Any]
+) -> None:
+    ((found, keys),) = step(folders[family], **given).items()
+    (plain,) = step(folders[family]).values()
     assert found == kind and keys == plain | more
 
 
@@ -45,11 +54,6 @@ def test_effort_and_tuning_are_keys_of_a_step(given: dict[str, Any], kind: str, 
     [({"method": "rtn", "tune": "1k"}, "--method gptq"), ({"damp": 0.1, "tune": "1k"}, "--damp")],
     ids=str,
 )
-def test_what_is_not_tuned_is_refused(given: dict[str, Any], said: str) -> None:
+def test_what_is_not_tuned_is_refused(folders: dict[str, Path], given: dict[str, Any], said: str) -> None:
     with pytest.raises(click.UsageError, match=said):
-        step(**given)
-
-
-def test_who_writes_text(tmp_path: Path) -> None:
-    assert writes_text(str(write_tiny(tmp_path / "a", "llama")))
-    assert not writes_text(str(write_tiny(tmp_path / "b", "bert")))
+        step(folders["llama"], **given)

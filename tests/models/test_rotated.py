@@ -25,6 +25,14 @@ def test_turned_values_change_no_logits(family: str, tmp_path) -> None:
     assert torch.allclose(*(materialise(m)(IDS).logits for m in (model, turned)), atol=2e-4)
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra", "mpnet"])
+def test_turned_values_change_no_embeddings(family: str, tmp_path) -> None:
+    model = load(write_tiny(tmp_path, family))
+    turned = rotated(model)
+    assert len(turned.checkpoint.packed) == 6  # values with their biases, and what reads them, of two blocks
+    assert torch.allclose(*(materialise(m)(IDS).last_hidden_state for m in (model, turned)), atol=2e-4)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", RESIDUAL)
 def test_a_turned_residual_stream_changes_no_logits(family: str, tied: bool, tmp_path) -> None:
@@ -40,6 +48,9 @@ def test_what_cannot_be_turned_is_refused(tmp_path) -> None:
     for family in FUSED:
         with pytest.raises(UnsupportedError, match="no matrix of values"):
             rotated(load(write_tiny(tmp_path / family, family)))
+    classifier = load(write_tiny(tmp_path / "classes", "llama", classes=("a", "b")))
+    with pytest.raises(UnsupportedError, match="without a head for tokens cannot be turned"):
+        rotated(classifier, residual=True)
     for family in ("gemma2", "mixtral", "opt"):
         with pytest.raises(UnsupportedError, match="cannot be turned; known for llama"):
             rotated(load(write_tiny(tmp_path / family, family)), residual=True)

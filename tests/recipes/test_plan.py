@@ -27,7 +27,17 @@ TEXT = Data(sequences=4, length=64, tokens=256)
 FIELDS = (
     *("model", "recipe", "exports", "impossible", "unquantized", "findings", "stages", "trials"),
     *("peak_ram_bytes", "needed_ram_bytes", "available_ram_bytes", "output_disk_bytes", "peak_disk_bytes"),
-    *("free_disk_bytes", "disk_folder", "cpu_s", "time_s", "rehearsal", "rehearsal_time_s", "way_out"),
+    *(
+        "free_disk_bytes",
+        "disk_folder",
+        "cpu_s",
+        "time_s",
+        "rehearsal",
+        "rehearsal_time_s",
+        "way_out",
+        "curve",
+        "ways",
+    ),
 )
 
 

@@ -239,6 +239,7 @@ def test_how_many_numbers_learn(model: Model) -> None:
     [
         ({"codes": False, "scales": False}, "nothing learns"),
         ({"start": "rtn", "learn": 3}, "use start: gptq"),
+        ({"start": "rtn", "alpha": 0.25}, "use start: gptq"),
         ({"start": "awq"}, "unknown start"),
         ({"loss": "kl"}, "unknown loss"),
         ({"decay": 0.1}, "no zero to decay to"),

@@ -10,8 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from pocketsize.errors import NumericalError
 from pocketsize.linalg import Gram
-from pocketsize.models import calls as calling
-from pocketsize.models import walk as walking
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.models.walk import Site
@@ -132,18 +130,3 @@ def test_inputs_that_were_always_zero_are_told_once_and_name_the_worst(tmp_path:
     (found,) = (f for f in ctx.findings if f.code == "dead-inputs")
     assert found.message == "4 of 14 matrices have inputs that were always zero, at most 5 of 64"
     assert found.where.startswith("model.layers.0.mlp.")
-
-
-def test_raised_damping_is_told_once_and_names_the_most(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What bfloat16 rounds off a Gram matrix of few tokens is more than so little damping."""
-    for module in (calling, walking):
-        monkeypatch.setattr(module, "forward_dtype", lambda: torch.bfloat16)
-    model, ctx = load(write_tiny(tmp_path / "model", "llama")), context(tmp_path, 4)
-    Gptq(damp=1e-4).resolve(model, ("folder",)).apply(model, ctx)
-    raised = [layer for report in ctx.reports for layer in report.layers if layer.escalations]
-    (found,) = (f for f in ctx.findings if f.code == "damping-raised")
-    most = max(layer.damp for layer in raised)
-    assert found.message == f"damping raised for {len(raised)} of 14 matrices, at most to {most:g}"
-    assert found.where in [layer.name for layer in raised if layer.damp == most]

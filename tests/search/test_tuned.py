@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from pocketsize import api
-from pocketsize.recipes.qat import of_effort
-from pocketsize.recipes.recipe import Data
+from pocketsize.recipes.quantize import Gptq
+from pocketsize.recipes.recipe import Data, Recipe
+from pocketsize.search.goal import Way, with_way
 from tiny import write_texts, write_tiny
 
 
@@ -22,10 +23,7 @@ def test_the_way_that_meets_a_goal_is_tuned(tmp_path: Path) -> None:
     assert [stage.name for stage in step.stages] == ["gptq", "tuned"]
 
 
-def test_much_effort_tunes_what_writes_text() -> None:
-    assert of_effort("best", None, writes=lambda: True).kind == "qat"
-    assert of_effort("best", None, writes=lambda: False).kind == "gptq"
-    assert of_effort("balanced", None, writes=lambda: True).kind == "gptq"
-    assert (
-        of_effort("fast", "64k", writes=lambda: False).kind == "qat"
-    )  # who asks is told, when it is resolved
+def test_what_was_asked_for_stays_on_the_grid_of_a_way() -> None:
+    recipe = Recipe("m", (Gptq(learn=3, alpha=0.25),), ("gguf",))
+    (step,) = with_way(recipe, Way("3-bit", Gptq("W3A16", embeddings=4), 1)).steps
+    assert step == Gptq("W3A16", embeddings=4, learn=3, alpha=0.25)

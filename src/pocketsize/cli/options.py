@@ -127,7 +127,7 @@ def effort(function: F) -> F:
         type=click.Choice(["fast", "balanced", "best"]),
         default="fast",
         show_default=True,
-        help="What follows GPTQ's sweep: nothing; drift made up for and 20 steps of learning a block; 100 steps.",
+        help="What follows GPTQ: nothing; drift made up for and 20 steps of learning a block; 100 steps.",
     )(function)
 
 
@@ -178,9 +178,22 @@ def scheme(function: F) -> F:
         help="W8A16, W5A16, W4A16, W3A16 or W2A16; a name that says all of a grid, such as Q4_0, NF4, W8A8 "
         "or FP8; or that of a mix, such as Q4_K_M. Default: W4A16; W8A8 for smoothquant.",
     )(function)
+    function = click.option(
+        "--rotate",
+        type=click.Choice(["values", "residual", "both"]),
+        help="First turn what attention reads of each head, what passes from block to block, or both.",
+    )(function)
     return click.option(
         "--method", default="gptq", show_default=True, help="gptq, awq, smoothquant, hqq or rtn."
     )(function)
+
+
+def raw_steps(*, rotate: str | None, **rest: Any) -> list[dict[str, Any]]:
+    """What these options say as a recipe's `steps`."""
+    if rotate is None:
+        return [raw_step(**rest)]
+    turned = {"values": rotate != "residual", "residual": rotate != "values"}
+    return [{"rotate": turned}, raw_step(**rest)]
 
 
 def raw_step(
@@ -198,7 +211,7 @@ def raw_step(
     arch: Callable[[], Arch],
     **_: Any,
 ) -> dict[str, Any]:
-    """What these options say as an entry of a recipe's `steps`; `arch` tells of the model where that matters."""
+    """What these options say as an entry of a recipe's `steps`; `arch` tells of the model if that matters."""
     if damp is not None and method != "gptq":
         raise click.UsageError(f"--damp: {method} has no damping; leave it out, or use --method gptq")
     if effort != "fast" and method != "gptq":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,14 @@ from click.core import ParameterSource
 from pocketsize.cli import options
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from pocketsize.recipes.plan import Plan
 
+# Sizes that are told of a curve, about.
+ROWS = 10
 # What a recipe says itself, or what has nothing to do with it.
-_FREE = ("model", "out", "fetch_", "threads", "json_")
+_FREE = ("model", "out", "fetch_", "threads", "json_", "curve")
 
 
 @click.command(name="plan")
@@ -26,6 +31,9 @@ _FREE = ("model", "out", "fetch_", "threads", "json_")
 @click.option("--keep", metavar="SHARE", help="Plan `shrink` with this least share of quality.")
 @click.option("--fit", metavar="SIZE", help="Plan `shrink` with this largest size, such as 80MB.")
 @click.option("--ratio", metavar="FACTOR", help="Plan `shrink` with this factor, such as 4x.")
+@click.option(
+    "--curve", is_flag=True, help="Measure what each width of each matrix costs, and tell KL by size."
+)
 @options.target
 @options.dtype
 @click.option(
@@ -60,7 +68,7 @@ def command(ctx: click.Context, model: str, target: str | None, out: Path, **res
         raise click.UsageError(f"{given[0]}: {model} says it itself; change it there")
     fetch_first(rest["fetch_"], model if recipe is None else recipe.source, json_=rest["json_"])
     if recipe is not None:
-        found = api.plan(recipe, out=out)
+        found = api.plan(recipe, out=out, curve=rest["curve"])
     elif any(word is not None for word in goal.values()):
         if clash := [name for name in given if name in _OF_STEP]:
             raise click.UsageError(f"{clash[0]}: a goal chooses the scheme itself; leave one of them out")
@@ -72,12 +80,19 @@ def command(ctx: click.Context, model: str, target: str | None, out: Path, **res
             dtype=rest["dtype"],
             effort=rest["effort"],
             tune=rest["tune"],
+            curve=rest["curve"],
             **goal,
         )
     else:
-        steps = (parse_step(options.raw_step(**rest, arch=lambda: api.arch_of(model))),)
+        steps = tuple(map(parse_step, options.raw_steps(**rest, arch=lambda: api.arch_of(model))))
         found = api.plan(
-            model, steps, out=out, export=formats(target), data=data_of(**rest), dtype=rest["dtype"]
+            model,
+            steps,
+            out=out,
+            export=formats(target),
+            data=data_of(**rest),
+            dtype=rest["dtype"],
+            curve=rest["curve"],
         )
     if rest["json_"]:
         click.echo(found.to_json())
@@ -88,7 +103,7 @@ def command(ctx: click.Context, model: str, target: str | None, out: Path, **res
 
 _OF_STEP = (
     *("--method", "--scheme", "--group", "--symmetric", "--float-zeros"),
-    *("--override", "--embeddings", "--damp"),
+    *("--override", "--embeddings", "--damp", "--rotate"),
 )
 
 
@@ -117,8 +132,24 @@ def _show(found: Plan) -> None:
             beside = _mb(s.child_ram_bytes) if s.child_ram_bytes else ""
             table.add_row(s.name, _mb(s.ram_bytes), beside, _time(s.cpu_s), _time(s.time_s))
         console.print(table)
+    if found.ways:
+        console.print(_costs(found))
     for line in (*_totals(found), *_details(found)):
         console.print(line)
+
+
+def _costs(found: Plan) -> Table:
+    """What each size costs: widths chosen matrix by matrix, and all linears alike."""
+    from rich.table import Table
+
+    table = Table(title="KL predicted for rounding on searched grids, nats per token", title_justify="left")
+    for heading in ("size", "KL", ""):
+        table.add_column(heading, justify="right" if heading else "left")
+    apart = max(1, len(found.curve) // ROWS)
+    best = [replace(one, name="best widths within it") for one in found.curve[::-apart]]
+    for way in sorted((*best, *found.ways), key=lambda way: (way.bytes, -way.kl)):
+        table.add_row(_mb(way.bytes), f"{way.kl:.4g}", way.name)
+    return table
 
 
 def _exports(found: Plan) -> Iterator[str]:

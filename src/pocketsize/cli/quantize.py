@@ -21,4 +21,4 @@ def command(model: str, target: str | None, out: Path, **rest: Any) -> None:
     from pocketsize.api import arch_of
     from pocketsize.cli.summary import carry_out
 
-    carry_out(model, lambda: [options.raw_step(**rest, arch=lambda: arch_of(model))], target, out, rest)
+    carry_out(model, lambda: options.raw_steps(**rest, arch=lambda: arch_of(model)), target, out, rest)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from types import MappingProxyType
 
 import torch
@@ -38,65 +39,78 @@ class _Turns:
             self.steps.setdefault(name, []).append(turn)
 
 
+class _Rotation:
+    """A rotation that is made when the first tensor is turned by it: shapes are known without."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        self.n, self.seed = n, seed
+
+    @cached_property
+    def matrix(self) -> Float[Tensor, "n n"]:
+        """R."""
+        return rotation(self.n, self.seed)
+
+    def outputs(self, W: Tensor) -> Tensor:
+        """What gives turned outputs."""
+        return turned_outputs(W, self.matrix)
+
+    def inputs(self, W: Tensor, model: Model, gain: str | None = None) -> Tensor:
+        """What reads turned inputs, scaled by the gain of this name."""
+        return turned_inputs(W, self.matrix, None if gain is None else model.original(gain))
+
+
 def rotated(model: Model, *, values: bool = True, residual: bool = False, seed: int = 0) -> Model:
     """The model with its heads' values turned (R2), its residual stream (R1), or both.
 
     R1 moves the gains of norms into the matrices behind them. A tied head cannot take up the last norm's gain
     and stay the embedding: it becomes a matrix of its own, which costs its bytes. Tensors are turned when
-    they are read, in float64; they count as float32.
+    they are read, in float64; they count as float32. Nothing is read before that.
     """
     turns = _Turns(model, {})
     if values:
-        _turn_values(turns, rotation(model.head_width, seed))
-    head: Mapping[str, Packed] = {}
-    if residual:
-        R = rotation(int(model.config.hidden_size), seed + 1)
-        head = _turn_residual(turns, R)
+        _turn_values(turns, seed)
+    head = _turn_residual(turns, seed + 1) if residual else {}
     return _seen(model, turns.steps, head)
 
 
-def _turn_values(turns: _Turns, R: Float[Tensor, "d d"]) -> None:
+def _turn_values(turns: _Turns, seed: int) -> None:
     model = turns.model
-    pair = next(
-        (
-            (group.fed_by, group.names[0])
-            for group in model.groups
-            if group.fed_by and group.fed_by.endswith("v_proj")
-        ),
-        None,
-    )
+    attending = {name for group in model.groups if group.attends for name in group.names}
+    pair = next(((g.fed_by, g.names[0]) for g in model.groups if g.fed_by in attending), None)
     if pair is None:
         raise UnsupportedError(
             f"{model.folder}: a {model.config.model_type} has no matrix of values of its own; its values "
             "cannot be turned"
         )
+    R = _Rotation(model.head_width, seed)
     for block in model.blocks:
         for end in ("weight", "bias"):
-            turns.add(f"{block}.{pair[0]}.{end}", partial(turned_outputs, R=R))
-        turns.add(f"{block}.{pair[1]}.weight", partial(turned_inputs, R=R))
+            turns.add(f"{block}.{pair[0]}.{end}", R.outputs)
+        turns.add(f"{block}.{pair[1]}.weight", partial(R.inputs, model=model))
 
 
-def _turn_residual(turns: _Turns, R: Float[Tensor, "h h"]) -> Mapping[str, Packed]:
+def _turn_residual(turns: _Turns, seed: int) -> Mapping[str, Packed]:
     """The turns of everything that touches the residual stream; a tied head as a tensor of its own."""
     model = turns.model
-    if model.config.model_type not in RESIDUAL:
+    if model.config.model_type not in RESIDUAL or model.arch.head is None:
+        kind = f"a {model.config.model_type}" + ("" if model.arch.head else " without a head for tokens")
         raise UnsupportedError(
-            f"{model.folder}: the residual stream of a {model.config.model_type} cannot be turned; known for "
-            f"{', '.join(RESIDUAL)}"
+            f"{model.folder}: the residual stream of {kind} cannot be turned; known for {', '.join(RESIDUAL)}"
         )
+    R = _Rotation(int(model.config.hidden_size), seed)
     for block, group in ((block, group) for block in model.blocks for group in model.groups):
         if group.fed_by and group.fed_by.endswith("layernorm"):
-            gain = model.original(f"{block}.{group.fed_by}.weight")
-            turns.add(f"{block}.{group.fed_by}.weight", torch.ones_like)
+            gain = f"{block}.{group.fed_by}.weight"
+            turns.add(gain, torch.ones_like)
             for name in group.names:
-                turns.add(f"{block}.{name}.weight", partial(turned_inputs, R=R, gain=gain))
+                turns.add(f"{block}.{name}.weight", partial(R.inputs, model=model, gain=gain))
         elif group.names[0] in _WRITERS:
             for end in ("weight", "bias"):
-                turns.add(f"{block}.{group.names[0]}.{end}", partial(turned_outputs, R=R))
-    gain, head = model.original(_LAST_NORM), str(model.arch.head)
+                turns.add(f"{block}.{group.names[0]}.{end}", R.outputs)
+    head = model.arch.head
     turns.add(_LAST_NORM, torch.ones_like)
-    turns.add(model.arch.embedding, partial(turned_inputs, R=R))
-    turn_head = partial(turned_inputs, R=R, gain=gain)
+    turns.add(model.arch.embedding, partial(R.inputs, model=model))
+    turn_head = partial(R.inputs, model=model, gain=_LAST_NORM)
     if not model.tied:
         turns.add(head, turn_head)
         return {}
@@ -120,7 +134,9 @@ def _seen(model: Model, steps: Mapping[str, list[Turn]], head: Mapping[str, Pack
         config = copy.deepcopy(config)
         config.tie_word_embeddings = False
     checkpoint = replace(base, entries=MappingProxyType(entries), packed=MappingProxyType(packed))
-    return replace(model, checkpoint=checkpoint, config=config)
+    parameters = sum(math.prod(entry.shape) for entry in entries.values())
+    origin = replace(model.origin, parameters=parameters, bf16_bytes=2 * parameters)
+    return replace(model, checkpoint=checkpoint, config=config, origin=origin)
 
 
 def _turned(model: Model, name: str, turns: tuple[Turn, ...]) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pocketsize.linalg import feedback_factor
+from pocketsize.linalg import Factor, feedback_factor
 
 
 def magnitude(W: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
@@ -20,13 +20,18 @@ def wanda(W: Float[Tensor, "out in"], H: Float[Tensor, "in in"]) -> Float[Tensor
 
 
 def surgeon(
-    W: Float[Tensor, "out in"], H: Float[Tensor, "in in"], *, damp: float = 0.01
+    W: Float[Tensor, "out in"],
+    H: Float[Tensor, "in in"],
+    *,
+    damp: float = 0.01,
+    factor: Factor | None = None,
 ) -> Float[Tensor, "out in"]:
     """w^2 / [H^-1]_jj: the error if this weight alone goes and all others make up for it.
 
-    Optimal brain surgeon (Hassibi and Stork 1993), a row at a time; H is damped as GPTQ does.
+    Optimal brain surgeon (Hassibi and Stork 1993), a row at a time; H is damped as GPTQ does;
+    `factor` is what comes of that, if it is known.
     """
-    factor = feedback_factor(H, damp)
+    factor = factor or feedback_factor(H, damp)
     inverse = torch.linalg.solve_triangular(
         factor.M, torch.eye(len(H), device=H.device), upper=True, unitriangular=True
     )

@@ -21,14 +21,16 @@ def sparsegpt(
     damp: float = 0.01,
     block: int = BLOCK,
     mask: Bool[Tensor, "out in"] | None = None,
+    factor: Factor | None = None,
 ) -> Float[Tensor, "out in"]:
     """The pruned matrix (arXiv:2301.00774, algorithm 1).
 
     Each block of columns chooses among its weights, as corrected so far, those that cost least:
     w^2 / U_jj^2, U the Cholesky factor of H^-1, which is w^2 d_j of `feedback_factor`. An n:m pattern chooses
-    when its n neighbours are reached. Where a `mask` is given nothing is chosen. W and H are left untouched.
+    when its n neighbours are reached. Where a `mask` is given nothing is chosen. `factor` is that of H, if it
+    is known. W and H are left untouched.
     """
-    factor, columns = feedback_factor(H, damp), W.shape[1]
+    factor, columns = factor or feedback_factor(H, damp), W.shape[1]
     X, E = torch.empty_like(W, dtype=torch.float32), torch.zeros_like(W, dtype=torch.float32)
     step = max(block - block % pattern.of, pattern.of) if pattern.of else block
     for a in range(0, columns, step):

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from pocketsize.linalg import hadamard
 
+# Rows that are turned at once: an embedding is large.
+ROWS = 4096
+
 
 def rotation(n: int, seed: int) -> Float[Tensor, "n n"]:
     """A random orthogonal matrix: a Hadamard matrix with signs drawn by `seed`, or one from QR.
@@ -38,5 +41,8 @@ def turned_inputs(
     W: Float[Tensor, "out in"], R: Float[Tensor, "n n"], gain: Float[Tensor, "in"] | None = None
 ) -> Float[Tensor, "out in"]:
     """A matrix that gives for turned inputs (R^T x, n at a time) what W gives for x, scaled by `gain`."""
-    scaled = W.double() if gain is None else W.double() * gain.double()
-    return (scaled.unflatten(1, (-1, len(R))) @ R.double()).flatten(1).float()
+    turned, R = torch.empty(W.shape, dtype=torch.float32), R.double()
+    for rows, there in zip(W.split(ROWS), turned.split(ROWS), strict=True):
+        scaled = rows.double() if gain is None else rows.double() * gain.double()
+        there.copy_((scaled.unflatten(1, (-1, len(R))) @ R).flatten(1))
+    return turned

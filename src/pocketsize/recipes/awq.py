@@ -18,7 +18,8 @@ from pocketsize.quantization.rtn import rtn
 from pocketsize.recipes.feeds import feed_of, few_windows, fold, require_feeds
 from pocketsize.recipes.grids import Quantizer, chosen
 from pocketsize.recipes.layers import layer_report
-from pocketsize.recipes.quantize import parts, stacked, unstacked, walked, what_is_read
+from pocketsize.recipes.quantize import parts, walked
+from pocketsize.recipes.sites import stacked, unstacked, what_is_read
 from pocketsize.recipes.record import LayerReport
 from pocketsize.recipes.step import Context, Unit
 

@@ -21,6 +21,7 @@ from pocketsize.recipes.prune import Prune
 from pocketsize.recipes.qat import Qat, learned_numbers
 from pocketsize.recipes.quantize import stages_of
 from pocketsize.recipes.recipe import Recipe
+from pocketsize.recipes.rotate import Rotate
 from pocketsize.recipes.student import Student
 from pocketsize.recipes.training import Training
 
@@ -87,7 +88,7 @@ def _made(model: Model, recipe: Recipe) -> int:
         model = step.outline(model)
         healed = isinstance(step, Layers | Student) and step.heal is True
         # What was healed or pruned lies there block by block until the model is made.
-        if isinstance(step, Student | Prune | Oats) or healed:
+        if isinstance(step, Student | Rotate | Prune | Oats) or healed:
             students += 4 * model.origin.parameters
         if isinstance(step, Prune | Oats) or healed:
             students += 4 * sum(math.prod(model.matrix_shape(name)) for name in model.linears)

@@ -11,6 +11,7 @@ from pocketsize.models.model import Model
 from pocketsize.quantization.gptq import GptqResult
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.rtn import rtn
+from pocketsize.recipes.fallbacks import raised_damping
 from pocketsize.recipes.grids import Quantizer
 from pocketsize.recipes.mixes import stand_ins
 from pocketsize.recipes.record import Finding, LayerReport, StepReport
@@ -67,11 +68,7 @@ def finish(step: Quantizer, model: Model, ctx: Context, reports: list[LayerRepor
 
 def _told_together(reports: list[LayerReport]) -> Iterator[Finding]:
     """Whose damping was raised, and whose inputs were dead: one finding each, which names the worst."""
-    raised = [r for r in reports if r.escalations]
-    if raised:
-        worst = max(raised, key=lambda r: r.damp)
-        said = f"damping raised for {len(raised)} of {len(reports)} matrices, at most to {worst.damp:g}"
-        yield Finding("damping-raised", said, worst.name)
+    yield from raised_damping(reports)
     dead = [r for r in reports if r.dead]
     if dead:
         worst = max(dead, key=lambda r: r.dead / r.columns)

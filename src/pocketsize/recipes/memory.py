@@ -35,6 +35,7 @@ from pocketsize.recipes.prune import Prune
 from pocketsize.recipes.qat import Qat, learned_numbers
 from pocketsize.recipes.quantize import drifts, steps_learned
 from pocketsize.recipes.recipe import Recipe
+from pocketsize.recipes.rotate import Rotate
 from pocketsize.recipes.shares import TOKENS as SCORED
 from pocketsize.recipes.student import Student
 from pocketsize.recipes.training import Training
@@ -117,14 +118,14 @@ def stages(model: Model, recipe: Recipe, size: Size, *, base_bytes: int, waiting
     calibrated = any(step.calibrated for step in recipe.steps)
     if calibrated and size.written:
         heap.stage("write", _writing(model, size))
-    original = model
+    original, teacher = model, model
     for step in recipe.steps:
         if isinstance(step, Qat):
             heap.stage(
                 step.kind, chain(_walked(model, step.first, size, waiting), _training(model, model, step))
             )
         elif isinstance(step, Training):
-            heap.stage(step.kind, _training(original, model, step))
+            heap.stage(step.kind, _training(teacher, model, step))
         elif isinstance(step, Quantizer) and step.calibrated:
             heap.stage(step.kind, _walked(model, step, size, waiting))
         elif isinstance(step, Quantizer):
@@ -137,7 +138,10 @@ def stages(model: Model, recipe: Recipe, size: Size, *, base_bytes: int, waiting
             heap.stage(step.kind, chain(_looked_at(model), _healed(model, step, size, waiting)))
         elif isinstance(step, Gate):
             heap.stage(step.kind, _gating(model, size))
-        model = step.outline(model)
+        elif isinstance(step, Rotate):
+            heap.stage(step.kind, _turned(model, step))
+        first, model = model is teacher, step.outline(model)
+        teacher = model if first and isinstance(step, Rotate) else teacher
     gates = _with_gates(model) if any(isinstance(step, Gate) for step in recipe.steps) else ()
     heap.stage("measure", chain(_measuring(original, recipe, size, waiting), gates))
     child = CHILD + sum(_all(model, 4)) + _largest(model) if "folder" in recipe.export else 0
@@ -173,6 +177,12 @@ def _writing(model: Model, size: Size) -> Iterator[list[float]]:
     logits = held * config.vocab_size * (width + 8)
     yield [*_all(model, width), *cache, logits, SCRATCH]
     yield _reading(model, width)
+
+
+def _turned(model: Model, step: Rotate) -> Iterator[list[float]]:
+    """A tensor before and after; a rotation, and what it is made of in float64."""
+    order = int(model.config.hidden_size) if step.residual else model.head_width
+    yield [*[_largest(model)] * 3, *[8.0 * order**2] * 4, SCRATCH]
 
 
 def _walked(model: Model, step: Quantizer, size: Size, waiting: float) -> Iterator[list[float]]:

@@ -22,7 +22,7 @@ from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.prune import Prune
 from pocketsize.recipes.qat import Qat
 from pocketsize.recipes.recipe import Recipe
-from pocketsize.recipes.record import Finding
+from pocketsize.recipes.record import Finding, SizedLoss
 from pocketsize.recipes.rehearse import rehearse
 from pocketsize.recipes.room import Room, home_of, room_of, size_of
 from pocketsize.recipes.run import Console, opened, settle
@@ -77,7 +77,8 @@ class Plan:
     `peak_ram_bytes` is that of its largest process, `needed_ram_bytes` counts a process and its child
     together. Disk is that of the finished output and the most while the run goes on. `trials` is how
     many schemes may have to be tried; times are then those of all of them. `way_out` says what would
-    fit where the run does not.
+    fit where the run does not. Where it was asked for, `curve` is the least KL that was predicted within each
+    size, widths chosen matrix by matrix, and `ways` are what is planned and all linears stored alike.
     """
 
     model: str
@@ -100,6 +101,8 @@ class Plan:
     rehearsal: str = ""
     rehearsal_time_s: float | None = None
     way_out: str = ""
+    curve: tuple[SizedLoss, ...] = ()
+    ways: tuple[SizedLoss, ...] = ()
 
     @property
     def exit_code(self) -> int:

@@ -16,6 +16,7 @@ from pocketsize.exporting.companions import copy_companions
 from pocketsize.exporting.plain import CONFIG, as_json, config_of_plain
 from pocketsize.io.checkpoint import DTYPES, SINGLE, Entry, TensorSpec, write_safetensors
 from pocketsize.io.publish import publish_bytes
+from pocketsize.linalg import Factor, feedback_factor
 from pocketsize.models.device import CPU
 from pocketsize.models.load import load
 from pocketsize.models.model import SPARSITY, Model
@@ -26,9 +27,10 @@ from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of, said_o
 from pocketsize.pruning.score import magnitude, surgeon, wanda
 from pocketsize.pruning.sparsegpt import sparsegpt
 from pocketsize.pruning.support import refit
+from pocketsize.recipes.fallbacks import raised_damping, require_few_fallbacks
 from pocketsize.recipes.learn import judging_windows, too_little_to_learn
 from pocketsize.recipes.overrides import decides, matched
-from pocketsize.recipes.quantize import what_is_read
+from pocketsize.recipes.sites import naming, what_is_read
 from pocketsize.recipes.record import Finding, LayerReport, StepReport
 from pocketsize.recipes.rival import beside_dense, denser, some_rows, sparse_bits
 from pocketsize.recipes.shares import ALLOCATIONS, mask_of, shares_of
@@ -106,6 +108,11 @@ class Prune:
         return not plain or self.learn > 0 or self.allocation != "uniform"
 
     @property
+    def factorised(self) -> bool:
+        """Whether it takes Gram matrices apart as GPTQ does."""
+        return self.score in ("sparsegpt", "surgeon") or self.update == "sweep"
+
+    @property
     def wanted(self) -> Pattern:
         """What all matrices become that no override names."""
         return pattern_of(self.pattern, self.sparsity)
@@ -170,6 +177,9 @@ def _pruned_site(
 ) -> Iterator[tuple[str, Tensor, LayerReport]]:
     """The linears of a site, pruned; those that are to have one pattern together."""
     H = what_is_read(site)
+    with naming(site):
+        factor = feedback_factor(H, step.damp) if step.factorised else None
+    used = {} if factor is None else {"damp": factor.damp, "escalations": factor.escalations}
     found: dict[Pattern, list[int]] = {}
     for i, name in enumerate(site.names):
         if (pattern := step.pattern_for(name, shares)) is not None:
@@ -178,16 +188,20 @@ def _pruned_site(
         names, weights = [site.names[i] for i in at], [site.weights[i] for i in at]
         if step.score == "taylor":
             own = (mask_of(masks, name, len(H)).to(H.device) for name in names)
-            pruned = [updated(W, mask, H, step) for W, mask in zip(weights, own, strict=True)]
+            pruned = [updated(W, mask, H, step, factor) for W, mask in zip(weights, own, strict=True)]
         else:
-            pruned = pruned_matrices(weights, H, pattern, step)
+            pruned = pruned_matrices(weights, H, pattern, step, factor)
         for name, W, X in zip(names, weights, pruned, strict=True):
             report = _report(W, X, H, pattern, step)
-            yield name, X, replace(report, name=name, tokens=site.gram.tokens)
+            yield name, X, replace(report, name=name, tokens=site.gram.tokens, **used)
 
 
 def pruned_matrices(
-    weights: Sequence[Tensor], H: Float[Tensor, "in in"], pattern: Pattern, step: Prune
+    weights: Sequence[Tensor],
+    H: Float[Tensor, "in in"],
+    pattern: Pattern,
+    step: Prune,
+    factor: Factor | None = None,
 ) -> Sequence[Tensor]:
     """Matrices that read the same as a step prunes them; `taylor` scores are taken elsewhere."""
     if step.score == "alps":
@@ -196,28 +210,28 @@ def pruned_matrices(
         pruned = alps(torch.cat(list(weights)), H, pattern, rows=rows, **how).split(rows)
         if step.update == "auto":
             return pruned
-        return [updated(W, X != 0, H, step) for W, X in zip(weights, pruned, strict=True)]
+        return [updated(W, X != 0, H, step, factor) for W, X in zip(weights, pruned, strict=True)]
     if step.score == "sparsegpt" and step.update == "auto":
-        return [sparsegpt(W, H, pattern, damp=step.damp) for W in weights]
-    return [updated(W, _mask(W, H, pattern, step), H, step) for W in weights]
+        return [sparsegpt(W, H, pattern, damp=step.damp, factor=factor) for W in weights]
+    return [updated(W, _mask(W, H, pattern, step, factor), H, step, factor) for W in weights]
 
 
-def _mask(W: Tensor, H: Tensor, pattern: Pattern, step: Prune) -> Tensor:
+def _mask(W: Tensor, H: Tensor, pattern: Pattern, step: Prune, factor: Factor | None) -> Tensor:
     scope = cast(Scope, step.scope)
     if step.score == "sparsegpt":
-        return sparsegpt(W, H, pattern, damp=step.damp) != 0
+        return sparsegpt(W, H, pattern, damp=step.damp, factor=factor) != 0
     scores = {
         "magnitude": lambda: magnitude(W),
         "wanda": lambda: wanda(W, H),
-        "surgeon": lambda: surgeon(W, H, damp=step.damp),
+        "surgeon": lambda: surgeon(W, H, damp=step.damp, factor=factor),
     }
     return highest(scores[step.score](), pattern, scope)
 
 
-def updated(W: Tensor, mask: Tensor, H: Tensor, step: Prune) -> Tensor:
+def updated(W: Tensor, mask: Tensor, H: Tensor, step: Prune, factor: Factor | None) -> Tensor:
     """The weights that a mask leaves, as the step wants them."""
     if step.update == "sweep":
-        return sparsegpt(W, H, step.wanted, damp=step.damp, mask=mask)
+        return sparsegpt(W, H, step.wanted, damp=step.damp, mask=mask, factor=factor)
     if step.update == "refit":
         damped = H.clone()
         damped.diagonal().add_(step.damp * H.diagonal().mean())
@@ -233,6 +247,7 @@ def _walked(step: Prune, model: Model, ctx: Context) -> list[LayerReport]:
         ctx.findings.append(too_little_to_learn(*ctx.input_ids.shape))
     shares, masks = shares_of(step, model, ctx)
     unit, reports = Unit(), [r for path in model.blocks for r in ctx.store.finished(path) or ()]
+    require_few_fallbacks(step.kind, reports, len(model.linears))
 
     def replay(path: str) -> Mapping[str, Tensor] | None:
         if ctx.store.finished(path) is None:
@@ -252,6 +267,7 @@ def _walked(step: Prune, model: Model, ctx: Context) -> list[LayerReport]:
             unit.reports.sort(key=lambda report: names.index(report.name))
             ctx.store.keep(site.block, {}, tuple(unit.reports), unit.changed)
             reports += unit.reports
+            require_few_fallbacks(step.kind, reports, len(model.linears))
             unit = Unit()
             ctx.progress(model.blocks.index(site.block) + 1, len(model.blocks), site.block)
     return reports
@@ -326,6 +342,7 @@ def _write(step: Prune, model: Model, pruned: Mapping[str, Tensor], folder: Path
 
 def _told(reports: list[LayerReport], tokens: int) -> Iterator[Finding]:
     """A dense grid that would do better, and text that shows fewer directions than a matrix has inputs."""
+    yield from raised_damping(reports)
     yield from denser(reports, "16-bit weights")
     widest = max(reports, key=lambda r: r.columns)
     if tokens and widest.columns > tokens:

@@ -23,6 +23,7 @@ from pocketsize.quantization.hqq import ITERATIONS, P, hqq
 from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import Scheme, named
 from pocketsize.recipes.correct import aims, check_terms, refuse_experts
+from pocketsize.recipes.fallbacks import require_few_fallbacks
 from pocketsize.recipes.grids import (
     Auto,
     Quantizer,
@@ -37,6 +38,7 @@ from pocketsize.recipes.learn import judging_windows, learn_block, too_little_to
 from pocketsize.recipes.record import LayerReport
 from pocketsize.recipes.rival import sparse_report
 from pocketsize.recipes.rounds import rounding_word
+from pocketsize.recipes.sites import naming, stacked, unstacked, what_is_read
 from pocketsize.recipes.stages import Way, staged
 from pocketsize.recipes.step import Context, Step, Unit
 
@@ -229,6 +231,7 @@ def walked(
     """The model with every site quantized on what its linears read, block by block, and the embedding."""
     total = len(model.blocks) + (step.embeddings is not None)
     reports = [r for path in model.blocks for r in ctx.store.finished(path) or ()]
+    require_few_fallbacks(step.kind, reports, len(model.linears))
 
     def replay(path: str) -> Mapping[str, Tensor] | None:
         if ctx.store.finished(path) is None:
@@ -257,6 +260,7 @@ def walked(
             weights = {name: unit.weights[name] for name in names}
             ctx.store.keep(site.block, weights, tuple(unit.reports), unit.changed)
             reports += unit.reports
+            require_few_fallbacks(step.kind, reports, len(model.linears))
             unit = Unit()
             ctx.progress(model.blocks.index(site.block) + 1, total, site.block)
     if step.embeddings is not None:
@@ -331,8 +335,9 @@ def quantize_site(
     H, W = what_is_read(site), stacked(site)
     objective = H if site.first is None else H + step.sink * site.first.mean()
     how = {"damp": step.damp, "search": step.search, "order": step.order, "beta": step.beta}
-    aim = aims(site, W, alpha=step.alpha, sink=step.sink, damp=step.damp)
-    done = gptq(aim, objective, scheme, mask=None if pruned is None else W != 0, **how)
+    with naming(site):
+        aim = aims(site, W, alpha=step.alpha, sink=step.sink, damp=step.damp)
+        done = gptq(aim, objective, scheme, mask=None if pruned is None else W != 0, **how)
     goals = aim.split([len(w) for w in site.weights])
     for name, W, T, weight in zip(site.names, site.weights, goals, unstacked(done.weight, site), strict=True):
         site.replaced[name] = weight.dequantize()
@@ -341,31 +346,6 @@ def quantize_site(
             before = pruned(name).to(W.device) + (T - W)
             report = sparse_report(report, before, site.replaced[name], H, scheme)
         yield name, weight.to(CPU), report
-
-
-def what_is_read(site: Site) -> Float[Tensor, "in in"]:
-    """E[x x^T] of a site, the identity where no token reached it; refuses inputs that are all zero."""
-    columns = site.weights[0].shape[1]
-    H = site.gram.mean() if site.gram.tokens else torch.eye(columns, device=site.gram.total.device)
-    if not bool(H.diagonal().any()):
-        raise NumericalError(
-            f"{site.names[0]}: all its {len(H)} inputs were zero for every calibration token, so nothing "
-            "can be learned about it; look at the layer before it with `pocketsize inspect`, or use step rtn"
-        )
-    return H
-
-
-def stacked(site: Site) -> Float[Tensor, "out in"]:
-    """All weights of a site as one matrix."""
-    return site.weights[0] if len(site.weights) == 1 else torch.cat(site.weights)
-
-
-def unstacked(weight: QWeight, site: Site) -> Iterator[QWeight]:
-    """The parts of a stacked matrix, one for each linear of the site."""
-    rows = [w.shape[0] for w in site.weights]
-    parts = (t.split(rows) for t in (weight.codes, weight.scale, weight.zero))
-    for codes, scale, zero in zip(*parts, strict=True):
-        yield QWeight(codes, scale, zero, weight.scheme)
 
 
 def _embeddings(step: Quantizer, model: Model, ctx: Context, gram: Gram | None) -> tuple[LayerReport, ...]:

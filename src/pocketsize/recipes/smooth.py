@@ -18,7 +18,8 @@ from pocketsize.quantization.scheme import named
 from pocketsize.quantization.smooth import EXPONENTS, smooth_scales
 from pocketsize.recipes.feeds import feed_of, few_windows, fold, require_feeds
 from pocketsize.recipes.grids import Quantizer, chosen
-from pocketsize.recipes.quantize import Gptq, parts, quantize_site, stacked, walked
+from pocketsize.recipes.quantize import Gptq, parts, quantize_site, walked
+from pocketsize.recipes.sites import stacked
 from pocketsize.recipes.record import LayerReport
 from pocketsize.recipes.step import Context, Unit
 

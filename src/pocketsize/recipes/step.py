@@ -89,8 +89,9 @@ class Context:
     """What the steps of one run share: calibration tokens, the store, and where findings go.
 
     `progress(done, total, what)` is told of each finished unit. `original` is the model that the run
-    began with, `corpus` the text that trainings read, `seed` what they draw by. `world` are the processes
-    that train together. `beside` are files that go into the output beside the weights, by name.
+    began with (turned, where `rotate` is its first step), `corpus` the text that trainings read, `seed` what
+    they draw by. `world` are the processes that train together. `beside` are files that go into the output
+    beside the weights, by name.
     """
 
     input_ids: Int64[Tensor, "n length"]

@@ -15,6 +15,7 @@ from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.prune import Prune
 from pocketsize.recipes.qat import Qat
 from pocketsize.recipes.quantize import Gptq, Hqq, Rtn
+from pocketsize.recipes.rotate import Rotate
 from pocketsize.recipes.smooth import SmoothQuant
 from pocketsize.recipes.step import Step
 from pocketsize.recipes.student import Student
@@ -25,6 +26,6 @@ _QUANTIZERS: tuple[type[Step], ...] = (Rtn, Hqq, Awq, SmoothQuant, Gptq, Qat)
 STEPS: Mapping[str, type[Step]] = MappingProxyType(
     {
         step.kind: step
-        for step in (Layers, _STUDENT, _PRUNE, Oats, Distill, Finetune, Gate, Gradual, *_QUANTIZERS)
+        for step in (Layers, _STUDENT, Rotate, _PRUNE, Oats, Distill, Finetune, Gate, Gradual, *_QUANTIZERS)
     }
 )

@@ -7,23 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from pocketsize.errors import ResourceError, UsageError
+from pocketsize.errors import ResourceError, UnsupportedError, UsageError
 from pocketsize.exporting.table import EXPORTERS
+from pocketsize.io.publish import scratch
 from pocketsize.measurement.embedding import keep_of
 from pocketsize.measurement.suite import quality_of
 from pocketsize.models.model import Model
 from pocketsize.quantization.scheme import Scheme
 from pocketsize.recipes.fingerprint import fingerprint
-from pocketsize.recipes.grids import Quantizer, scheme_of
+from pocketsize.recipes.grids import Quantizer, block_scheme, embedding_scheme, scheme_of
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.output import made_by, refuse_taken, work_folder
 from pocketsize.recipes.plan import Plan
 from pocketsize.recipes.plan import plan as plan_recipe
-from pocketsize.recipes.qat import Qat
-from pocketsize.recipes.quantize import Gptq, steps_learned
+from pocketsize.recipes.quantize import Gptq
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.record import Mixture, RunRecord, SizedLoss
 from pocketsize.recipes.room import require_room
+from pocketsize.recipes.rotate import Rotate
 from pocketsize.recipes.run import (
     Clock,
     Console,
@@ -33,12 +34,13 @@ from pocketsize.recipes.run import (
     carry_out,
     opened,
     prepare,
+    settle,
     starting,
 )
 from pocketsize.recipes.shortage import memory_explained
 from pocketsize.recipes.texts import Texts
 from pocketsize.search.ladder import Rung, ladder
-from pocketsize.search.mixed import Table, best_mixture, measured
+from pocketsize.search.mixed import Progress, Table, best_mixture, measured
 
 UNITS: Mapping[str, float] = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -133,7 +135,7 @@ def shrink(
         ways = _fitting(recipe, goal, model, first)
         if mixed and mixes(model, recipe.export):
             with clock.phase("sensitivity"):
-                ways = _mixed(ways, goal, (model, first, texts), work_folder(out), clock)
+                ways = _mixed(ways, goal, (model, first, texts), work_folder(out), console.progress)
         elif goal.keep is None:
             ways = [max(ways, key=lambda way: way.bytes)]
         for way in ways:
@@ -156,18 +158,22 @@ def mixes(model: Model, exports: Sequence[str]) -> bool:
 
     Not where an export has one scheme alone.
     """
+    return model.arch.task == "generate" and model.arch.experts is None and _can_mix(model, exports)
+
+
+def _can_mix(model: Model, exports: Sequence[str]) -> bool:
+    """Whether the exports hold linears of more than one scheme."""
     two = Scheme(8, None, symmetric=True), Scheme(4, None, symmetric=True)
-    alone = any(EXPORTERS[name].mixes(two, model.arch) is not None for name in exports)
-    return model.arch.task == "generate" and model.arch.experts is None and not alone
+    return all(EXPORTERS[name].mixes(two, model.arch) is None for name in exports)
 
 
 def _mixed(
-    ways: list[Way], goal: Goal, prepared: tuple[Model, Recipe, Texts], kept: Path, clock: Clock
+    ways: list[Way], goal: Goal, prepared: tuple[Model, Recipe, Texts], kept: Path, progress: Progress
 ) -> list[Way]:
     """The best way within the goal's size; with `keep`, the best within the size of each way."""
     model, first, texts = prepared
     steps = [way.step.resolve(model, first.export) for way in ways]
-    table = measured(model, texts, steps, first.export, kept, clock.console.progress)
+    table = measured(model, texts, steps, first.export, kept, progress)
     predicted = [(way, table.of_step(model, step)) for way, step in zip(ways, steps, strict=True)]
     limit = goal.limit_bytes(model) or max(way.bytes for way in ways)
     budgets = [limit] if goal.keep is None else sorted({way.bytes for way in ways})
@@ -195,14 +201,13 @@ def _best(
     bytes_ = predicted_step_bytes(model, first, step)
     name = f"{step.scheme[1]}-bit blocks, {len(step.overrides)} linears of other widths, {_mb(bytes_)}"
     mixture = Mixture(SizedLoss(name, bytes_, found.loss), curve, known)
-    return Way(name, replace(step, learn=best.step.learn), bytes_, (mixture,))
+    return Way(name, step, bytes_, (mixture,))
 
 
 def _fitting(recipe: Recipe, goal: Goal, model: Model, first: Recipe) -> list[Way]:
     """The rungs within the goal's size, as ways."""
-    learn = max(map(steps_learned, recipe.steps), default=0)
     ways = [
-        Way(rung.name, replace(rung.step(), learn=learn), predicted_bytes(model, first, rung))
+        Way(rung.name, rung.step(), predicted_bytes(model, first, rung))
         for rung in ladder(model, first.export)
     ]
     limit = goal.limit_bytes(model)
@@ -220,16 +225,80 @@ def _job(recipe: Recipe, out: Path, way: Way) -> Job:
     return Job(*prepare(with_way(recipe, way)), out, trial_folder(out, way), way.mixtures)
 
 
-def plan(recipe: Recipe, goal: Goal, out: Path, *, console: Console) -> Plan:
-    """The plan of what `shrink` would do, with all linears alike.
+def plan(recipe: Recipe, goal: Goal, out: Path, *, console: Console, curve: bool = False) -> Plan:
+    """The plan of what `shrink` would do; without `curve` with all linears alike.
 
-    With `keep`, that of trying every rung within the size.
+    With `keep`, that of trying every way within the size.
     """
     model = opened(recipe)
-    fitting = _fitting(recipe, goal, model, recipe.resolved(model))
-    chosen = with_way(recipe, max(fitting, key=lambda way: way.bytes))
-    trials = 1 if goal.keep is None else len(fitting)
-    return plan_recipe(chosen, out, console=console, model=model, trials=trials)
+    ways = _fitting(recipe, goal, model, recipe.resolved(model))
+    if curve:
+        _require_costs(model, recipe)
+        console.phase("sensitivity")
+        with scratch("curve") as kept:
+            ways = _mixed(ways, goal, settle(model, recipe), kept, console.progress)
+    chosen = max(ways, key=lambda way: way.bytes)
+    trials = 1 if goal.keep is None else len(ways)
+    found = plan_recipe(with_way(recipe, chosen), out, console=console, model=model, trials=trials)
+    for mixture in chosen.mixtures:
+        others = (way for way in mixture.alike if way.name != mixture.chosen.name)
+        found = replace(found, curve=mixture.curve, ways=(mixture.chosen, *others))
+    return found
+
+
+def plan_with_curve(recipe: Recipe, out: Path, *, console: Console) -> Plan:
+    """The plan of a recipe, and what each width of each matrix would cost."""
+    model = opened(recipe)
+    _require_costs(model, recipe)
+    found = plan_recipe(recipe, out, console=console, model=model)
+    if found.exit_code:
+        return found
+    console.phase("sensitivity")
+    with scratch("curve") as kept:
+        curve, ways = _curve(*settle(model, recipe), kept, console.progress)
+    return replace(found, curve=curve, ways=ways)
+
+
+Sized = tuple[SizedLoss, ...]
+
+
+def _curve(model: Model, first: Recipe, texts: Texts, kept: Path, progress: Progress) -> tuple[Sized, Sized]:
+    """The least KL within each size that the exports can have; what the recipe does, and linears alike."""
+    *before, own = first.steps
+    for step in before:
+        model = step.outline(model)
+    assert isinstance(own, Quantizer)
+    everything = Goal(keep=1.0)
+    ways = _fitting(replace(first, steps=(own,)), everything, model, first)
+    steps = [*(way.step.resolve(model, first.export) for way in ways), *([own] if _is_plain(own) else [])]
+    table = measured(model, texts, steps, first.export, kept, progress)
+    alike = [SizedLoss(w.name, w.bytes, table.of_step(model, s)) for w, s in zip(ways, steps, strict=False)]
+    bytes_ = EXPORTERS[first.export[0]].predict_bytes(model, scheme_of(own, model))
+    told = [SizedLoss(f"as planned: {own.kind} {own.scheme}", bytes_, table.of_step(model, own))] * (
+        len(steps) > len(ways)
+    )
+    if not _can_mix(model, first.export):
+        return (), (*told, *alike)
+    found = best_mixture(model, table, first.export, max(way.bytes for way in ways))[1]
+    return tuple(SizedLoss("", size, loss) for size, loss in found.curve), (*told, *alike)
+
+
+def _is_plain(step: Quantizer) -> bool:
+    """Whether a resolved step stores all linears alike, in groups that stand by themselves."""
+    schemes = [scheme for scheme in (block_scheme(step), embedding_scheme(step)) if scheme is not None]
+    return not step.overrides and not any(s.super_blocks or s.activations for s in schemes)
+
+
+def _require_costs(model: Model, recipe: Recipe) -> None:
+    """Refuse a model, or a chain of steps, of which it is not known what a width costs."""
+    if model.arch.task != "generate" or model.arch.experts is not None:
+        kind = "a mixture of experts" if model.arch.experts else "an encoder"
+        raise UnsupportedError(f"{recipe.model}: what widths cost is known of generators, not of {kind}")
+    *before, last = recipe.steps
+    if other := next((step.kind for step in before if not isinstance(step, Rotate)), None):
+        raise UnsupportedError(f"what widths cost is of the model as it is, which {other} changes first")
+    if not isinstance(last, Quantizer):
+        raise UnsupportedError(f"what widths cost is of steps that quantize; {last.kind} does not")
 
 
 def trial_folder(out: Path, way: Way) -> Path:
@@ -238,10 +307,9 @@ def trial_folder(out: Path, way: Way) -> Path:
 
 
 def with_way(recipe: Recipe, way: Way) -> Recipe:
-    """The recipe with this as its quantization; where its step tunes scales, this one's are tuned as well."""
+    """The recipe with its step on the grid of this way; what is corrected, learned and tuned stays."""
     (asked,) = recipe.steps
-    if not isinstance(asked, Qat):
-        return replace(recipe, steps=(way.step,))
+    assert isinstance(asked, Quantizer)
     grid = {field.name: getattr(way.step, field.name) for field in fields(Quantizer)}
     return replace(recipe, steps=(replace(asked, **grid),))
 

@@ -21,7 +21,7 @@ from pocketsize.quantization.allocate import Allocation, Choice, allocate
 from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import Scheme
 from pocketsize.quantization.sensitivity import embedding_cost, head_cost, linear_cost
-from pocketsize.recipes.grids import block_scheme, embedding_scheme
+from pocketsize.recipes.grids import Quantizer, block_scheme, embedding_scheme
 from pocketsize.recipes.kept import kept_bytes
 from pocketsize.recipes.quantize import Gptq
 from pocketsize.recipes.texts import Texts
@@ -44,7 +44,7 @@ class Table:
     blocks: tuple[Scheme, ...]
     ends: tuple[Scheme | None, ...]
 
-    def of_step(self, model: Model, step: Gptq) -> float:
+    def of_step(self, model: Model, step: Quantizer) -> float:
         """The KL of a resolved step that stores all linears alike, one of those that were measured."""
         block, ends = block_scheme(step), embedding_scheme(step)
         found = [self.losses[name][block] for name in model.linears]
@@ -54,7 +54,7 @@ class Table:
 def measured(
     model: Model,
     texts: Texts,
-    steps: Sequence[Gptq],
+    steps: Sequence[Quantizer],
     exports: tuple[str, ...],
     kept: Path,
     progress: Progress,
