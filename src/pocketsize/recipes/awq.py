@@ -19,8 +19,8 @@ from pocketsize.recipes.feeds import feed_of, few_windows, fold, require_feeds
 from pocketsize.recipes.grids import Quantizer, chosen
 from pocketsize.recipes.layers import layer_report
 from pocketsize.recipes.quantize import parts, walked
-from pocketsize.recipes.sites import stacked, unstacked, what_is_read
 from pocketsize.recipes.record import LayerReport
+from pocketsize.recipes.sites import stacked, unstacked, what_is_read
 from pocketsize.recipes.step import Context, Unit
 
 

@@ -26,9 +26,9 @@ from pocketsize.pruning.mask import about, require_fitting
 from pocketsize.pruning.oats import ROUNDS, oats, split
 from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of, said_of
 from pocketsize.recipes.prune import compared
-from pocketsize.recipes.sites import what_is_read
 from pocketsize.recipes.record import LayerReport, StepReport
 from pocketsize.recipes.rival import denser, sparse_bits
+from pocketsize.recipes.sites import what_is_read
 from pocketsize.recipes.step import Context
 
 LEFT, RIGHT = "left", "right"

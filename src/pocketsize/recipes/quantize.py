@@ -9,10 +9,9 @@ from functools import partial
 from typing import ClassVar, cast
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from pocketsize.errors import NumericalError, UnsupportedError, UsageError
+from pocketsize.errors import UnsupportedError, UsageError
 from pocketsize.linalg import Gram
 from pocketsize.models.device import CPU
 from pocketsize.models.model import Model

@@ -19,8 +19,8 @@ from pocketsize.quantization.smooth import EXPONENTS, smooth_scales
 from pocketsize.recipes.feeds import feed_of, few_windows, fold, require_feeds
 from pocketsize.recipes.grids import Quantizer, chosen
 from pocketsize.recipes.quantize import Gptq, parts, quantize_site, walked
-from pocketsize.recipes.sites import stacked
 from pocketsize.recipes.record import LayerReport
+from pocketsize.recipes.sites import stacked
 from pocketsize.recipes.step import Context, Unit
 
 # Tokens on which scales are tried, and as many that judge them.
