@@ -57,10 +57,10 @@ class Qat(Quantizer, Training):
     """Recipe step `qat`: quantize, then learn codes and scales from what the whole original model says.
 
     The keys of `rtn` and those of every training, and: `start`, the step whose codes are learned further,
-    `gptq` or `rtn`; `alpha` and `learn`, as in `gptq`, what comes in between: drift made up for, and steps for
-    which blocks are learned one by one; `codes` and `scales`, which of codes and scales (with free zeros)
-    learn; `loss`, `temperature` and `mix` as in `distill`. `rate` is in codes: how far a place moves in a step
-    at most, about; scales move by a tenth of it, of themselves. Each stage is kept only if the KL to the
+    `gptq` or `rtn`; `alpha` and `learn`, as in `gptq`, what comes in between: drift made up for, and steps
+    for which blocks are learned one by one; `codes` and `scales`, which of codes and scales (with free zeros)
+    learn; `loss`, `temperature` and `mix` as in `distill`. `rate` is in codes: how far a place moves in a
+    step at most, about; scales move by a tenth of it, of themselves. Each stage is kept only if the KL to the
     original falls on windows that did not teach.
     """
 
