@@ -6,6 +6,7 @@ import json
 import tempfile
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -228,11 +229,11 @@ def rehearsal() -> Rehearsal:
     )
 
 
-def took(tmp_path: Path, one: Rehearsal) -> dict[str, tuple[float, float]]:
+def took(tmp_path: Path, one: Rehearsal, **options: Any) -> dict[str, tuple[float, float]]:
     """CPU and wall seconds of the stages of a model of two blocks and 3000 parameters."""
     model = load(write_tiny(tmp_path / "m", "llama"))
     model = replace(model, origin=replace(model.origin, parameters=3000))
-    recipe = Recipe("m", (Gptq(),), ("gguf",), TEXT)
+    recipe = Recipe("m", (Gptq(**options),), ("gguf",), TEXT)
     disk = Written((Export("gguf", "m.gguf", 300),), 300, 0)
     whole = Whole(model, recipe, Size(64, 32, 512, 1024), disk)
     return {t.name: (round(t.cpu_s, 6), round(t.time_s, 6)) for t in durations(whole, one)}
@@ -249,6 +250,21 @@ def test_times_of_all_blocks_follow_from_one(tmp_path: Path) -> None:
     # The child once, the block twice, the rest as often as there are more parameters.
     assert found["export"][0] == 2 + 2 * 1 + 3 * 6
     assert found["latency"][0] == 1.25
+
+
+@pytest.mark.parametrize(
+    ("options", "passes"), [({"alpha": 0.25}, 2.5), ({"beta": 0.2}, 1), ({"learn": 9}, 3.5)]
+)
+def test_each_stage_has_passes_of_its_own_and_is_judged(
+    tmp_path: Path, options: dict[str, Any], passes: float
+) -> None:
+    one = rehearsal()
+    one.stages["gptq"] = Spent(cpu_s=9.0, wall_s=9.0, units=[1.0, 2.5, 6.5, 7.5])
+    plain = 2 * (16 * 0.25 + 0.25) + 1.5 + 0.25
+    # The second stage began when the first was measured, 2 s after it.
+    second = 2 * (16 * passes * 0.25 + max(0.0, 2 - 0.25 - 2 * passes * 0.25)) + 1 + 0.25
+    judged = 2 * 64 * (2 + 0.5)  # 64 times the tokens that the rehearsal measured
+    assert took(tmp_path, one, **options)["gptq"][0] == plain + second + judged
 
 
 def test_a_file_costs_by_its_size_and_questions_by_their_number(tmp_path: Path) -> None:

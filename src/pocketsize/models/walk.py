@@ -123,12 +123,11 @@ def walk(
     linear is calibrated on what it will really read. A block for which `finished` returns weights
     is run with those, unvisited. With `head`, a last site gives the input of the head (the embedding's
     name stands for a tied one). With `hold_out`, sites have a Gram matrix of every fourth window alone too,
-    with `sampled` about so many tokens of either kind. The original runs beside the changed model with
-    `beside`, and the last site of each block has both, and with `drift`: each site has what its linears lack
-    beside its. Linears in `rounds` round what they read, as the model will; never beside an original.
+    with `sampled` about so many tokens of either kind. With `beside`, the original runs beside the changed
+    model, and the last site of each block has both; so it does with `drift`, and each site has what its
+    linears lack. Linears in `rounds` round what they read, as the model will; never beside an original.
 
-    The forward pass runs in bfloat16 where the CPU has it; Gram matrices are summed in float32;
-    padding counts nowhere.
+    Forward passes run in bfloat16 where the CPU has it, sums are float32; padding counts nowhere.
     """
     device = working_device()
     module = skeleton(model, device)  # tables such as rotary frequencies stay float32, as stock loaders do
