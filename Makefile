@@ -38,6 +38,7 @@ docs: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/file-size/run.py
+	$(BIN)/python benchmarks/three-quarters/run.py
 	$(BIN)/python benchmarks/killed/run.py
 	$(BIN)/python benchmarks/memory/run.py
 	$(BIN)/python benchmarks/floor/run.py
