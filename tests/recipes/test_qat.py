@@ -231,7 +231,7 @@ def test_how_many_numbers_learn(model: Model) -> None:
     groups = sum(rows * columns // 32 for rows, columns in map(model.matrix_shape, model.linears))
     assert learned_numbers(scales, model) == groups
     assert learned_numbers(replace(scales, codes=True), model) == model.origin.parameters
-    assert scales.rate == 0.03 and replace(scales, codes=True, rate=0.5).resolve(model, ()).rate == 0.5
+    assert scales.rate == 0.1 / 3 and replace(scales, codes=True, rate=0.5).resolve(model, ()).rate == 0.5
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from pocketsize.models.skeleton import materialise
 from pocketsize.recipes.adapters import learned_parameters
 from pocketsize.recipes.correct import refuse_experts
 from pocketsize.recipes.distill import Distill
-from pocketsize.recipes.grids import Quantizer, layer_scheme, layer_schemes
+from pocketsize.recipes.grids import Quantizer, block_scheme, layer_scheme, layer_schemes
 from pocketsize.recipes.layers import finish
 from pocketsize.recipes.learn import judging_windows, too_little_to_learn
 from pocketsize.recipes.quantize import ALPHA, EFFORTS, Gptq, Rtn
@@ -48,8 +48,9 @@ STARTS = ("gptq", "rtn")
 JUDGES = 16
 # Tokens on which scales are tuned where nothing but much effort was asked for, and windows in a batch of it.
 TUNED, WINDOWS = "128k", 2
-# The highest learning rate of scales whose codes stay: three thousandths of themselves in a step.
-SCALES_RATE = 3e-2
+# The highest learning rate of scales whose codes stay, times the largest code: in a step the outermost value
+# of a group moves by a hundredth of a code.
+REACH = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,11 @@ class Qat(Quantizer, Training):
                 f"qat: codes: false: scales of the super-blocks of {made.scheme} share a unit and stay, so "
                 "nothing would learn; leave codes true"
             )
-        return replace(made, rate=SCALES_RATE) if made.rate == "auto" and not made.codes else made
+        return (
+            replace(made, rate=REACH / block_scheme(made).top)
+            if made.rate == "auto" and not made.codes
+            else made
+        )
 
     def rehearsal(self) -> tuple[Training, int]:
         """The original teaches the whole of itself, at the same pace."""
