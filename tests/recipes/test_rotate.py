@@ -162,6 +162,7 @@ def test_a_student_of_a_turned_model_finds_its_teachers_vectors_turned_alike(tmp
         ("gemma2", (BOTH,), UnsupportedError, "cannot be turned; known for llama"),
         ("llama", (ps.Prune(), Rotate()), UnsupportedError, "rotate first, then prune"),
         ("llama", (ps.Layers(keep=1), Rotate(), ps.Distill(tokens="1k")), UsageError, "put rotate first"),
+        ("llama", (BOTH, ps.Distill(teacher="m", hidden=1.0)), UsageError, "hidden states of m are not"),
         ("llama", (ps.Rtn(), Rotate()), UsageError, "put rtn last"),
     ],
 )

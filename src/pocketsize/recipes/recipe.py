@@ -22,7 +22,7 @@ from pocketsize.recipes.classifier import classes_in
 from pocketsize.recipes.distill import Finetune
 from pocketsize.recipes.grids import Quantizer
 from pocketsize.recipes.oats import Oats
-from pocketsize.recipes.rotate import Rotate
+from pocketsize.recipes.rotate import check_turns
 from pocketsize.recipes.step import Step
 from pocketsize.recipes.table import STEPS
 
@@ -196,13 +196,7 @@ def _check_order(steps: tuple[Step, ...]) -> None:
         raise UsageError(
             "steps: gates are made for the weights as they are; only what quantizes comes after gate"
         )
-    turns = next((i for i, step in enumerate(steps) if isinstance(step, Rotate)), 0)
-    later = [kind for kind in kinds[turns + 1 :] if kind not in quantizers]
-    if turns and later:
-        raise UsageError(
-            f"steps: {later[0]} after rotate looks back at the model that the run began with, which is not "
-            "turned; put rotate first, or right before what quantizes"
-        )
+    check_turns(steps)
     sums = next((i for i, step in enumerate(steps) if isinstance(step, Oats)), len(steps) - 1)
     if sums < len(steps) - 1:
         raise UsageError(

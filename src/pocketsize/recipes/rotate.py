@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,10 @@ from pocketsize.io.publish import publish_bytes
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.models.rotated import rotated
+from pocketsize.recipes.distill import Distill
+from pocketsize.recipes.grids import Quantizer
 from pocketsize.recipes.record import Finding, StepReport
-from pocketsize.recipes.step import Context
+from pocketsize.recipes.step import Context, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +83,21 @@ class Rotate:
         untied = {} if turned.tied == model.tied else {"tie_word_embeddings": False}
         publish_bytes(folder / CONFIG, as_json(config_of_plain(model.folder) | untied))
         copy_companions(model.folder, folder)
+
+
+def check_turns(steps: Sequence[Step]) -> None:
+    """Refuse steps that would hold a turned model against one that is not."""
+    at = next((i for i, step in enumerate(steps) if isinstance(step, Rotate)), len(steps))
+    later = [step for step in steps[at + 1 :] if not isinstance(step, Quantizer)]
+    if at and later:
+        raise UsageError(
+            f"steps: {later[0].kind} after rotate looks back at the model that the run began with, which is "
+            "not turned; put rotate first, or right before what quantizes"
+        )
+    for step in later:
+        inside = isinstance(step, Distill) and (step.hidden or step.cosine or step.progressive)
+        if isinstance(step, Distill) and step.names and inside:
+            raise UsageError(
+                f"steps: {step.kind}: hidden states of {step.names[0]} are not turned as its student's are; "
+                "leave teacher out for the original, or hidden, cosine and progressive at 0"
+            )
