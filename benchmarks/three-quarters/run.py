@@ -2,8 +2,8 @@
 
     python benchmarks/three-quarters/run.py
 
-Quantizes all of the sample, embedding and head included, with learned codes and tuned scales, as a user would,
-and measures it on texts that had no part in making it.
+Quantizes all of the sample, embedding and head included, with learned codes and tuned scales, as a user
+would, and measures it on texts that had no part in making it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pocketsize.models.skeleton import materialise
 
 SAMPLE, MOST_MB, MOST_RATIO = "sample:smollm2-135m", 69.9, 1.10
 GRID = ("--scheme", "W4A16", "--group", "192", "--embeddings", "same", "--target", "folder")
-HOW = ("--effort", "balanced", "--tune", "128k")
+HOW = ("--effort", "balanced", "--tune", "64k")
 QUESTION = (
     "With three quarters of its bytes gone, embedding and head included: what perplexity has SmolLM2-135M?"
 )
@@ -72,8 +72,8 @@ def record(
         threads=torch.get_num_threads(),
         protocol=[
             f"pocketsize quantize {SAMPLE} {' '.join(GRID + HOW)}; relative to the dequantized release",
-            f"weights, embedding and head included: {size} bytes, {1 - size / (2 * parameters):.1%} fewer than in "
-            "16 bits",
+            f"weights, embedding and head included: {size} bytes, {1 - size / (2 * parameters):.1%} fewer "
+            "than in 16 bits",
             "perplexity: next token in windows of 512, texts that calibrated nothing; of Python's "
             "documentation, which calibrates, chapters that did not, as the run measures itself",
             f"stages, KL on windows of the training text that taught nothing: {stages}",
