@@ -41,6 +41,7 @@ bench: $(VENV)/ready
 	$(BIN)/python benchmarks/three-quarters/run.py
 	$(BIN)/python benchmarks/killed/run.py
 	$(BIN)/python benchmarks/memory/run.py
+	$(BIN)/python benchmarks/scaling/run.py
 	$(BIN)/python benchmarks/floor/run.py
 	$(BIN)/python benchmarks/plan/run.py
 	$(BIN)/python benchmarks/gpu/run.py

@@ -33,6 +33,11 @@ def peak_rss_bytes() -> int:
     raise OSError("/proc/self/status has no VmHWM; this benchmark needs Linux")
 
 
+def forget_peak() -> None:
+    """From here on the peak begins anew, at what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 @dataclass(slots=True)
 class Cost:
     """Filled when the metered call ends; `rss_before` is the peak up to its start."""

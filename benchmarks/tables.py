@@ -93,12 +93,19 @@ def benchmark(name: str) -> str:
         (
             f"**{record['question']}**",
             f"Measured on {date} ({cores}), by `benchmarks/{name}/run.py`.",
+            *_plot(name),
             _unlinked(bars_table(name)),
             rows_table(name),
             "\n".join(f"- {sentence}" for sentence in record.get("protocol", ())),
             f"Versions: {versions}.",
         )
     )
+
+
+def _plot(name: str) -> list[str]:
+    """What is drawn of a record, where something is: inline, so that it has the colours of its page."""
+    path = ROOT / "benchmarks" / name / "plot.svg"
+    return [f"<figure>{path.read_text(encoding='utf-8').strip()}</figure>"] if path.is_file() else []
 
 
 def paths() -> list[Path]:

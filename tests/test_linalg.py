@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.profiler import profile
 
-from pocketsize.linalg import Gram, feedback_factor
+from pocketsize.linalg import Gram, feedback_factor, is_finite
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -36,3 +37,22 @@ def test_products_of_inputs_that_go_together_are_not_rounded(dtype: torch.dtype,
     assert feedback_factor(gram.mean(), 1e-3).escalations == 0
     rounded = (X.T @ X).float() / 64
     assert feedback_factor(rounded, 1e-3).escalations > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_any_value_that_is_not_finite_is_found(dtype: torch.dtype) -> None:
+    assert is_finite(torch.empty(0, dtype=dtype)) and is_finite(torch.tensor(3.0, dtype=dtype))
+    T = torch.full((40, 50), torch.finfo(dtype).max, dtype=dtype)  # whose sum is infinite
+    assert is_finite(T) and is_finite(-T.T)
+    for value in (float("nan"), float("inf"), -float("inf")):
+        for at in ((0, 0), (17, 31), (39, 49)):
+            spoilt = T.clone()
+            spoilt[at] = value
+            assert not is_finite(spoilt)
+
+
+def test_looking_for_them_copies_nothing() -> None:
+    T = torch.ones(1000, 1000, dtype=torch.bfloat16)
+    with profile(profile_memory=True) as seen:
+        assert is_finite(T)
+    assert sum(max(event.self_cpu_memory_usage, 0) for event in seen.key_averages()) < 1000

@@ -48,6 +48,12 @@ def test_a_benchmark_without_protocol_is_a_section_all_the_same(record: str) -> 
     assert "| KL | 0.5 nats | <= 0.4 nats | **no** |" in section and section.endswith("Versions: a 1.")
 
 
+def test_what_is_drawn_is_shown_in_one_line_of_its_own(record: str) -> None:
+    assert "<figure>" not in tables.benchmark(record)
+    (tables.ROOT / "benchmarks" / record / "plot.svg").write_text("<svg/>\n")
+    assert "\n\n<figure><svg/></figure>\n\n" in tables.benchmark(record)
+
+
 def test_the_summary_counts_bars_and_names_those_not_met(record: str) -> None:
     assert tables.summary_table().splitlines()[2:] == [
         "| [Why?](benchmarks/new/README.md) | 0 of 1 | KL: 0.5 nats (<= 0.4 nats) |"

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 
-import torch
 from meter import cpu_seconds, write_json
+from whole import quantize
 
-from pocketsize.exporting import compressed_tensors
-from pocketsize.models.load import load
-from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.quantize import Gptq
-from pocketsize.recipes.step import Context
 
 
 def main() -> None:
@@ -23,30 +18,10 @@ def main() -> None:
     watch = Watch()
     watch.start()
     start = cpu_seconds(), time.perf_counter()
-    blocks = quantize(folder, sequences, length)
+    report = quantize(folder, Gptq("W4A16", group=64, embeddings=None), sequences, length)
     cost = {"cpu_s": round(cpu_seconds() - start[0], 1), "wall_s": round(time.perf_counter() - start[1], 1)}
+    blocks = len({layer.name.split(".")[2] for layer in report.layers})
     write_json(result, {"blocks": blocks, "peak_anonymous_bytes": watch.stop(), **cost})
-
-
-def quantize(folder: Path, sequences: int, length: int) -> int:
-    """The number of blocks that were walked; the quantized folder is written, then thrown away."""
-    model = load(folder)
-    step = Gptq("W4A16", group=64, embeddings=None).resolve(model, ("folder",))
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(int(model.config.vocab_size), (sequences, length), generator=generator)
-    walked: list[str] = []
-    with tempfile.TemporaryDirectory(dir=folder.parent) as room:
-        journal = open_journal(Path(room) / "work", {})
-        context = Context(
-            ids,
-            torch.ones_like(ids, dtype=torch.bool),
-            journal,
-            lambda done, total, what: walked.append(what),
-        )
-        done = step.apply(model, context)
-        (Path(room) / "out").mkdir()
-        compressed_tensors.write(done, Path(room) / "out")
-    return len(walked)
 
 
 class Watch(threading.Thread):

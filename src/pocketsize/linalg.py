@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,14 @@ from pocketsize.errors import NumericalError
 ESCALATIONS = 5
 # A Gram matrix this wide is summed in panels; below that one product is quicker.
 WIDE, PANELS = 256, 6
+
+
+def is_finite(T: Float[Tensor, "..."]) -> bool:
+    """Whether all values are finite; nothing as large as the tensor is made for it.
+
+    `isfinite` makes three such: an embedding would take twice its bytes more just to be looked at.
+    """
+    return not T.numel() or all(math.isfinite(end) for end in T.aminmax())
 
 
 def _panels(n: int) -> Iterator[tuple[int, int]]:

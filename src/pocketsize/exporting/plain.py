@@ -16,6 +16,7 @@ from pocketsize.exporting.companions import companions, copy_companions
 from pocketsize.io.checkpoint import DTYPES, INDEX, SINGLE, TensorSpec, file_bytes, write_safetensors
 from pocketsize.io.publish import publish_bytes
 from pocketsize.io.strictjson import read_json_object
+from pocketsize.linalg import is_finite
 from pocketsize.models.model import Model
 from pocketsize.models.packing import KEYS
 from pocketsize.quantization.scheme import Scheme
@@ -93,7 +94,7 @@ def kept(model: Model, name: str) -> Tensor:
     entry = model.checkpoint.entries[name]
     W = model.kept(name)
     stored = W.to(_kept_dtype(model, entry.dtype))
-    if stored.is_floating_point() and not bool(stored.isfinite().all()):
+    if stored.is_floating_point() and not is_finite(stored):
         lost, way = ~stored.isfinite(), "bf16 or fp32" if model.dtype == torch.float16 else "fp32"
         raise NumericalError(
             f"{model.folder / entry.file}: tensor {name}: {int(lost.sum())} of its {lost.numel()} values are "
