@@ -45,9 +45,7 @@ def bars_at(bits: int, runs: Sequence[Result]) -> list[Bar]:
     """The bars at one width."""
     seeds = len({one.run.seed for one in runs if one.run.side.calibrated})
     where = f"{bits} bit, worst of {seeds} seed{'s' * (seeds > 1)}"
-    kl = {
-        own: max(worst(runs, own, kl_on(name), peer) for name in runs[0].domains) for own in (OURS, LEARNED)
-    }
+    kl = {own: _worst_kl(runs, own) for own in (OURS, LEARNED)}
     found = {
         "KL of balanced against the best peer": (kl[LEARNED], 0.8),
         "KL of fast against the best peer": (kl[OURS], 1.0),
@@ -68,7 +66,17 @@ def bars_at(bits: int, runs: Sequence[Result]) -> list[Bar]:
     if bits == 2 and tuned:
         ratio = max(d["perplexity"] / d["perplexity_original"] for d in tuned)
         found["perplexity of tuned over the original's"] = (ratio, 2.0)
-    return [Bar(f"{where}: {name}", value, "ratio", "lower", bar) for name, (value, bar) in found.items()]
+    return [
+        Bar(f"{where}: {name}", value, "ratio", "lower", bar)
+        for name, (value, bar) in found.items()
+        if value is not None
+    ]
+
+
+def _worst_kl(runs: Sequence[Result], own: str) -> float | None:
+    """On the kind of text where it is the larger."""
+    ratios = [worst(runs, own, kl_on(name), peer) for name in runs[0].domains]
+    return max((ratio for ratio in ratios if ratio is not None), default=None)
 
 
 def peer(one: Result) -> bool:
@@ -81,16 +89,19 @@ def reads_data(one: Result) -> bool:
     return peer(one) and one.run.side.calibrated
 
 
-def worst(results: Sequence[Result], own: str, figure: Figure, wanted: Callable[[Result], bool]) -> float:
-    """The largest ratio of ours to the least of the wanted peers, over the seeds.
+def worst(
+    results: Sequence[Result], own: str, figure: Figure, wanted: Callable[[Result], bool]
+) -> float | None:
+    """The largest ratio of ours to the least of the wanted peers, over the seeds; None if one side is missing.
 
     What needs no calibration ran once and stands beside every seed.
     """
     ratios = []
     for mine in (one for one in results if one.run.side.name == own):
         same = [one for one in results if one.run.seed == mine.run.seed or not one.run.side.calibrated]
-        ratios.append(figure(mine) / min(figure(one) for one in same if wanted(one)))
-    return max(ratios)
+        if peers := [figure(one) for one in same if wanted(one)]:
+            ratios.append(figure(mine) / min(peers))
+    return max(ratios, default=None)
 
 
 def protocol(results: Sequence[Result]) -> list[str]:
@@ -101,7 +112,7 @@ def protocol(results: Sequence[Result]) -> list[str]:
         "asymmetric; whole zeros but for HQQ, whose zeros and scales take 16 bits each; embedding and head "
         "left alone by every side",
         f"calibration: a seed picks 16 windows of {LENGTH} tokens, half fiction, half speeches; the same "
-        "token arrays for every side that reads any",
+        "token arrays for every side that reads any; pocketsize-tuned reads 128 windows of the same seed",
         f"evaluation: {tokens}; no document is in both; blocks bfloat16 autocast, head and softmax float32",
         "CPU seconds: user and system time of the quantization call in its process, loading left out, "
         "compilation by numba included (empty cache), GPTQModel's C++ extension compiled before",
