@@ -92,7 +92,7 @@ def reads_data(one: Result) -> bool:
 def worst(
     results: Sequence[Result], own: str, figure: Figure, wanted: Callable[[Result], bool]
 ) -> float | None:
-    """The largest ratio of ours to the least of the wanted peers, over the seeds; None if one side is missing.
+    """The largest ratio of ours to the least of the wanted peers, over the seeds; None if a side is missing.
 
     What needs no calibration ran once and stands beside every seed.
     """
