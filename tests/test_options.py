@@ -58,7 +58,19 @@ KEYS = {
     "smoothquant": [*QUANTIZE, "exponents"],
     "hqq": [*QUANTIZE, "p", "iterations"],
     "gptq": [*QUANTIZE, "damp", "order", "search", "sink", "learn", "alpha", "beta"],
-    "qat": [*TRAINING, *QUANTIZE, "start", "alpha", "learn", "codes", "scales", "loss", "temperature", "mix"],
+    "qat": [
+        *TRAINING,
+        *QUANTIZE,
+        "start",
+        "damp",
+        "alpha",
+        "learn",
+        "codes",
+        "scales",
+        "loss",
+        "temperature",
+        "mix",
+    ],
 }
 TEXTS = {"--calibrate", "--evaluate", "--sequences", "--length", "--tokens", "--seed", "--written"}
 SCHEME = {

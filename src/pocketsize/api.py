@@ -295,6 +295,8 @@ def plan(
     behind. With `curve` it is measured what each width of each matrix of a generator costs, as `shrink` does.
     """
     chosen = bool(steps) or _is_recipe(model)
+    if chosen and (effort != "fast" or tune is not None):
+        raise UsageError("effort and tune choose the step themselves; give a model without steps")
     if not chosen:
         source = _source(cast(str | Path | Model, model))
         steps = (of_effort(effort, tune, lambda: arch_of(source)),)

@@ -36,6 +36,7 @@ def step(folder: Path, **given: Any) -> dict[str, Any]:
         ("llama", {"effort": "balanced"}, "gptq", {"alpha": 0.25, "learn": 20}),
         ("llama", {"effort": "best"}, "qat", {"alpha": 0.25, "learn": 100, "tokens": "128k", **SCALES}),
         ("llama", {"tune": "64k"}, "qat", {"tokens": "64k", **SCALES}),
+        ("llama", {"tune": "64k", "damp": 0.1}, "qat", {"damp": 0.1, "tokens": "64k", **SCALES}),
         ("bert", {"effort": "best"}, "gptq", {"alpha": 0.25, "learn": 100}),
         ("mixtral", {"effort": "balanced"}, "gptq", {"learn": 20}),
     ],
@@ -49,11 +50,11 @@ def test_effort_and_tuning_are_keys_of_a_step(
     assert found == kind and keys == plain | more
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [({"method": "rtn", "tune": "1k"}, "--method gptq"), ({"damp": 0.1, "tune": "1k"}, "--damp")],
-    ids=str,
-)
-def test_what_is_not_tuned_is_refused(folders: dict[str, Path], given: dict[str, Any], said: str) -> None:
-    with pytest.raises(click.UsageError, match=said):
-        step(folders["llama"], **given)
+def test_what_is_not_tuned_is_refused(folders: dict[str, Path]) -> None:
+    with pytest.raises(click.UsageError, match="--method gptq"):
+        step(folders["llama"], method="rtn", tune="1k")
+
+
+def test_k_quants_are_learned_but_not_tuned(folders: dict[str, Path]) -> None:
+    ((kind, keys),) = step(folders["llama"], scheme="Q4_K_M", effort="best").items()
+    assert kind == "gptq" and keys["learn"] == 100 and keys["scheme"] == "Q4_K_M"

@@ -30,11 +30,24 @@ def sums(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
     return drift.read.mean(), drift.mean()
 
 
+def aimed(W: Tensor, H: Tensor, C: Tensor, *, alpha: float, damp: float) -> Tensor:
+    return made_up_for(W, C, feedback_factor(H, damp), alpha=alpha)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_products_of_inputs_in_16_bits_are_not_rounded(dtype: torch.dtype) -> None:
+    _, X, Y = layer(tokens=256)
+    x, y = X.to(dtype), Y.to(dtype)
+    _, C = sums(x, y)
+    wanted = (x.double() - y.double()).T @ y.double() / len(y)
+    torch.testing.assert_close(C.double(), wanted, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(("alpha", "damp"), [(1.0, 0.01), (0.25, 0.01), (1.0, 0.3)])
 def test_equals_least_squares_over_all_tokens(alpha: float, damp: float) -> None:
     W, X, Y = layer()
     before = W.clone()
-    made = made_up_for(W, *sums(X, Y), alpha=alpha, damp=damp)
+    made = aimed(W, *sums(X, Y), alpha=alpha, damp=damp)
     assert torch.allclose(made, made_up_for_slow(W, X, Y, alpha=alpha, damp=damp), atol=1e-4)
     assert torch.equal(W, before)
 
@@ -43,13 +56,13 @@ def test_where_nothing_was_lost_nothing_changes() -> None:
     W, X, _ = layer()
     H, C = sums(X, X)
     assert not bool(C.any())
-    assert torch.equal(made_up_for(W, H, C, alpha=1.0, damp=0.01), W)
+    assert torch.equal(aimed(W, H, C, alpha=1.0, damp=0.01), W)
 
 
 def test_an_input_that_is_always_zero_takes_nothing_over() -> None:
     W, X, Y = layer()
     Y[:, 5] = 0
-    made = made_up_for(W, *sums(X, Y), alpha=1.0, damp=0.01)
+    made = aimed(W, *sums(X, Y), alpha=1.0, damp=0.01)
     assert torch.equal(made[:, 5], W[:, 5]) and bool(torch.isfinite(made).all())
 
 
@@ -72,7 +85,7 @@ def test_outputs_come_nearer_to_the_original_on_every_grid(word: str) -> None:
     scheme = Scheme(4, 64) if word == "plain" else named(word)
     assert scheme is not None
     H, C = sums(X, Y)
-    aim = made_up_for(W, H, C, alpha=1.0, damp=0.01)
+    aim = aimed(W, H, C, alpha=1.0, damp=0.01)
 
     def lost(Q: Tensor) -> float:
         return float((X @ W.T - Y @ Q.T).square().mean())
@@ -85,7 +98,7 @@ def test_zeros_of_a_pruned_matrix_stay_and_are_made_up_for() -> None:
     W, X, Y = layer()
     kept = W.abs() > W.abs().median()
     H, C = sums(X, Y)
-    aim = made_up_for(W * kept, H, C, alpha=1.0, damp=0.01)
+    aim = aimed(W * kept, H, C, alpha=1.0, damp=0.01)
     plain, ours = (gptq(T, H, Scheme(4, 64), mask=kept).weight.dequantize() for T in (W * kept, aim))
     assert not bool(ours[~kept].any())
     lost = [float((X @ (W * kept).T - Y @ Q.T).square().mean()) for Q in (plain, ours)]

@@ -111,14 +111,24 @@ def test_places_beyond_the_ends_learn_nothing() -> None:
 def test_scales_learn_alone_as_beside_codes(grid: str) -> None:
     W, g = matrix(), torch.randn(16, 256, generator=torch.Generator().manual_seed(3))
     start = rtn(W, GRIDS[grid])
-    place = start.codes.to(torch.float32).view(*start.scale.shape, -1)
-    slopes: list[list[torch.Tensor | None]] = []
-    for alone in (True, False):
-        moved = [(0.3 * torch.ones_like(m)).requires_grad_() for m in still(start)]
-        Q = rescaled(moved, start) if alone else on_grid(place, moved, start)
-        assert torch.equal(Q, settled(None, [m.detach() for m in moved], start).dequantize())
-        (Q * g).sum().backward()
-        slopes.append([m.grad for m in moved])
-    for mine, theirs in zip(*slopes, strict=True):
-        assert mine is not None and theirs is not None and bool(mine.any())
-        assert torch.equal(mine, theirs)
+    place, top = start.codes.to(torch.float32).view(*start.scale.shape, -1), start.scheme.top
+    beside = [(0.3 * torch.ones_like(m)).requires_grad_() for m in still(start)]
+    alone = [(m.detach() * top).requires_grad_() for m in beside]
+    Q = rescaled(alone, start)
+    assert torch.equal(Q, settled(None, [m.detach() for m in alone], start).dequantize())
+    assert torch.allclose(Q, on_grid(place, beside, start)) and not torch.equal(Q, start.dequantize())
+    for moved, matrix_ in ((alone, Q), (beside, on_grid(place, beside, start))):
+        (matrix_ * g).sum().backward()
+        assert all(m.grad is not None and bool(m.grad.any()) for m in moved)
+    for mine, theirs in zip(alone, beside, strict=True):
+        assert mine.grad is not None and theirs.grad is not None
+        assert torch.allclose(mine.grad * top, theirs.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scheme", [Scheme(2, 32), Scheme(4, 32), Scheme(8, 32)], ids=lambda s: f"{s.bits}")
+def test_a_step_moves_the_outermost_value_by_as_many_codes_in_every_grid(scheme: Scheme) -> None:
+    start = rtn(matrix(), scheme)
+    far = torch.where(start.zero > scheme.top / 2, start.zero, scheme.top - start.zero)
+    moved = [torch.ones_like(start.scale)]
+    grown = settled(None, moved, start).scale - start.scale
+    assert float((grown / start.scale * far).abs().max()) < 0.11

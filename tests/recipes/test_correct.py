@@ -145,7 +145,7 @@ def test_the_zeros_of_a_pruned_model_stay(tmp_path: Path) -> None:
         assert not bool(found[name].dequantize()[pruned.matrix(name) == 0].any())
 
 
-@pytest.mark.parametrize("units", [1, 4])
+@pytest.mark.parametrize("units", [1, 2, 3])
 def test_goes_on_after_a_break_with_the_same_bits(tmp_path: Path, units: int) -> None:
     model, step = load(write_tiny(tmp_path / "model", "llama")), Gptq("W3A16", alpha=0.5, beta=0.2)
     whole = context(tmp_path / "whole")
@@ -158,9 +158,8 @@ def test_goes_on_after_a_break_with_the_same_bits(tmp_path: Path, units: int) ->
 
     broken = context(tmp_path / "broken")
     broken.progress = stop
-    if units < 2 * len(model.blocks):
-        with pytest.raises(KeyboardInterrupt):
-            applied(model, broken, step)
+    with pytest.raises(KeyboardInterrupt):
+        applied(model, broken, step)
     again = context(tmp_path / "broken")
     applied(model, again, step)
     one, other = (ctx.store.beside("corrected").weights() for ctx in (whole, again))

@@ -11,13 +11,15 @@ import pytest
 import torch
 
 from pocketsize.data.text import Corpus, Document
+from pocketsize.distributed.world import Processes
 from pocketsize.errors import DataError, Stopped, UnsupportedError, UsageError
 from pocketsize.measurement.suite import divergence
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
 from pocketsize.recipes.journal import open_journal
-from pocketsize.recipes.qat import Qat, learned_numbers
+from pocketsize.recipes.prune import Prune
+from pocketsize.recipes.qat import Qat, learned_numbers, of_effort
 from pocketsize.recipes.quantize import Gptq
 from pocketsize.recipes.step import Context
 from pocketsize.training.rounded import put_on_grids, taken_off
@@ -197,33 +199,101 @@ def test_scales_are_tuned_alone(grid: str, tmp_path: Path) -> None:
     assert any(not torch.equal(q.scale, plain.quantized[name].scale) for name, q in done.quantized.items())
 
 
-def test_blocks_are_learned_before_the_whole(tmp_path: Path) -> None:
-    model = load(write_tiny(tmp_path / "m", "llama"))
-    ids = torch.randint(5, VOCAB - 1, (8, 512), generator=torch.Generator().manual_seed(0))
-    ctx = context(tmp_path)
-    ctx.input_ids, ctx.mask = ids.repeat(2, 1), torch.ones(16, 512, dtype=torch.bool)
-    quantized(model, ctx, learn=3, codes=False, tokens=512)
-    assert [stage.name for stage in ctx.reports[0].stages] == ["gptq", "learned", "tuned"]
+def wide(folder: Path, **others: Any) -> Context:
+    """As `context`, with text enough for windows that judge."""
+    ctx = context(folder, **others)
+    ids = torch.randint(5, VOCAB - 1, (16, 512), generator=torch.Generator().manual_seed(0))
+    ctx.input_ids, ctx.mask = ids, torch.ones_like(ids, dtype=torch.bool)
+    return ctx
+
+
+def test_blocks_are_corrected_and_learned_before_the_whole(model: Model, tmp_path: Path) -> None:
+    ctx = wide(tmp_path)
+    quantized(model, ctx, alpha=0.25, learn=3, codes=False, tokens=512)
+    stages = ctx.reports[0].stages
+    assert [stage.name for stage in stages] == ["gptq", "corrected", "learned", "start", "tuned"]
+    alone = wide(tmp_path / "alone")
+    Gptq("W2A16", group=32, symmetric=True, alpha=0.25, learn=3).resolve(model, ("folder",)).apply(
+        model, alone
+    )
+    assert stages[:3] == alone.reports[0].stages  # judged by the same windows
     few = context(tmp_path / "few")
     quantized(model, few, learn=3, codes=False, tokens=512)
-    assert [stage.name for stage in few.reports[0].stages] == ["gptq", "tuned"]
+    assert [stage.name for stage in few.reports[0].stages] == ["start", "tuned"]
     assert "few-windows" in [finding.code for finding in few.findings]
 
 
-def test_of_a_pruned_model_zeros_stay(tmp_path: Path) -> None:
-    """Scales alone move no zero."""
-    pruned = load(write_tiny(tmp_path / "m", "llama"))
-    begun = (
-        Gptq("W4A16", group=32, symmetric=True).resolve(pruned, ("folder",)).apply(pruned, context(tmp_path))
+def test_tuned_scales_after_a_break_are_the_same(model: Model, tmp_path: Path) -> None:
+    whole = quantized(model, context(tmp_path / "a"), codes=False)
+    asked = list[int]()
+
+    def stopping() -> bool:
+        asked.append(1)
+        return len(asked) == 11
+
+    def stop(where: str) -> None:
+        if len(asked) == 11:
+            asked.append(1)
+            raise Stopped(where)
+
+    with pytest.raises(Stopped):
+        quantized(model, context(tmp_path / "b", safe_point=stop, stopping=stopping), codes=False)
+    assert same(quantized(model, context(tmp_path / "b"), codes=False), whole)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_of_a_pruned_model_zeros_stay(symmetric: bool, model: Model, tmp_path: Path) -> None:
+    pruned = Prune(score="magnitude").resolve(model, ("folder",)).apply(model, context(tmp_path / "p"))
+    assert pruned.pattern is not None
+    step = Qat(
+        **TRAINED, scheme="W4A16", group=32, symmetric=symmetric, codes=False, embeddings=None, rate=0.9
     )
-    module = materialise(begun)
-    rounded = put_on_grids(module, pruned, begun.quantized, scales=True, codes=False)
-    with torch.no_grad():
-        for one in rounded.values():
-            one.moved[0].add_(torch.randn_like(one.moved[0]))
-    for name, weight in taken_off(module, rounded).items():
-        zero = begun.quantized[name].dequantize() == 0
-        assert bool(zero.any()) and not weight.dequantize()[zero].any()
+    ctx = context(tmp_path / "q")
+    step.resolve(pruned, ("folder",)).apply(pruned, ctx)
+    tuned = ctx.store.beside("tuned").weights()
+    for name in pruned.linears:
+        assert not tuned[name].dequantize()[pruned.matrix(name) == 0].any()
+
+
+def test_experts_are_tuned_too(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "mixtral"))
+    ctx = context(tmp_path)
+    done = quantized(model, ctx, codes=False, tokens=1024)
+    start, tuned = ctx.reports[0].stages
+    assert tuned.kept == (tuned.divergence < start.divergence)
+    assert {*done.quantized} >= {*model.linears}
+
+
+def test_several_processes_are_refused(model: Model, tmp_path: Path) -> None:
+    ctx = context(tmp_path)
+    ctx.world = Processes(0, 2)
+    with pytest.raises(UnsupportedError, match="without torchrun"):
+        quantized(model, ctx)
+
+
+@pytest.mark.parametrize(
+    ("effort", "tune", "scheme", "kind", "said"),
+    [
+        ("best", None, None, "llama", Qat),
+        ("best", None, "Q4_K_M", "llama", Gptq),
+        ("best", None, "MXFP4", "llama", Gptq),
+        ("best", None, None, "bert", Gptq),
+        ("fast", "1k", "NF4", "llama", Qat),
+        ("fast", "1k", "Q4_K", "llama", "scales of Q4_K stay"),
+        ("fast", "1k", None, "bert", "predicts no tokens"),
+        ("balanced", None, "W8A8", "llama", "use effort fast"),
+        ("most", None, None, "llama", "effort must be one of"),
+    ],
+)
+def test_what_an_effort_stands_for(
+    effort: str, tune: str | None, scheme: str | None, kind: str, said: Any, tmp_path: Path
+) -> None:
+    arch = load(write_tiny(tmp_path / "m", kind)).arch
+    if isinstance(said, str):
+        with pytest.raises(UsageError, match=said):
+            of_effort(effort, tune, lambda: arch, scheme)
+    else:
+        assert isinstance(of_effort(effort, tune, lambda: arch, scheme), said)
 
 
 def test_how_many_numbers_learn(model: Model) -> None:
@@ -231,7 +301,7 @@ def test_how_many_numbers_learn(model: Model) -> None:
     groups = sum(rows * columns // 32 for rows, columns in map(model.matrix_shape, model.linears))
     assert learned_numbers(scales, model) == groups
     assert learned_numbers(replace(scales, codes=True), model) == model.origin.parameters
-    assert scales.rate == 0.1 / 3 and replace(scales, codes=True, rate=0.5).resolve(model, ()).rate == 0.5
+    assert scales.rate == 0.1 and replace(scales, codes=True, rate=0.5).resolve(model, ()).rate == 0.5
 
 
 @pytest.mark.parametrize(
@@ -240,6 +310,10 @@ def test_how_many_numbers_learn(model: Model) -> None:
         ({"codes": False, "scales": False}, "nothing learns"),
         ({"start": "rtn", "learn": 3}, "use start: gptq"),
         ({"start": "rtn", "alpha": 0.25}, "use start: gptq"),
+        ({"start": "rtn", "damp": 0.25}, "use start: gptq"),
+        ({"alpha": 5.0}, "qat: alpha must lie between 0 and 1"),
+        ({"learn": -3}, "learn must be a whole number"),
+        ({"damp": 1.0}, "qat: damp must lie between 0 and 1"),
         ({"start": "awq"}, "unknown start"),
         ({"loss": "kl"}, "unknown loss"),
         ({"decay": 0.1}, "no zero to decay to"),
@@ -253,10 +327,11 @@ def test_what_makes_no_sense_is_refused(options: dict[str, Any], said: str) -> N
         Qat(**options)
 
 
-def test_super_blocks_have_no_scales_to_learn_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("scheme", "export"), [("Q4_K", "gguf"), ("MXFP4", "folder")])
+def test_scales_that_stay_have_nothing_to_learn_alone(scheme: str, export: str, tmp_path: Path) -> None:
     model = load(write_tiny(tmp_path / "m", "qwen3", wide=True))
-    with pytest.raises(UnsupportedError, match="share a unit and stay"):
-        Qat(scheme="Q4_K", codes=False, embeddings=None).resolve(model, ("gguf",))
+    with pytest.raises(UnsupportedError, match="stay as they are stored"):
+        Qat(scheme=scheme, codes=False, embeddings=None).resolve(model, (export,))
 
 
 def test_encoders_and_too_little_text_are_refused(model: Model, tmp_path: Path) -> None:

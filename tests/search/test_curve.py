@@ -81,6 +81,10 @@ def test_grids_that_are_not_compared_leave_the_others(tmp_path: Path) -> None:
 def test_formats_with_one_scheme_have_no_curve(tmp_path: Path) -> None:
     found = planned(tmp_path, ps.Gptq("W4A16"), export=["gptq"])
     assert not found.curve and len(found.ways) > 2
+    goal = planned(tmp_path, ratio=3.0, export=["gptq"])
+    assert not goal.curve and len(goal.ways) > 2
+    sizes = [way.bytes for way in goal.ways if not way.name.startswith("as planned")]
+    assert goal.exports[0].bytes in sizes
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,7 @@ def raw_step(
         raise click.UsageError(f"--tune: the scales of {method} are not tuned; use --method gptq")
     from pocketsize.recipes.qat import of_effort
 
-    return _taught(step, of_effort(effort, tune, arch))
+    return _taught(step, of_effort(effort, tune, arch, scheme))
 
 
 def _taught(step: dict[str, Any], whole: Gptq | Qat) -> dict[str, Any]:
@@ -241,8 +241,6 @@ def _taught(step: dict[str, Any], whole: Gptq | Qat) -> dict[str, Any]:
     more = {key: value for key in ("alpha", "learn") if (value := getattr(whole, key))}
     if whole.kind == "gptq":
         return {"gptq": step | more}
-    if "damp" in step:
-        raise click.UsageError("--damp: where scales are tuned damping is as usual; leave one of them out")
     return {"qat": step | more | {key: getattr(whole, key) for key in ("codes", "tokens", "batch")}}
 
 

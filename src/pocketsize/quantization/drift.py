@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pocketsize.linalg import Factor, Gram, feedback_factor
+from pocketsize.linalg import Factor, Gram
 
 
 @dataclass(slots=True)
@@ -17,8 +17,7 @@ class Drift:
 
         G = sum y y^T,    C = sum (x - y) y^T,    x read in the original, y in the model as changed so far
 
-    Differences are taken in float32, products in the dtype of the inputs as those of `Gram`, sums in float32:
-    where nothing has changed yet C is exactly zero.
+    Differences, products and sums are taken in float32: where nothing has changed yet C is exactly zero.
     """
 
     read: Gram
@@ -40,7 +39,7 @@ class Drift:
         y, x = (T.detach().flatten(0, -2) for T in (Y, X))
         if mask is not None and not bool(mask.all()):
             y, x = y[mask.flatten()], x[mask.flatten()]
-        self.cross += (x.float() - y.float()).to(y.dtype).T @ y
+        self.cross += (x.float() - y.float()).T @ y.float()
 
     def mean(self) -> Float[Tensor, "in in"]:
         """E[(x - y) y^T]."""
@@ -48,12 +47,7 @@ class Drift:
 
 
 def made_up_for(
-    W: Float[Tensor, "out in"],
-    H: Float[Tensor, "in in"],
-    C: Float[Tensor, "in in"],
-    *,
-    alpha: float,
-    damp: float,
+    W: Float[Tensor, "out in"], C: Float[Tensor, "in in"], factor: Factor, *, alpha: float
 ) -> Float[Tensor, "out in"]:
     """The weights that give, on what a linear reads now, `alpha` of the way to what the original gave.
 
@@ -64,9 +58,9 @@ def made_up_for(
     a sweep that begins at T and knows nothing of x solves the asymmetric problem. GPTAQ (arXiv:2504.02692)
     poses it, and has each column's part of W (x - y) made up for by the columns behind it alone; here all
     columns do, at once and before the sweep (QEP, arXiv:2504.09629, of which `alpha` is the strength). So
-    any grid, mask or device that a sweep knows goes with it. W, H and C are left untouched.
+    any grid, mask or device that a sweep knows goes with it. `factor` is that of H, damped. W and C are left
+    untouched.
     """
-    factor = feedback_factor(H, damp)  # H + damping = M diag(d) M^T
     Z = torch.linalg.solve_triangular(factor.M, (W.to(torch.float32) @ C).T, upper=True, unitriangular=True)
     Z.div_(factor.d[:, None])
     change = torch.linalg.solve_triangular(factor.M.T, Z, upper=False, unitriangular=True).T

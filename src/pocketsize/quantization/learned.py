@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pocketsize.quantization.codebook_grid import places, storable
 from pocketsize.quantization.grid import QWeight, storable_scale, storable_zero
+from pocketsize.quantization.scheme import Scheme
 
 # How near to the edge of its cell a weight begins at most.
 INSIDE = 0.49
@@ -82,6 +83,11 @@ def still(weight: QWeight) -> list[Float[Tensor, "out groups"]]:
     """
     count = 0 if weight.scheme.super_blocks else 1 + weight.scheme.float_zeros
     return [torch.zeros_like(weight.scale) for _ in range(count)]
+
+
+def scales_move(scheme: Scheme) -> bool:
+    """Whether scales can follow a gradient: not where they share a unit, nor where they are powers of two."""
+    return not scheme.super_blocks and (scheme.table is None or scheme.table.scales != "e8m0")
 
 
 def codes_at(place: Float[Tensor, "out groups g"], start: QWeight) -> UInt8[Tensor, "out in"]:

@@ -62,8 +62,11 @@ def on_grid(
 def rescaled(moved: Sequence[Float[Tensor, "out groups"]], start: QWeight) -> Float[Tensor, "out in"]:
     """The matrix with its codes as they are and these scales and free zeros, differentiable by them.
 
-    `on_grid` without places (EfficientQAT's second phase, arXiv:2407.11062): nothing as large as the matrix
-    is kept for the way back but its codes, of a byte each.
+        Q = s (code - z),   s = s_0 (1 + GRID_RATE moved / top)
+
+    A step of one moves the outermost value of a group by a tenth of a code, in every grid. It is `on_grid`
+    without places (EfficientQAT's second phase, arXiv:2407.11062): nothing as large as the matrix is kept for
+    the way back but its codes, of a byte each.
     """
     return cast(Float[Tensor, "out in"], _Rescaled.apply(start, *moved))
 
@@ -71,9 +74,15 @@ def rescaled(moved: Sequence[Float[Tensor, "out groups"]], start: QWeight) -> Fl
 def settled(
     place: Float[Tensor, "out groups g"] | None, moved: Sequence[Float[Tensor, "out groups"]], start: QWeight
 ) -> QWeight:
-    """What is stored of these places, or with the codes of the start where there are none."""
-    codes = start.codes if place is None else codes_at(place, start)
-    return regrown(start, codes, [GRID_RATE * m for m in moved])
+    """What is stored of these places, or with the codes of the start where there are none (`rescaled`)."""
+    if place is None:
+        return regrown(start, start.codes, [_alone(start) * m for m in moved])
+    return regrown(start, codes_at(place, start), [GRID_RATE * m for m in moved])
+
+
+def _alone(start: QWeight) -> float:
+    """How fast scales and free zeros move where codes stay: the outermost value by a tenth of a code."""
+    return GRID_RATE / start.scheme.top
 
 
 class _OnGrid(torch.autograd.Function):
@@ -104,7 +113,7 @@ class _Rescaled(torch.autograd.Function):
     def backward(ctx: Any, *outputs: Tensor) -> Any:
         start = ctx.start
         g = outputs[0].reshape(*start.scale.shape, -1)
-        return None, *(GRID_RATE * slope for slope in grid_slopes(start, start.codes, g))
+        return None, *(_alone(start) * slope for slope in grid_slopes(start, start.codes, g))
 
 
 def _spacing(start: QWeight) -> float:

@@ -177,13 +177,13 @@ def _pruned_site(
 ) -> Iterator[tuple[str, Tensor, LayerReport]]:
     """The linears of a site, pruned; those that are to have one pattern together."""
     H = what_is_read(site)
-    with naming(site):
-        factor = feedback_factor(H, step.damp) if step.factorised else None
-    used = {} if factor is None else {"damp": factor.damp, "escalations": factor.escalations}
     found: dict[Pattern, list[int]] = {}
     for i, name in enumerate(site.names):
         if (pattern := step.pattern_for(name, shares)) is not None:
             found.setdefault(pattern, []).append(i)
+    with naming(site):
+        factor = feedback_factor(H, step.damp) if found and step.factorised else None
+    used = {} if factor is None else {"damp": factor.damp, "escalations": factor.escalations}
     for pattern, at in found.items():
         names, weights = [site.names[i] for i in at], [site.weights[i] for i in at]
         if step.score == "taylor":

@@ -18,20 +18,23 @@ from pocketsize.models.arch import Arch
 from pocketsize.models.device import CPU, working_device
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
+from pocketsize.quantization.learned import scales_move
+from pocketsize.quantization.scheme import named
 from pocketsize.recipes.adapters import learned_parameters
-from pocketsize.recipes.correct import refuse_experts
+from pocketsize.recipes.correct import check_terms, refuse_experts
 from pocketsize.recipes.distill import Distill
-from pocketsize.recipes.grids import Quantizer, block_scheme, layer_scheme, layer_schemes
+from pocketsize.recipes.grids import Quantizer, layer_scheme, words_of
 from pocketsize.recipes.layers import finish
-from pocketsize.recipes.learn import judging_windows, too_little_to_learn
-from pocketsize.recipes.quantize import ALPHA, EFFORTS, Gptq, Rtn
-from pocketsize.recipes.record import Finding, LayerReport, TrainingReport, built
-from pocketsize.recipes.stages import Best, Way, nearest
+from pocketsize.recipes.mixes import base_of
+from pocketsize.recipes.quantize import ALPHA, DAMP, EFFORTS, Gptq, Rtn, check_damp
+from pocketsize.recipes.record import Finding, LayerReport, Stage, TrainingReport, built
+from pocketsize.recipes.stages import Best, nearest
 from pocketsize.recipes.step import Context
 from pocketsize.recipes.training import (
     COURSE,
     Lesson,
     Training,
+    as_trained,
     budgeted,
     check,
     course_report,
@@ -48,9 +51,9 @@ STARTS = ("gptq", "rtn")
 JUDGES = 16
 # Tokens on which scales are tuned where nothing but much effort was asked for, and windows in a batch of it.
 TUNED, WINDOWS = "128k", 2
-# The highest learning rate of scales whose codes stay, times the largest code: in a step the outermost value
-# of a group moves by a hundredth of a code.
-REACH = 0.1
+# The highest learning rate of scales whose codes stay: in a step the outermost value of a group moves by a
+# hundredth of a code.
+SCALES_RATE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +61,16 @@ class Qat(Quantizer, Training):
     """Recipe step `qat`: quantize, then learn codes and scales from what the whole original model says.
 
     The keys of `rtn` and those of every training, and: `start`, the step whose codes are learned further,
-    `gptq` or `rtn`; `alpha` and `learn`, as in `gptq`, what comes in between: drift made up for, and steps
-    for which blocks are learned one by one; `codes` and `scales`, which of codes and scales (with free zeros)
-    learn; `loss`, `temperature` and `mix` as in `distill`. `rate` is in codes: how far a place moves in a
-    step at most, about; scales move by a tenth of it, of themselves. Each stage is kept only if the KL to the
-    original falls on windows that did not teach.
+    `gptq` or `rtn`; `damp`, `alpha` and `learn`, as in `gptq`: its damping, drift that is made up for, and
+    steps for which blocks are learned one by one; `codes` and `scales`, which of codes and scales (with free
+    zeros) learn; `loss`, `temperature` and `mix` as in `distill`. `rate` is in codes: how far a place moves
+    in a step at most, about; scales move by a tenth of it, of themselves (alone: the outermost value of a
+    group by a tenth of it). What was learned is kept only if the KL to the original falls on windows that
+    it did not read.
     """
 
     start: str = "gptq"
+    damp: float = DAMP
     alpha: float = 0.0
     learn: int = 0
     codes: bool = True
@@ -86,8 +91,12 @@ class Qat(Quantizer, Training):
             raise UsageError(f"qat: unknown start {self.start!r}{did_you_mean(self.start, STARTS)}")
         if self.loss not in DIVERGENCES:
             raise UsageError(f"qat: unknown loss {self.loss!r}{did_you_mean(self.loss, DIVERGENCES)}")
-        if self.start == "rtn" and (self.learn or self.alpha):
-            raise UsageError("qat: alpha and learn are keys of gptq; use start: gptq")
+        if self.start == "rtn" and (self.learn or self.alpha or self.damp != DAMP):
+            raise UsageError("qat: damp, alpha and learn are keys of gptq; use start: gptq")
+        check_damp(self.kind, self.damp)
+        check_terms(self.kind, self.alpha, 0.0, words_of(self))
+        if self.learn < 0:
+            raise UsageError(f"qat: learn must be a whole number from 0 upwards, got {self.learn}")
         if not self.codes and not self.scales:
             raise UsageError("qat: with codes: false and scales: false nothing learns; use step gptq")
         if self.decay:
@@ -103,18 +112,17 @@ class Qat(Quantizer, Training):
             raise UnsupportedError(
                 f"qat: {model.config.model_type} is an encoder, which predicts no tokens; use gptq with learn"
             )
-        refuse_experts(self.alpha, model)
+        refuse_experts(self.kind, self.alpha, model)
         made = cast(Qat, budgeted(cast(Qat, Quantizer.resolve(self, model, exports)), "generate"))
-        if not made.codes and all(scheme.super_blocks for scheme in layer_schemes(made)):
+        if made.codes:
+            return made
+        used = (layer_scheme(made, name) for name in model.linears)
+        if not any(scheme is not None and scales_move(scheme) for scheme in used):
             raise UnsupportedError(
-                f"qat: codes: false: scales of the super-blocks of {made.scheme} share a unit and stay, so "
-                "nothing would learn; leave codes true"
+                f"qat: codes: false: the scales of {made.scheme} stay as they are stored, so nothing would "
+                "learn; leave codes true, or use gptq"
             )
-        return (
-            replace(made, rate=REACH / block_scheme(made).top)
-            if made.rate == "auto" and not made.codes
-            else made
-        )
+        return replace(made, rate=SCALES_RATE) if made.rate == "auto" else made
 
     def rehearsal(self) -> tuple[Training, int]:
         """The original teaches the whole of itself, at the same pace."""
@@ -125,13 +133,29 @@ class Qat(Quantizer, Training):
     def first(self) -> Gptq | Rtn:
         """The step that quantizes before anything is learned of the whole model."""
         grid = {field.name: getattr(self, field.name) for field in fields(Quantizer)}
-        return Gptq(**grid, learn=self.learn, alpha=self.alpha) if self.start == "gptq" else Rtn(**grid)
+        if self.start == "rtn":
+            return Rtn(**grid)
+        return Gptq(**grid, damp=self.damp, learn=self.learn, alpha=self.alpha)
 
     def apply(self, model: Model, ctx: Context) -> Model:
-        """The model quantized by `start`, or further by learning where that is nearer to it."""
+        """The model quantized by `start`, or further by learning where that is nearer to it.
+
+        Stages of the start are judged as in `gptq`; the best of them, and what the whole model then taught
+        it, by windows of the training text that this did not read. Refuses to work in several processes.
+        """
+        if ctx.world.size > 1:
+            raise UnsupportedError("qat: it trains in one process; start it without torchrun")
         teach, judge = split(training_examples(model, ctx, self.length), JUDGES, ctx.seed)
         windows = judge.batch(range(len(judge)))
         courses: list[TrainingReport] = []
+        stages: list[Stage] = []
+        findings: list[Finding] = []
+
+        def start(given: Model, own: Context, _: Best | None) -> Model:
+            done = self.first.apply(given, own)
+            stages.extend(own.reports[-1].stages)
+            findings.extend(own.findings)
+            return done
 
         def tune(given: Model, own: Context, best: Best | None) -> Model:
             assert best is not None
@@ -139,28 +163,18 @@ class Qat(Quantizer, Training):
             courses.append(course)
             return done
 
-        best = nearest(model, ctx, {**self._starts(ctx), "tuned": tune}, windows.ids, windows.mask)
-        (course,) = courses
+        begun = "start" if self.alpha or self.learn else self.start
+        best = nearest(model, ctx, {begun: start, "tuned": tune}, windows.ids, windows.mask)
+        (course,), report = courses, ctx.reports[-1]
         own = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        ctx.reports[-1] = replace(ctx.reports[-1], kind=self.kind, options=own, training=course)
+        told = (*stages, *report.stages)
+        ctx.reports[-1] = replace(report, kind=self.kind, options=own, training=course, stages=told)
+        ctx.findings += [one for one in findings if one not in ctx.findings]
         ctx.findings += findings_of(course)
-        *before, last = ctx.reports[-1].stages
-        if not last.kept:
-            kept = [stage.name for stage in before if stage.kept][-1]
-            said = f"what {course.steps} steps taught is no nearer to the original than what {kept} gave"
+        if not told[-1].kept:
+            said = f"what {course.steps} steps taught is no nearer to the original than what they began with"
             ctx.findings.append(Finding("learning-dropped", f"{said}, which was kept; try another rate"))
         return best
-
-    def _starts(self, ctx: Context) -> dict[str, Way]:
-        """The stages before the whole model learns."""
-        first = self.first
-        if isinstance(first, Rtn):
-            return {"rtn": lambda model, ctx, _: first.apply(model, ctx)}
-        ways = first.stages()
-        if len(ways) > 1 and not judging_windows(*ctx.input_ids.shape):
-            ctx.findings.append(too_little_to_learn(*ctx.input_ids.shape, what=" or ".join([*ways][1:])))
-            return replace(first, learn=0, alpha=0.0).stages()
-        return ways
 
     def _learn(
         self, model: Model, start: tuple[Model, Sequence[LayerReport]], ctx: Context, examples: Examples
@@ -175,7 +189,8 @@ class Qat(Quantizer, Training):
                 examples, lambda student, _: self._objective(student, model), (model.origin.name,)
             )
             held = zeros_still(module, rounded, model)
-            course, read = taught(self, "weights", module.train(), lesson, ctx, "generate", held=held)
+            as_trained(module, self)
+            course, read = taught(self, "weights", module, lesson, ctx, "generate", held=held)
             done = taken_off(module, rounded)
             for path in model.blocks:
                 own = {n: done[n].to(CPU) for n in model.linears_of(path) if n in done}
@@ -197,13 +212,28 @@ class Qat(Quantizer, Training):
         return NextToken(module, losses, (frozen,))
 
 
-def of_effort(effort: str, tune: str | None, arch: Callable[[], Arch]) -> Gptq | Qat:
-    """The step for so much effort, before its grid is chosen; `arch` is asked for where the model matters."""
+def of_effort(
+    effort: str, tune: str | None, arch: Callable[[], Arch], scheme: str | None = None
+) -> Gptq | Qat:
+    """The step for so much effort, its grid left open; `arch` is asked for where the model matters.
+
+    `scheme` is the one that was named, if any. Scales that stay as they are stored are not tuned unless that
+    is asked for, which is refused; so are models that predict no tokens, and learning through rounded inputs.
+    """
     if effort not in EFFORTS:
         raise UsageError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
-    learn = EFFORTS[effort]
+    learn, grid = EFFORTS[effort], None if scheme is None else named(base_of(scheme))
+    if grid is not None and grid.activations and (learn or tune is not None):
+        raise UsageError(
+            f"effort: no gradient passes the rounding of inputs ({scheme}); use effort fast, without tune"
+        )
+    moves = grid is None or scales_move(grid)
+    if tune is not None and not moves:
+        raise UsageError(f"tune: the scales of {scheme} stay as they are stored; leave it out")
+    if tune is not None and arch().task != "generate":
+        raise UsageError("tune: the model predicts no tokens to tune by; leave it out, or use more effort")
     alpha = ALPHA if learn and arch().experts is None else 0.0
-    if tune is None and effort == "best" and arch().task == "generate":
+    if tune is None and effort == "best" and moves and arch().task == "generate":
         tune = TUNED
     if tune is None:
         return Gptq(learn=learn, alpha=alpha)

@@ -108,6 +108,16 @@ class Hqq(Quantizer):
         return _without_data(self, model, ctx, partial(hqq, p=self.p, iterations=self.iterations))
 
 
+# The damping of Gram matrices, as a share of the mean of their diagonals.
+DAMP = 0.01
+
+
+def check_damp(kind: str, damp: float) -> None:
+    """Refuse what damps nothing, or everything."""
+    if not 0 < damp < 1:
+        raise UsageError(f"{kind}: damp must lie between 0 and 1, got {damp}")
+
+
 @dataclass(frozen=True, slots=True)
 class Gptq(Quantizer):
     """Recipe step `gptq`: round columns in turn, each error absorbed by the columns to come.
@@ -121,7 +131,7 @@ class Gptq(Quantizer):
     linear that it makes up for (GPTAQ); `beta`, how far columns are drawn back from their corrections (FOEM).
     """
 
-    damp: float = 0.01
+    damp: float = DAMP
     order: bool = True
     search: bool = True
     sink: float = 0.5
@@ -135,19 +145,18 @@ class Gptq(Quantizer):
 
     def __post_init__(self) -> None:
         Quantizer.__post_init__(self)
-        if not 0 < self.damp < 1:
-            raise UsageError(f"gptq: damp must lie between 0 and 1, got {self.damp}")
+        check_damp(self.kind, self.damp)
         if not 0 <= self.sink < math.inf:
             raise UsageError(f"gptq: sink must be a number from 0 upwards, got {self.sink}")
         if self.learn < 0:
             raise UsageError(f"gptq: learn must be a whole number from 0 upwards, got {self.learn}")
-        check_terms(self.alpha, self.beta, words_of(self))
+        check_terms(self.kind, self.alpha, self.beta, words_of(self))
         if self.learn and (word := rounding_word(words_of(self))) is not None:
             raise UsageError(f"gptq: learn: no gradient passes the rounding of inputs ({word}); use learn: 0")
 
     def resolve(self, model: Model, exports: tuple[str, ...]) -> Gptq:
         """The step with group, zeros, digits and embedding width decided."""
-        refuse_experts(self.alpha, model)
+        refuse_experts(self.kind, self.alpha, model)
         return cast(Gptq, Quantizer.resolve(self, model, exports))
 
     def apply(self, model: Model, ctx: Context) -> Model:
@@ -335,12 +344,15 @@ def quantize_site(
     objective = H if site.first is None else H + step.sink * site.first.mean()
     how = {"damp": step.damp, "search": step.search, "order": step.order, "beta": step.beta}
     with naming(site):
-        aim = aims(site, W, alpha=step.alpha, sink=step.sink, damp=step.damp)
+        aim, used = aims(site, W, alpha=step.alpha, sink=step.sink, damp=step.damp)
         done = gptq(aim, objective, scheme, mask=None if pruned is None else W != 0, **how)
+    # Where aiming took more damping than the sweep, that is what the report tells.
+    raised = used is not None and used.escalations > done.escalations
+    damped = {"damp": used.damp, "escalations": used.escalations} if used and raised else {}
     goals = aim.split([len(w) for w in site.weights])
     for name, W, T, weight in zip(site.names, site.weights, goals, unstacked(done.weight, site), strict=True):
         site.replaced[name] = weight.dequantize()
-        report = replace(layer_report(T, weight, H, done), name=name, tokens=site.gram.tokens)
+        report = replace(layer_report(T, weight, H, done), name=name, tokens=site.gram.tokens, **damped)
         if pruned is not None:
             before = pruned(name).to(W.device) + (T - W)
             report = sparse_report(report, before, site.replaced[name], H, scheme)

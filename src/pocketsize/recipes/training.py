@@ -234,6 +234,11 @@ def training_examples(model: Model, ctx: Context, length: int) -> Examples:
 
 def _trainable(module: nn.Module, step: Training) -> nn.Module:
     module.requires_grad_(True)
+    return as_trained(module, step)
+
+
+def as_trained(module: nn.Module, step: Training) -> nn.Module:
+    """The module in the mode of training, with activations computed twice if the step says so."""
     if step.recompute:
         module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
     return module.train()

@@ -232,8 +232,10 @@ def plan(recipe: Recipe, goal: Goal, out: Path, *, console: Console, curve: bool
     """
     model = opened(recipe)
     ways = _fitting(recipe, goal, model, recipe.resolved(model))
+    mixing = curve and mixes(model, recipe.export)
     if curve:
         _require_costs(model, recipe)
+    if mixing:
         console.phase("sensitivity")
         with scratch("curve") as kept:
             ways = _mixed(ways, goal, settle(model, recipe), kept, console.progress)
@@ -243,6 +245,8 @@ def plan(recipe: Recipe, goal: Goal, out: Path, *, console: Console, curve: bool
     for mixture in chosen.mixtures:
         others = (way for way in mixture.alike if way.name != mixture.chosen.name)
         found = replace(found, curve=mixture.curve, ways=(mixture.chosen, *others))
+    if curve and not mixing:
+        return _with_costs(found, model, with_way(recipe, chosen), console)
     return found
 
 
@@ -253,6 +257,11 @@ def plan_with_curve(recipe: Recipe, out: Path, *, console: Console) -> Plan:
     found = plan_recipe(recipe, out, console=console, model=model)
     if found.exit_code:
         return found
+    return _with_costs(found, model, recipe, console)
+
+
+def _with_costs(found: Plan, model: Model, recipe: Recipe, console: Console) -> Plan:
+    """The plan of a recipe with what its sizes cost."""
     console.phase("sensitivity")
     with scratch("curve") as kept:
         curve, ways = _curve(*settle(model, recipe), kept, console.progress)
