@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,16 +20,28 @@ OWN = (OURS, LEARNED, TUNED, "rounding")
 
 
 def record(bench: Bench, runs: Sequence[Run], path: Path) -> None:
-    """Write the record of all contests that are finished and scored."""
+    """Write the record of all contests that are finished and scored.
+
+    Each width is a contest of its own: one that was not run with these sources stays as it was recorded, and
+    its rows name the commit of then.
+    """
     results = collected(bench, runs)
+    widths = {one.run.bits for one in results}
+    before = json.loads(path.read_text()) if path.exists() else {"rows": [], "bars": [], "commit": ""}
+    older = [{"commit": before["commit"][:7]} | one for one in before["rows"] if one["bits"] not in widths]
+    kept = [
+        Bar(*(one[key] for key in ("name", "value", "unit", "better", "target")))
+        for one in before["bars"]
+        if int(one["name"].split()[0]) not in widths
+    ]
     write_record(
         path,
         question=QUESTION,
         threads=max(run.side.threads for run in runs),
         protocol=protocol(results),
-        versions=versions(results),
-        rows=[row(group) for group in grouped(results)],
-        bars=bars(results),
+        versions=before.get("versions", {}) | versions(results),
+        rows=[*older, *(row(group) for group in grouped(results))],
+        bars=[*kept, *bars(results)],
     )
 
 
@@ -117,5 +130,6 @@ def protocol(results: Sequence[Result]) -> list[str]:
         "CPU seconds: user and system time of the quantization call in its process, loading left out, "
         "compilation by numba included (empty cache), GPTQModel's C++ extension compiled before",
         "peak memory: VmHWM of the whole process when the quantization call ends",
+        "widths are contests of their own: rows that name a commit were measured with it",
         "rows: median, least and greatest over seeds; of the two domains the worse",
     ]
