@@ -94,7 +94,7 @@ def test_unknown_words_get_a_hint_and_exit_2(
 def test_damping_is_what_was_asked_or_the_default(given: list[str], damp: float) -> None:
     command = importlib.import_module("pocketsize.cli.quantize").command
     context = command.make_context("quantize", ["m", "-o", "o", *given])
-    step = parse_step(raw_step(**context.params))
+    step = parse_step(raw_step(**context.params, arch=pytest.fail))
     assert isinstance(step, Gptq) and step.damp == damp
 
 
