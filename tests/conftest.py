@@ -27,6 +27,15 @@ SRC = Path(__file__).parents[1] / "src"
 
 
 @pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four windows of `judged.LENGTH` tokens a batch: sixteen of them teach and judge."""
+    from judged import LENGTH
+    from pocketsize.models import calls  # behind the hook
+
+    monkeypatch.setattr(calls, "BATCH_TOKENS", 4 * LENGTH)
+
+
+@pytest.fixture
 def source_env() -> dict[str, str]:
     """The environment for a child process that imports this source tree, offline."""
     path = os.pathsep.join([str(SRC), *filter(None, [os.environ.get("PYTHONPATH")])])

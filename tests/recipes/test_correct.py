@@ -9,42 +9,24 @@ from typing import Any
 import pytest
 import torch
 
+from judged import applied, context
 from pocketsize.errors import UnsupportedError, UsageError
 from pocketsize.measurement.suite import divergence
-from pocketsize.models import calls as calling
 from pocketsize.models.load import load
-from pocketsize.models.model import Model
 from pocketsize.quantization.grid import QWeight
 from pocketsize.recipes import correct, stages
 from pocketsize.recipes.disk import written_bytes
-from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.memory import Size, needed_bytes
 from pocketsize.recipes.memory import stages as memory_stages
 from pocketsize.recipes.prune import Prune
 from pocketsize.recipes.quantize import Gptq
 from pocketsize.recipes.recipe import Data, Recipe
-from pocketsize.recipes.step import Context
-from tiny import FAMILIES, VOCAB, write_tiny
+from tiny import FAMILIES, write_tiny
 
 TERMS = {"alpha": {"alpha": 0.5}, "beta": {"beta": 0.2}, "both": {"alpha": 0.5, "beta": 0.2}}
 
 
-@pytest.fixture(autouse=True)
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four windows a batch: sixteen of them teach and judge."""
-    monkeypatch.setattr(calling, "BATCH_TOKENS", 4 * 40)
-
-
-def context(folder: Path, windows: int = 16, *, padded: bool = False) -> Context:
-    ids = torch.randint(5, VOCAB - 1, (windows, 40), generator=torch.Generator().manual_seed(0))
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    if padded:
-        mask[::3, 25:] = False
-    return Context(ids, mask, open_journal(folder, {}), lambda *_: None)
-
-
-def applied(model: Model, ctx: Context, step: Gptq) -> Model:
-    return step.resolve(model, ("folder",)).apply(model, ctx)
+pytestmark = pytest.mark.usefixtures("small_batches")
 
 
 def same(one: QWeight, other: QWeight) -> bool:

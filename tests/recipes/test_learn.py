@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from judged import applied, context
 from pocketsize.measurement.suite import divergence
-from pocketsize.models import calls as calling
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.models.walk import walk
 from pocketsize.quantization.grid import QWeight
 from pocketsize.recipes import learn, stages
-from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.quantize import Gptq
 from pocketsize.recipes.step import Context
 from tiny import FAMILIES, VOCAB, write_tiny
@@ -23,22 +22,7 @@ from tiny import FAMILIES, VOCAB, write_tiny
 STEPS = 8
 
 
-@pytest.fixture(autouse=True)
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four windows a batch: sixteen of them teach and judge."""
-    monkeypatch.setattr(calling, "BATCH_TOKENS", 4 * 40)
-
-
-def context(folder: Path, windows: int = 16, *, padded: bool = False) -> Context:
-    ids = torch.randint(5, VOCAB - 1, (windows, 40), generator=torch.Generator().manual_seed(0))
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    if padded:
-        mask[::3, 25:] = False
-    return Context(ids, mask, open_journal(folder, {}), lambda *_: None)
-
-
-def applied(model: Model, ctx: Context, step: Gptq) -> Model:
-    return step.resolve(model, ("folder",)).apply(model, ctx)
+pytestmark = pytest.mark.usefixtures("small_batches")
 
 
 def learned_shares(model: Model, ctx: Context) -> list[float | None]:

@@ -153,8 +153,9 @@ def test_what_is_kept_is_as_near_as_was_said(model: Model, tmp_path: Path) -> No
     assert not same(done, plain)
 
 
-def test_a_break_changes_nothing(model: Model, tmp_path: Path) -> None:
-    whole = quantized(model, context(tmp_path / "a"), rate=0.02)
+@pytest.mark.parametrize("options", [{"rate": 0.02}, {"codes": False}], ids=["codes", "scales alone"])
+def test_a_break_changes_nothing(options: dict[str, Any], model: Model, tmp_path: Path) -> None:
+    whole = quantized(model, context(tmp_path / "a"), **options)
     asked = list[int]()
 
     def stopping() -> bool:
@@ -167,11 +168,11 @@ def test_a_break_changes_nothing(model: Model, tmp_path: Path) -> None:
             raise Stopped(where)
 
     with pytest.raises(Stopped):
-        quantized(model, context(tmp_path / "b", safe_point=stop, stopping=stopping), rate=0.02)
+        quantized(model, context(tmp_path / "b", safe_point=stop, stopping=stopping), **options)
     again = context(tmp_path / "b")
-    assert same(quantized(model, again, rate=0.02), whole)
+    assert same(quantized(model, again, **options), whole)
     once_more = context(tmp_path / "b")
-    assert same(quantized(model, once_more, rate=0.02), whole)  # all of it is read
+    assert same(quantized(model, once_more, **options), whole)  # all of it is read
     assert once_more.reports == again.reports
 
 
@@ -221,24 +222,6 @@ def test_blocks_are_corrected_and_learned_before_the_whole(model: Model, tmp_pat
     quantized(model, few, learn=3, codes=False, tokens=512)
     assert [stage.name for stage in few.reports[0].stages] == ["start", "tuned"]
     assert "few-windows" in [finding.code for finding in few.findings]
-
-
-def test_tuned_scales_after_a_break_are_the_same(model: Model, tmp_path: Path) -> None:
-    whole = quantized(model, context(tmp_path / "a"), codes=False)
-    asked = list[int]()
-
-    def stopping() -> bool:
-        asked.append(1)
-        return len(asked) == 11
-
-    def stop(where: str) -> None:
-        if len(asked) == 11:
-            asked.append(1)
-            raise Stopped(where)
-
-    with pytest.raises(Stopped):
-        quantized(model, context(tmp_path / "b", safe_point=stop, stopping=stopping), codes=False)
-    assert same(quantized(model, context(tmp_path / "b"), codes=False), whole)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
