@@ -68,6 +68,8 @@ def test_help_is_quick_and_imports_no_torch(source_env: dict[str, str]) -> None:
         (["plan", "sample:smollm2-135m", "--method", "rtn", "--damp", "0.1"], "--damp: rtn has no damping"),
         (["plan", "sample:smollm2-135m", "--method", "hqq", "--damp", "0.1"], "--damp: hqq has no damping"),
         (["quantize", "sample:smollm2-135m", "--override", "W5A16", "-o", "y"], "--override: PATTERN=SCHEME"),
+        (["quantize", "sample:smollm2-135m", "--override", "x=W5A16:", "-o", "y"], "got 'x=W5A16:'"),
+        (["quantize", "sample:smollm2-135m", "--override", "x=W5A16:y", "-o", "y"], "a number or one of row"),
         (["shrink", "sample:smollm2-135m", "--fit", "80 parsecs", "-o", "y"], "80MB"),
         (
             ["shrink", "sample:smollm2-135m", "--target", "ggml", "--fit", "1GB", "-o", "y"],

@@ -58,3 +58,14 @@ def test_what_is_not_tuned_is_refused(folders: dict[str, Path]) -> None:
 def test_k_quants_are_learned_but_not_tuned(folders: dict[str, Path]) -> None:
     ((kind, keys),) = step(folders["llama"], scheme="Q4_K_M", effort="best").items()
     assert kind == "gptq" and keys["learn"] == 100 and keys["scheme"] == "Q4_K_M"
+
+
+def test_overrides_name_a_scheme_and_perhaps_a_group(folders: dict[str, Path]) -> None:
+    given = ("*.down_proj=W3A16:32", "re:.*=(x)_proj=W5A16", "*.o_proj=W4A16:row", "*.q_proj=none")
+    ((_, keys),) = step(folders["llama"], override=given).items()
+    assert keys["overrides"] == {
+        "*.down_proj": {"scheme": "W3A16", "group": 32},
+        "re:.*=(x)_proj": {"scheme": "W5A16"},
+        "*.o_proj": {"scheme": "W4A16", "group": None},
+        "*.q_proj": None,
+    }

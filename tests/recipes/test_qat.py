@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.prune import Prune
-from pocketsize.recipes.qat import Qat, learned_numbers, of_effort
+from pocketsize.recipes.qat import JUDGES, WRITTEN, Qat, learned_numbers, of_effort
 from pocketsize.recipes.quantize import Gptq
 from pocketsize.recipes.step import Context
 from pocketsize.training.rounded import put_on_grids, taken_off
@@ -324,3 +325,67 @@ def test_encoders_and_too_little_text_are_refused(model: Model, tmp_path: Path) 
         ctx = context(tmp_path)
         ctx.corpus = Corpus("words", (Document("a", "A few words."),))
         quantized(model, ctx)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["one matrix", "a head of its own"])
+def test_scales_of_embedding_and_head_are_tuned(tied: bool, tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama", tied=tied))
+    assert model.tied is tied
+    ctx, other = context(tmp_path / "a"), context(tmp_path / "b")
+    given = {**TRAINED, "scheme": "W4A16", "group": 32, "embeddings": "same", "codes": False, "rate": 0.1}
+    step = Qat(**given).resolve(model, ("folder",))
+    done, plain = step.apply(model, ctx), step.first.apply(model, other)
+    start, tuned = ctx.reports[0].stages
+    assert tuned.divergence < start.divergence
+    for name in model.ends:
+        assert torch.equal(done.quantized[name].codes, plain.quantized[name].codes)
+        assert not torch.equal(done.quantized[name].scale, plain.quantized[name].scale)
+    assert learned_numbers(step, model) == sum(q.scale.numel() for q in done.quantized.values())
+
+
+def test_a_tied_head_gives_its_part_of_the_gradient(tmp_path: Path) -> None:
+    """Scales of a matrix that embeds and predicts follow the gradients of both, as autograd has them."""
+    model = load(write_tiny(tmp_path / "m", "llama"))
+    name = model.arch.embedding
+    begun = Gptq("W4A16", group=32, symmetric=True, embeddings="same").resolve(model, ("folder",))
+    done = begun.apply(model, context(tmp_path))
+    ids = torch.arange(5, 25)[None]
+    module = materialise(done)
+    E = module.get_parameter(name)
+    E.requires_grad_(True)
+    module(input_ids=ids, labels=ids).loss.backward()
+    q = done.quantized[name]
+    slope = (
+        E.grad.view(*q.scale.shape, -1)
+        * (q.dequantize() / q.scale.repeat_interleave(32, 1)).view(*q.scale.shape, -1)
+    ).sum(-1)
+    other = materialise(model)
+    rounded = put_on_grids(other, model, done.quantized, scales=True, codes=False)
+    other(input_ids=ids, labels=ids).loss.backward()
+    (moved,) = rounded[name].moved
+    assert torch.allclose(moved.grad, slope * q.scale * 0.1 / q.scheme.top, rtol=1e-3, atol=1e-9)
+    assert (
+        other.get_output_embeddings().weight is not E
+        and len([p for p in other.parameters() if p is moved]) == 1
+    )
+
+
+def test_what_the_model_wrote_teaches_as_well(model: Model, tmp_path: Path) -> None:
+    """All of it, and of the text of the run what the budget leaves room for."""
+    step = Qat(**{**TRAINED, "tokens": 16 * 32}).resolve(model, ("folder",))
+    ctx = context(tmp_path)
+    alone = step._text(model, ctx)
+    ctx.own = torch.full((6, 64), 7)
+    text = step._text(model, ctx)
+    rows = [text.flat[a:b] for a, b in itertools.pairwise(text.starts)]
+    own = [row for row in rows if (row == 7).all()]
+    assert len(own) == 12 and all(len(row) == 32 for row in own)
+    assert len(rows) == 16 + JUDGES and len(alone) > len(rows) - len(own)
+    of_text = {row.tobytes() for row in (alone.flat[a:b] for a, b in itertools.pairwise(alone.starts))}
+    assert all(row.tobytes() in of_text for row in rows if not (row == 7).all())
+
+
+def test_how_much_the_model_writes() -> None:
+    assert Qat(tokens="64k").windows_written(0.5, 512) == 71  # half of 125 windows and of those that judge
+    assert Qat(tokens="2M").windows_written(0.5, 512) == WRITTEN
+    assert Qat(minutes=5).windows_written(0.5, 512) == 0

@@ -248,6 +248,22 @@ def test_a_small_model_writes_half_of_the_default_text_and_none_of_a_named_one(t
     assert windows(sequences=2, written=0.99) == 1  # never all: the length of a window comes from text
 
 
+def test_a_model_that_is_tuned_writes_of_that_text_as_well(tmp_path: Path) -> None:
+    """The windows that calibrate are among them; text that was named for training stands alone."""
+    model = load(write_tiny(tmp_path / "m", "llama"))
+
+    def windows(tokens: str | None, **data: object) -> int:
+        keys = {"scheme": "W4A16", "codes": False} | ({"tokens": tokens} if tokens else {"epochs": 1})
+        raw = MINIMAL | {"steps": [{"qat": keys}], "data": {"sequences": 16, "length": 32, **data}}
+        return parse_recipe(raw, base=tmp_path).resolved(model).windows_written
+
+    assert windows("1024") == 24  # half of 32 windows and of the 16 that judge
+    assert windows("32") == 9 and windows(None) == 8 and windows("2M") == 128
+    assert windows("1024", written=0) == 0 and windows("1024", calibrate="a.txt") == 0
+    assert windows("1024", train="a.txt") == 8
+    assert parse_recipe(MINIMAL, base=tmp_path).resolved(model).windows_written == 32
+
+
 def test_an_encoder_writes_nothing(tmp_path: Path) -> None:
     model = load(write_tiny(tmp_path / "m", "bert"))
     assert parse_recipe(MINIMAL, base=tmp_path).resolved(model).data.written_windows == 0

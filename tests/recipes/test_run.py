@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,8 +17,9 @@ from gguf import GGUFReader
 
 import pocketsize as ps
 from pocketsize.cli.main import main
+from pocketsize.recipes.qat import Qat
 from pocketsize.recipes.record import read_record
-from tiny import write_tiny
+from tiny import write_texts, write_tiny
 
 # Runs a recipe and kills the process with SIGKILL at the n-th call of a function.
 KILLER = """
@@ -340,3 +342,18 @@ def test_a_width_that_gguf_lacks_makes_a_folder_and_nothing_in_the_record_says_w
     done = ps.quantize(tmp_path / "model", out=tmp_path / "out", **given)
     assert [artifact.format for artifact in done.record.artifacts] == ["folder"]
     assert "_name_or_path" not in (tmp_path / "out" / "record.json").read_text()
+
+
+def test_what_the_model_writes_calibrates_and_teaches(tmp_path: Path) -> None:
+    """The record tells of it in both parts, and what a training read is half of it."""
+    write_tiny(tmp_path / "model", "llama")
+    calibrate, evaluate = write_texts(tmp_path)
+    texts = ps.Data((calibrate,), (evaluate,), sequences=8, length=32, tokens=64, written=0.5)
+    step: dict[str, Any] = {"scheme": "W4A16", "group": 32, "embeddings": "same", "codes": False}
+    step |= {"tokens": 640, "batch": 2, "length": 32}
+    recipe = ps.Recipe(str(tmp_path / "model"), (Qat(**step),), data=texts)
+    done = ps.run(recipe, out=tmp_path / "out")
+    own = [(t.role, t.windows) for t in done.record.texts if t.name == "written by the model itself"]
+    assert own == [("calibrate", 4), ("train", 18)]
+    (report,) = done.record.steps
+    assert report.training is not None and report.training.steps == 10

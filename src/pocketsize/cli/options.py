@@ -151,8 +151,9 @@ def scheme(function: F) -> F:
     function = click.option(
         "--override",
         multiple=True,
-        metavar="PATTERN=SCHEME",
-        help="Another scheme, or none, for linears whose name matches: '*.down_proj=W5A16' (repeatable).",
+        metavar="PATTERN=SCHEME[:GROUP]",
+        help="Another scheme, with inputs per scale if you like, or none, for linears whose name matches: "
+        "'*.down_proj=W5A16:32' (repeatable).",
     )(function)
     function = click.option(
         "--embeddings",
@@ -244,12 +245,20 @@ def _taught(step: dict[str, Any], whole: Gptq | Qat) -> dict[str, Any]:
     return {"qat": step | more | {key: getattr(whole, key) for key in ("codes", "tokens", "batch")}}
 
 
-def _override(text: str) -> tuple[str, dict[str, str] | None]:
-    """`PATTERN=SCHEME` as an entry of `overrides`."""
-    pattern, sign, scheme = text.rpartition("=")
-    if not sign or not pattern or not scheme:
-        raise click.UsageError(f"--override: PATTERN=SCHEME, such as '*.down_proj=W5A16', got {text!r}")
-    return pattern, None if scheme == "none" else {"scheme": scheme}
+def _override(text: str) -> tuple[str, dict[str, Any] | None]:
+    """`PATTERN=SCHEME` or `PATTERN=SCHEME:GROUP` as an entry of `overrides`."""
+    pattern, sign, found = text.rpartition("=")
+    scheme, colon, group = found.partition(":")
+    if not sign or not pattern or not scheme or (colon and not group):
+        raise click.UsageError(
+            f"--override: PATTERN=SCHEME or PATTERN=SCHEME:GROUP, such as '*.down_proj=W5A16:64', "
+            f"got {text!r}"
+        )
+    if found == "none":
+        return pattern, None
+    return pattern, {"scheme": scheme} | (
+        {"group": _number(group, {"row": None}, "--override")} if colon else {}
+    )
 
 
 def _embeddings(text: str) -> Any:

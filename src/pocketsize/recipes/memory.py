@@ -65,8 +65,8 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much text a run reads: windows that calibrate, those of them that the model writes, and their
-    length; and tokens that are evaluated."""
+    """How much text a run reads: windows that calibrate, those that the model writes, which may be more than
+    calibrate, and their length; and tokens that are evaluated."""
 
     windows: int
     written: int

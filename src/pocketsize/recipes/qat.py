@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from pocketsize.quantization.scheme import named
 from pocketsize.recipes.adapters import learned_parameters
 from pocketsize.recipes.correct import check_terms, refuse_experts
 from pocketsize.recipes.distill import Distill
-from pocketsize.recipes.grids import Quantizer, layer_scheme, words_of
+from pocketsize.recipes.grids import Quantizer, layer_scheme, scheme_of, words_of
 from pocketsize.recipes.layers import finish
 from pocketsize.recipes.mixes import base_of
 from pocketsize.recipes.quantize import ALPHA, DAMP, EFFORTS, Gptq, Rtn, check_damp
@@ -37,18 +38,21 @@ from pocketsize.recipes.training import (
     as_trained,
     budgeted,
     check,
+    count_of,
     course_report,
     findings_of,
     taught,
     training_examples,
 )
-from pocketsize.training.examples import Examples, split
+from pocketsize.training.examples import Examples, joined, split
 from pocketsize.training.objective import Losses, NextToken, Objective, Teacher
 from pocketsize.training.rounded import put_on_grids, taken_off, zeros_still
 
 STARTS = ("gptq", "rtn")
 # Windows of the training text that do not teach: they judge whether what was learned is kept.
 JUDGES = 16
+# At most so many windows are written for it: a few minutes of a small model.
+WRITTEN = 128
 # Tokens on which scales are tuned where nothing but much effort was asked for, and windows in a batch of it.
 TUNED, WINDOWS = "128k", 2
 # The highest learning rate of scales whose codes stay: in a step the outermost value of a group moves by a
@@ -145,7 +149,7 @@ class Qat(Quantizer, Training):
         """
         if ctx.world.size > 1:
             raise UnsupportedError("qat: it trains in one process; start it without torchrun")
-        teach, judge = split(training_examples(model, ctx, self.length), JUDGES, ctx.seed)
+        teach, judge = split(self._text(model, ctx), JUDGES, ctx.seed)
         windows = judge.batch(range(len(judge)))
         courses: list[TrainingReport] = []
         stages: list[Stage] = []
@@ -176,6 +180,24 @@ class Qat(Quantizer, Training):
             ctx.findings.append(Finding("learning-dropped", f"{said}, which was kept; try another rate"))
         return best
 
+    def windows_written(self, share: float, length: int) -> int:
+        """How many windows of `length` the model is to write where it writes this share of the text."""
+        if self.tokens is None:
+            return 0
+        return min(WRITTEN, math.ceil(share * (count_of(self.tokens) / length + JUDGES)))
+
+    def _text(self, model: Model, ctx: Context) -> Examples:
+        """The text that teaches: what the model wrote, and of the run's text as much as the budget leaves."""
+        text = training_examples(model, ctx, self.length)
+        if ctx.own is None:
+            return text
+        own = [row.numpy() for part in ctx.own.split(self.length, dim=1) for row in part]
+        if self.tokens is None:
+            return joined(text, own, len(text), ctx.seed)
+        length = int(text.lengths.max())
+        left = count_of(self.tokens) + JUDGES * length - ctx.own.numel()
+        return joined(text, own, math.ceil(left / length), ctx.seed)
+
     def _learn(
         self, model: Model, start: tuple[Model, Sequence[LayerReport]], ctx: Context, examples: Examples
     ) -> tuple[Model, TrainingReport]:
@@ -195,7 +217,9 @@ class Qat(Quantizer, Training):
             for path in model.blocks:
                 own = {n: done[n].to(CPU) for n in model.linears_of(path) if n in done}
                 ctx.store.keep(path, own, tuple(one for one in of_start if one.name in own))
-            if ends := {name: begun.quantized[name] for name in model.ends if name in begun.quantized}:
+            if ends := {
+                n: done.get(n, begun.quantized[n]).to(CPU) for n in model.ends if n in begun.quantized
+            }:
                 ctx.store.keep("embeddings", ends, tuple(one for one in of_start if one.name in ends))
             facts = course_report(course, lesson, read, module)
             publish_bytes(folder / COURSE, json.dumps(asdict(facts)).encode())
@@ -244,7 +268,7 @@ def learned_numbers(step: Training, model: Model) -> int:
     """How many numbers learn in a training: of quantized matrices with codes that stay, scales alone."""
     if not isinstance(step, Qat) or step.codes:
         return learned_parameters(step, model)
-    schemes = ((name, layer_scheme(step, name)) for name in model.linears)
+    schemes = ((name, scheme_of(step, model)(name)) for name in (*model.linears, *model.ends))
     shapes = [(*model.matrix_shape(name), scheme) for name, scheme in schemes if scheme is not None]
     return sum(
         rows * (columns // scheme.width(columns)) * (1 + scheme.float_zeros)

@@ -22,6 +22,7 @@ from pocketsize.recipes.classifier import classes_in
 from pocketsize.recipes.distill import Finetune
 from pocketsize.recipes.grids import Quantizer
 from pocketsize.recipes.oats import Oats
+from pocketsize.recipes.qat import Qat
 from pocketsize.recipes.rotate import check_turns
 from pocketsize.recipes.step import Step
 from pocketsize.recipes.table import STEPS
@@ -136,6 +137,16 @@ class Recipe:
         for step in self.steps:
             model = step.outline(model)
         return model
+
+    @property
+    def windows_written(self) -> int:
+        """How many windows the model writes: the first of them calibrate, all of them may teach it."""
+        calibrate, length = self.data.written_windows, self.data.length
+        if self.data.train:
+            return calibrate
+        share = calibrate / self.data.sequences
+        taught = [step.windows_written(share, length) for step in self.steps if isinstance(step, Qat)]
+        return max([calibrate, *taught])
 
     @property
     def source(self) -> str:

@@ -267,7 +267,7 @@ def _walk(short: Model, ids: Tensor, mask: Tensor) -> float:
 
 def _written(short: Model, recipe: Recipe, watch: _Watch, calls: list[float]) -> tuple[float, ...]:
     """Time the writing of text, the first tokens of as many windows at once as the run would write."""
-    count = recipe.data.written_windows
+    count = recipe.windows_written
     if not count or not any(step.calibrated for step in recipe.steps):
         return ()
     module = materialise(short, forward_dtype(), working_device())

@@ -82,7 +82,7 @@ def size_of(recipe: Recipe, texts: Texts) -> Size:
     """How much text calibrates; the files may hold less than the recipe asks for."""
     count, length = texts.calibrate.input_ids.shape
     own = recipe.data.written_windows
-    return Size(count + own, own, length, texts.evaluate.input_ids.numel())
+    return Size(count + own, recipe.windows_written, length, texts.evaluate.input_ids.numel())
 
 
 def free_bytes(out: Path) -> tuple[int, Path]:

@@ -43,7 +43,7 @@ from pocketsize.recipes.grids import refuse_unstored
 from pocketsize.recipes.journal import Journal, open_journal, working
 from pocketsize.recipes.kept import kept_bytes
 from pocketsize.recipes.output import check_output, made_by, refuse_taken, require_finished, work_folder
-from pocketsize.recipes.recipe import Data, Recipe
+from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.record import SCHEMA, Finding, Mixture, RunRecord, SizePart, TextRecord, Timing
 from pocketsize.recipes.room import require_room
 from pocketsize.recipes.shortage import memory_explained
@@ -202,14 +202,14 @@ def settle(original: Model, recipe: Recipe) -> tuple[Model, Recipe, Texts]:
     return original, recipe, read_texts(recipe.data, recipe.base, original, trains=trains, outline=outline)
 
 
-def written(model: Model, data: Data, kept: Path, *, length: int) -> Int64[Tensor, "n length"]:
+def written(model: Model, count: int, seed: int, kept: Path, *, length: int) -> Int64[Tensor, "n length"]:
     """The windows that the model writes, read from the folder `kept` if they were written before."""
-    count, here = data.written_windows, (torch.get_num_threads(), str(working_device()))
-    what = (model.origin.sha256, data.seed, count, length, *here, sorted(versions().items()))
+    here = (torch.get_num_threads(), str(working_device()))
+    what = (model.origin.sha256, seed, count, length, *here, sorted(versions().items()))
 
     def write() -> bytes:
         module = materialise(model, forward_dtype(), working_device())
-        own = write_windows(module, tokenizer_of(model), count=count, length=length, seed=data.seed)
+        own = write_windows(module, tokenizer_of(model), count=count, length=length, seed=seed)
         out = io.BytesIO()
         np.save(out, own.numpy())
         return out.getvalue()
@@ -221,16 +221,14 @@ def written(model: Model, data: Data, kept: Path, *, length: int) -> Int64[Tenso
 def apply_steps(job: Job, journal: Journal, clock: Clock) -> Done:
     """The steps of a recipe, one after the other; what the model writes for them is kept beside."""
     original, recipe, texts = job.original, job.recipe, job.texts
-    ids, mask = texts.calibrate.input_ids, texts.calibrate.mask
+    own = None
     if recipe.data.written_windows and any(step.calibrated for step in recipe.steps):
+        length, seed = texts.calibrate.input_ids.shape[1], recipe.data.seed
         with clock.phase("write"):
-            own = written(original, recipe.data, work_folder(job.out), length=ids.shape[1])
-        ids, mask = torch.cat([ids, own]), torch.cat([mask, torch.ones_like(own, dtype=torch.bool)])
-        records = (*texts.records, _written_record(own, len(own) / len(ids)))
-        both = replace(texts.calibrate, input_ids=ids, mask=mask)
-        texts = replace(texts, records=records, calibrate=both)
+            own = written(original, recipe.windows_written, seed, work_folder(job.out), length=length)
+        texts = _with_own(texts, own, recipe.data.written_windows)
     context = _context(original, recipe, texts, journal, clock.console.progress)
-    context.world = job.world
+    context.world, context.own = job.world, None if recipe.data.train else own
     model = original
     for step in recipe.steps:
         with clock.phase(step.kind, layers=True):
@@ -388,9 +386,18 @@ def _no_smaller(model: Model, artifacts: tuple[Artifact, ...]) -> Iterator[Findi
             yield Finding("no-smaller", f"{artifact.format}: {told}")
 
 
-def _written_record(own: Int64[Tensor, "n length"], share: float) -> TextRecord:
+def _with_own(texts: Texts, own: Int64[Tensor, "n length"], calibrate: int) -> Texts:
+    """The texts with what the model wrote: so many windows calibrate, all of them may teach."""
+    first, whole = own[:calibrate], texts.calibrate
+    ids = torch.cat([whole.input_ids, first])
+    mask = torch.cat([whole.mask, torch.ones_like(first, dtype=torch.bool)])
+    records = [*texts.records, _written_record("calibrate", first, len(first) / len(ids))]
+    if len(own) > calibrate:
+        records.append(_written_record("train", own, 1.0))
+    return replace(texts, records=tuple(records), calibrate=replace(whole, input_ids=ids, mask=mask))
+
+
+def _written_record(role: str, own: Int64[Tensor, "n length"], share: float) -> TextRecord:
     digest = hashlib.sha256(own.numpy().tobytes()).hexdigest()
     count, length = own.shape
-    return TextRecord(
-        "calibrate", "written by the model itself", digest, count, count, length, own.numel(), share
-    )
+    return TextRecord(role, "written by the model itself", digest, count, count, length, own.numel(), share)

@@ -91,7 +91,8 @@ class Context:
     `progress(done, total, what)` is told of each finished unit. `original` is the model that the run
     began with (turned, where `rotate` is its first step), `corpus` the text that trainings read, `seed` what
     they draw by. `world` are the processes that train together. `beside` are files that go into the output
-    beside the weights, by name.
+    beside the weights, by name. `own` are windows that the model wrote, unless a text that trains
+    was named: some of them calibrate, and they are half or so of what teaches `qat`.
     """
 
     input_ids: Int64[Tensor, "n length"]
@@ -105,6 +106,7 @@ class Context:
     seed: int = 0
     world: World = field(default_factory=Solo)
     beside: dict[str, Path] = field(default_factory=dict)
+    own: Int64[Tensor, "n length"] | None = None
 
     def made(self, key: str, write: Callable[[Path], None], *, together: bool = False) -> Path:
         """The folder with this name, which `write` fills in the first process; in all of them if `together`.

@@ -126,6 +126,14 @@ def split(examples: Examples, judges: int, seed: int) -> tuple[Examples, Example
     return examples.part(sorted(rows[count:])), examples.part(sorted(rows[:count]))
 
 
+def joined(text: Examples, own: Sequence[np.ndarray], rows: int, seed: int) -> Examples:
+    """These rows of tokens, and so many of the text's, drawn by the seed: one at least, all at most."""
+    count = max(1, min(rows, len(text)))
+    drawn = torch.randperm(len(text), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    of_text = [text.flat[text.starts[row] : text.starts[row + 1]] for row in sorted(drawn)]
+    return of_rows([*of_text, *own], text.pad, f"{text.name} and what the model writes")
+
+
 @dataclass(frozen=True)
 class Order:
     """Which rows each batch has: every row once an epoch, in an order that `seed` and the epoch decide.

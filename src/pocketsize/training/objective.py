@@ -92,8 +92,8 @@ class NextToken:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        self.head = head_of(self.student)
-        self.panel = Panel(self.teachers, self.head.weight.shape[0], self.weigh_by_loss, self.dtype)
+        width = head_of(self.student).weight.shape[0]
+        self.panel = Panel(self.teachers, width, self.weigh_by_loss, self.dtype)
 
     def count(self, batch: Batch) -> int:
         """Predicted tokens."""
@@ -108,7 +108,8 @@ class NextToken:
             said = self.panel.says(batch, kept) if self.teachers else None
         signal = self.signals(batch, kept) if self.signals is not None else None
         hard = 0.0 if batch.written else self.losses.hard
-        found = mean_over_vocabulary(hidden, self.head, self._score(targets, said, signal, hard))
+        # Asked for anew: a head on a grid is made of what has learned.
+        found = mean_over_vocabulary(hidden, head_of(self.student), self._score(targets, said, signal, hard))
         return found + apart(batch.mask)
 
     def _score(

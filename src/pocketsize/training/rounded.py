@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -57,12 +58,14 @@ def put_on_grids(
 ) -> dict[str, Grid]:
     """Let a module have the model's linears on these grids, and nothing else to learn; by parameter name.
 
-    The module holds the original matrices; what is quantized of it that is no linear stays as it is.
+    The module holds the original matrices. Where codes stay, embedding and head that are quantized are on
+    their grids as well, and a tied head goes on being the embedding. Where codes learn they stay as they are:
+    most rows of a vocabulary have next to no gradient, which the optimizer would make steps of full size.
     """
     module.requires_grad_(False)
     found: dict[str, Grid] = {}
     kind = Rounded if codes else Rescaled
-    for name in model.linears:
+    for name in model.linears if codes else (*model.linears, *model.ends):
         if name not in start:
             continue
         owner, _, attribute = name.rpartition(".")
@@ -74,10 +77,19 @@ def put_on_grids(
             linear.get_parameter(attribute).data = W.to(weight.scale.device)
         parametrize.register_parametrization(linear, attribute, one, unsafe=True)
         found[name] = one
+    if model.tied and model.arch.embedding in found:
+        _tie(module, model.arch.embedding, found[model.arch.embedding])
     if codes:
         for p in _places(module, found).values():
             p.requires_grad_(True)
     return found
+
+
+def _tie(module: nn.Module, embedding: str, one: Grid) -> None:
+    """Let the head multiply by what the embedding becomes, and both learn the same numbers."""
+    head = cast(Any, module).get_output_embeddings()
+    parametrize.register_parametrization(head, "weight", one, unsafe=True)
+    head.parametrizations.weight.original = module.get_parameter(_place(embedding))
 
 
 @torch.no_grad()
@@ -102,8 +114,10 @@ def taken_off(module: nn.Module, rounded: Mapping[str, Grid]) -> dict[str, QWeig
 
 
 def _places(module: nn.Module, rounded: Mapping[str, Grid]) -> dict[str, nn.Parameter]:
-    found: dict[str, nn.Parameter] = {}
-    for name in rounded:
-        owner, _, attribute = name.rpartition(".")
-        found[name] = module.get_parameter(f"{owner}.parametrizations.{attribute}.original")
-    return found
+    return {name: module.get_parameter(_place(name)) for name in rounded}
+
+
+def _place(name: str) -> str:
+    """The name that a matrix's own parameter has while the matrix is on a grid."""
+    owner, _, attribute = name.rpartition(".")
+    return f"{owner}.parametrizations.{attribute}.original"
