@@ -10,7 +10,8 @@ from contest import OURS, Side
 LEARNED = f"{OURS}-balanced"
 _STEP = {"step": {"gptq": {"learn": 20, "alpha": 0.25}}, "export": ["folder"]}
 TUNED = f"{OURS}-tuned"
-_WHOLE = {"step": {"qat": {"learn": 20, "codes": False, "tokens": "128k", "batch": 2}}, "export": ["folder"]}
+_KEYS = {"learn": 50, "alpha": 0.25, "codes": False, "tokens": "128k", "batch": 2}
+_WHOLE = {"step": {"qat": _KEYS}, "export": ["folder"]}
 SIDES = (
     Side("llmcompressor", "side_llmcompressor.py", ("llmcompressor==0.14.0.1",)),
     Side(
