@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import pocketsize as ps
 from pocketsize.exporting import table
+from pocketsize.recipes import qat
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.distill import Distill
+from pocketsize.recipes.qat import Qat
 from pocketsize.recipes.quantize import Rtn
 from pocketsize.recipes.recipe import Data
+from pocketsize.training.rounded import put_on_grids
 from tiny import write_texts, write_tiny
 
 
@@ -51,3 +55,28 @@ def test_minutes_are_taken_at_their_word(tmp_path: Path) -> None:
     step = Distill(minutes=5.0, batch=4, length=32)
     found = ps.plan(source, [step], out=tmp_path / "o", export=["folder"], data=data, console=Quiet())
     assert {s.name: s.time_s for s in found.stages}["distill"] == 300
+
+
+def test_tuning_is_rehearsed_with_scales_that_learn_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with all weights, which would take more time and memory than the run does."""
+    source = write_tiny(tmp_path / "m", "llama")
+    calibrate, evaluate = write_texts(tmp_path)
+    data = Data((calibrate,), (evaluate,), sequences=8, length=64, tokens=256, written=0.5)
+    learned: list[bool] = []
+
+    def put(*given: Any, codes: bool, **named: Any) -> Any:
+        learned.append(codes)
+        return put_on_grids(*given, codes=codes, **named)
+
+    monkeypatch.setattr(qat, "put_on_grids", put)
+    step = Qat(scheme="W4A16", group=32, codes=False, learn=2, tokens="20k", batch=2, length=64)
+    found = ps.plan(source, [step], out=tmp_path / "o", export=["folder"], data=data, console=Quiet())
+    assert learned == [False] and "2 steps of qat were made" in found.rehearsal
+    stages = {stage.name: stage.time_s for stage in found.stages}
+    done = ps.run(source, [step], out=tmp_path / "o", export=["folder"], data=data, console=Quiet())
+    took = done.record.timing.phases_s
+    assert learned == [False, False] and {"write", "qat"} <= {*took}
+    assert stages["qat"] is not None and took["qat"] / 4 < stages["qat"] < 4 * took["qat"] + 1
+    assert stages["write"] is not None and stages["write"] < 4 * took["write"] + 1

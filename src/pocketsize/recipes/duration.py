@@ -77,9 +77,12 @@ def _writing(whole: Whole, one: Rehearsal, spent: Spent) -> float:
 
 
 def _gptq(whole: Whole, one: Rehearsal, spent: Spent) -> float:
-    """All blocks once for each stage; where there are several each is then measured on a few windows."""
+    """All blocks once for each stage; where there are several each is then measured on a few windows.
+
+    With too little text for windows that judge there is one stage, and one unit for each block.
+    """
     step = next((step for step in whole.recipe.steps if stages_of(step) > 1), None)
-    if step is None:
+    if step is None or len(spent.units) < stages_of(step):
         return _walked(whole, one, spent.units, one.batch_s)
     passes = [1.0, *[DRIFTED if drifts(step) else 1.0] * corrects(step)]
     passes += [LEARNED] * (steps_learned(step) > 0)

@@ -196,10 +196,10 @@ def _with_times(found: Plan, prepared: tuple[Model, Recipe, Texts], room: Room, 
         console.phase(f"rehearse {path}")
         rest = replace(recipe, steps=walks)
         try:
-            one = rehearse(model, rest, texts)
+            one = rehearse(model, rest, texts, written=recipe.windows_written)
         except PocketsizeError as error:
             raise type(error)(f"rehearsal of {path}: {error}") from error
-        for t in durations(Whole(model, rest, size_of(rest, texts), room.disk), one):
+        for t in durations(Whole(model, rest, size_of(recipe, texts), room.disk), one):
             own = "qat" if t.name == walks[-1].kind and "qat" in took else t.name
             before = took.get(own, Took(own, 0.0, 0.0))
             took[own] = Took(own, before.cpu_s + t.cpu_s, before.time_s + t.time_s)

@@ -133,8 +133,11 @@ class _Watch:
         self._open = None
 
 
-def rehearse(model: Model, recipe: Recipe, texts: Texts) -> Rehearsal:
-    """Run the resolved recipe on the middle block alone, with a few batches of its real texts."""
+def rehearse(model: Model, recipe: Recipe, texts: Texts, *, written: int) -> Rehearsal:
+    """Run the resolved recipe on the middle block alone, with a few batches of its real texts.
+
+    The model is timed as it writes as many windows at once as it will where `written` of them are asked for.
+    """
     start = time.perf_counter()
     index = len(model.blocks) // 2
     _compiled(recipe)
@@ -143,7 +146,8 @@ def rehearse(model: Model, recipe: Recipe, texts: Texts) -> Rehearsal:
         few = _few(texts, HELD_OUT if any(stages_of(step) > 1 for step in recipe.steps) else BATCHES)
         watch = _Watch()
         with _timed_block(short, watch) as calls:
-            written = _written(short, recipe, watch, calls)
+            writing = any(step.calibrated for step in recipe.steps) and written > 0
+            said = _written(short, min(written, WRITERS), recipe.data.seed, watch, calls) if writing else ()
             batch_s, walk_s = _walked(short, few, recipe)
             file, findings = _run(short, recipe, few, watch, work)
     ids = few.calibrate.input_ids
@@ -154,7 +158,7 @@ def rehearse(model: Model, recipe: Recipe, texts: Texts) -> Rehearsal:
         batches=len(ids) / max(1, BATCH_TOKENS // ids.shape[1]),
         evaluated_tokens=few.evaluate.input_ids.numel(),
         parameters=short.origin.parameters,
-        calls=written,
+        calls=said,
         stages=watch.stages,
         file=file,
         findings=findings,
@@ -265,16 +269,13 @@ def _walk(short: Model, ids: Tensor, mask: Tensor) -> float:
     return cpu_s() - start
 
 
-def _written(short: Model, recipe: Recipe, watch: _Watch, calls: list[float]) -> tuple[float, ...]:
-    """Time the writing of text, the first tokens of as many windows at once as the run would write."""
-    count = recipe.windows_written
-    if not count or not any(step.calibrated for step in recipe.steps):
-        return ()
+def _written(short: Model, count: int, seed: int, watch: _Watch, calls: list[float]) -> tuple[float, ...]:
+    """Time the writing of text, the first tokens of so many windows at once."""
     module = materialise(short, forward_dtype(), working_device())
     tokenizer = tokenizer_of(short)
     del calls[:]
     watch.phase("write")
-    write_windows(module, tokenizer, count=min(count, WRITERS), length=WRITTEN, seed=recipe.data.seed)
+    write_windows(module, tokenizer, count=count, length=WRITTEN, seed=seed)
     watch.end()
     return tuple(calls)
 

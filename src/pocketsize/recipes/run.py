@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,13 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import torch
-from jaxtyping import Int64
-from torch import Tensor
-
 import pocketsize
-from pocketsize.data.written import write_windows
 from pocketsize.distributed.world import Solo, World, together
 from pocketsize.exporting.artifact import Artifact
 from pocketsize.exporting.compressed_tensors import packed_schemes
@@ -32,25 +24,23 @@ from pocketsize.measurement.machine import cpu_seconds, machine, peak_rss_bytes,
 from pocketsize.measurement.measurement import Measurement
 from pocketsize.measurement.size import sizes
 from pocketsize.measurement.suite import latency, quality_of
-from pocketsize.models.device import working_device
-from pocketsize.models.dtype import NAMES, forward_dtype
-from pocketsize.models.load import load, tokenizer_of
+from pocketsize.models.dtype import NAMES
+from pocketsize.models.load import load
 from pocketsize.models.model import Model
-from pocketsize.models.skeleton import materialise
 from pocketsize.recipes.fingerprint import fingerprint
 from pocketsize.recipes.gate import gates_before, with_gates
 from pocketsize.recipes.grids import refuse_unstored
 from pocketsize.recipes.journal import Journal, open_journal, working
-from pocketsize.recipes.kept import kept_bytes
 from pocketsize.recipes.output import check_output, made_by, refuse_taken, require_finished, work_folder
 from pocketsize.recipes.recipe import Recipe
-from pocketsize.recipes.record import SCHEMA, Finding, Mixture, RunRecord, SizePart, TextRecord, Timing
+from pocketsize.recipes.record import SCHEMA, Finding, Mixture, RunRecord, SizePart, Timing
 from pocketsize.recipes.room import require_room
 from pocketsize.recipes.shortage import memory_explained
 from pocketsize.recipes.step import Context
 from pocketsize.recipes.stop import Stop, stopping
-from pocketsize.recipes.texts import Texts, read_texts
+from pocketsize.recipes.texts import Texts, read_texts, with_own
 from pocketsize.recipes.training import Training
+from pocketsize.recipes.writing import own_windows
 
 
 class Console(Protocol):
@@ -202,22 +192,6 @@ def settle(original: Model, recipe: Recipe) -> tuple[Model, Recipe, Texts]:
     return original, recipe, read_texts(recipe.data, recipe.base, original, trains=trains, outline=outline)
 
 
-def written(model: Model, count: int, seed: int, kept: Path, *, length: int) -> Int64[Tensor, "n length"]:
-    """The windows that the model writes, read from the folder `kept` if they were written before."""
-    here = (torch.get_num_threads(), str(working_device()))
-    what = (model.origin.sha256, seed, count, length, *here, sorted(versions().items()))
-
-    def write() -> bytes:
-        module = materialise(model, forward_dtype(), working_device())
-        own = write_windows(module, tokenizer_of(model), count=count, length=length, seed=seed)
-        out = io.BytesIO()
-        np.save(out, own.numpy())
-        return out.getvalue()
-
-    found = kept_bytes(kept, "written", what, "npy", write)
-    return torch.from_numpy(np.load(io.BytesIO(found), allow_pickle=False))
-
-
 def apply_steps(job: Job, journal: Journal, clock: Clock) -> Done:
     """The steps of a recipe, one after the other; what the model writes for them is kept beside."""
     original, recipe, texts = job.original, job.recipe, job.texts
@@ -225,8 +199,8 @@ def apply_steps(job: Job, journal: Journal, clock: Clock) -> Done:
     if recipe.data.written_windows and any(step.calibrated for step in recipe.steps):
         length, seed = texts.calibrate.input_ids.shape[1], recipe.data.seed
         with clock.phase("write"):
-            own = written(original, recipe.windows_written, seed, work_folder(job.out), length=length)
-        texts = _with_own(texts, own, recipe.data.written_windows)
+            own = own_windows(original, recipe.windows_written, seed, work_folder(job.out), length=length)
+        texts = with_own(texts, own, recipe.data.written_windows)
     context = _context(original, recipe, texts, journal, clock.console.progress)
     context.world, context.own = job.world, None if recipe.data.train else own
     model = original
@@ -384,20 +358,3 @@ def _no_smaller(model: Model, artifacts: tuple[Artifact, ...]) -> Iterator[Findi
             after, before = artifact.bytes / 1e6, model.origin.source_bytes / 1e6
             told = f"{after:.1f} MB is no smaller than the {before:.1f} MB that were downloaded"
             yield Finding("no-smaller", f"{artifact.format}: {told}")
-
-
-def _with_own(texts: Texts, own: Int64[Tensor, "n length"], calibrate: int) -> Texts:
-    """The texts with what the model wrote: so many windows calibrate, all of them may teach."""
-    first, whole = own[:calibrate], texts.calibrate
-    ids = torch.cat([whole.input_ids, first])
-    mask = torch.cat([whole.mask, torch.ones_like(first, dtype=torch.bool)])
-    records = [*texts.records, _written_record("calibrate", first, len(first) / len(ids))]
-    if len(own) > calibrate:
-        records.append(_written_record("train", own, 1.0))
-    return replace(texts, records=tuple(records), calibrate=replace(whole, input_ids=ids, mask=mask))
-
-
-def _written_record(role: str, own: Int64[Tensor, "n length"], share: float) -> TextRecord:
-    digest = hashlib.sha256(own.numpy().tobytes()).hexdigest()
-    count, length = own.shape
-    return TextRecord(role, "written by the model itself", digest, count, count, length, own.numel(), share)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -102,6 +103,17 @@ def read_texts(
         tuple(findings),
         tuple(records),
     )
+
+
+def with_own(texts: Texts, own: Int64[Tensor, "n length"], calibrate: int) -> Texts:
+    """The texts with what the model wrote: so many windows calibrate, all of them may teach."""
+    first, whole = own[:calibrate], texts.calibrate
+    ids = torch.cat([whole.input_ids, first])
+    mask = torch.cat([whole.mask, torch.ones_like(first, dtype=torch.bool)])
+    records = [*texts.records, _own_record("calibrate", first, len(first) / len(ids))]
+    if len(own) > calibrate:
+        records.append(_own_record("train", own, 1.0))
+    return replace(texts, records=tuple(records), calibrate=replace(whole, input_ids=ids, mask=mask))
 
 
 def _train(data: Data, base: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Corpus | None:
@@ -248,3 +260,9 @@ def _sentence_record(corpus: Corpus, seed: int, tokenizer: PreTrainedTokenizerBa
     tokens = sum(len(ids) for ids in tokenizer(chosen).input_ids)
     digest = hashlib.sha256("\n".join(chosen).encode()).hexdigest()
     return TextRecord("evaluate", corpus.name, digest, len(corpus.documents), len(chosen), 0, tokens)
+
+
+def _own_record(role: str, own: Int64[Tensor, "n length"], share: float) -> TextRecord:
+    digest = hashlib.sha256(own.numpy().tobytes()).hexdigest()
+    count, length = own.shape
+    return TextRecord(role, "written by the model itself", digest, count, count, length, own.numel(), share)

@@ -35,6 +35,11 @@ class _Trial(Journal):
 
     at: list[tuple[float, float]] = field(default_factory=list)
 
+    def beside(self, name: str) -> _Trial:
+        """The journal of a stage, whose training ends as early."""
+        folder = self.folder / name
+        return _Trial(folder, open_journal(folder, self.fingerprint).fingerprint, at=self.at)
+
     def course(self, key: str) -> Keeper:
         """A keeper that lets no training go on."""
         return _Timed(self.at)

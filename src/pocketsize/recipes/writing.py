@@ -1,4 +1,4 @@
-"""Text that a lesson writes itself: the student while it learns, or the teacher before."""
+"""Text that models write for a run: for themselves, or a student while it learns, or its teacher before."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from pocketsize.data.written import write_windows
 from pocketsize.errors import UnsupportedError, UsageError
 from pocketsize.measurement.machine import versions
 from pocketsize.models.device import working_device
+from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.load import tokenizer_of
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
@@ -62,6 +65,28 @@ def policy(step: Writing, seed: int) -> Callable[[nn.Module, Order], Policy]:
     return lambda student, order: Policy(order, student, step.on_policy, step.replay, seed=seed)
 
 
+def own_windows(model: Model, count: int, seed: int, kept: Path, *, length: int) -> Int64[Tensor, "n length"]:
+    """The windows that the model writes, read from the folder `kept` if they were written before."""
+
+    def write() -> bytes:
+        module = materialise(model, forward_dtype(), working_device())
+        return _as_npy(write_windows(module, tokenizer_of(model), count=count, length=length, seed=seed))
+
+    found = kept_bytes(kept, "written", (model.origin.sha256, seed, count, length, *_here()), "npy", write)
+    return torch.from_numpy(np.load(io.BytesIO(found), allow_pickle=False))
+
+
+def _here() -> tuple[object, ...]:
+    """What besides a seed decides what a model writes."""
+    return torch.get_num_threads(), str(working_device()), *sorted(versions().items())
+
+
+def _as_npy(ids: Tensor) -> bytes:
+    out = io.BytesIO()
+    np.save(out, ids.numpy())
+    return out.getvalue()
+
+
 def written_examples(
     step: Writing, teachers: Sequence[Model], maps: Sequence[Tensor | None], length: int, ctx: Context
 ) -> Examples:
@@ -70,7 +95,6 @@ def written_examples(
         raise UnsupportedError("distill: written: a teacher with other tokens cannot write for the student")
     place = ctx.store.place("written")
     parts = math.ceil(count_of(step.written_tokens) / (length * TOGETHER))
-    here = (torch.get_num_threads(), str(working_device()), *sorted(versions().items()))
     modules: dict[int, nn.Module] = {}
     rows: list[np.ndarray] = []
     for i in range(parts):
@@ -82,11 +106,9 @@ def written_examples(
             own = write_windows(
                 modules[who], tokenizer_of(teachers[who]), count=TOGETHER, length=length, seed=seed
             )
-            out = io.BytesIO()
-            np.save(out, own.to(torch.int32).numpy())
-            return out.getvalue()
+            return _as_npy(own.to(torch.int32))
 
-        what = (print_of(teachers[who]), seed, TOGETHER, length, here)
+        what = (print_of(teachers[who]), seed, TOGETHER, length, _here())
         found = kept_bytes(place.folder, f"written-{i}", what, "npy", write)
         rows += list(np.load(io.BytesIO(found), allow_pickle=False))
         ctx.progress(i + 1, parts, f"{len(rows)} windows written")
