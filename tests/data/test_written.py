@@ -11,7 +11,7 @@ from pocketsize.data.written import write_windows
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
-from tiny import write_tiny
+from tiny import GENERATORS, write_tiny
 
 
 @pytest.fixture
@@ -62,3 +62,18 @@ def test_windows_begin_with_words(model: Model) -> None:
     assert not any(map(written._begins_a_word, ("ab", "water", "WATER", " 1st", "", "<s>")))
     tokenizer = tokenizer_of(model)
     assert not set(written._word_starts(tokenizer)) & set(tokenizer.all_special_ids)
+
+
+@pytest.mark.parametrize("family", GENERATORS)
+def test_room_for_keys_and_values_changes_nothing(family: str, tmp_path: Path) -> None:
+    """The same tokens as with the cache that transformers makes, in families that look back a few tokens too."""
+    module = materialise(load(write_tiny(tmp_path / "m", family)))
+    ids, past = torch.arange(20, 26).view(3, 2), None
+    expected, generator = [ids], torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for _ in range(30):
+            out = module(input_ids=expected[-1], past_key_values=past, use_cache=True)
+            past = out.past_key_values
+            expected.append(written._sampled(out.logits[:, -1], generator))
+    found = written.continued(module, ids, 32, torch.Generator().manual_seed(1))
+    assert torch.equal(found, torch.cat(expected, dim=1))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 BATCH = 64
 LIKELIEST = 1024
@@ -52,12 +55,44 @@ def continued(
     module: nn.Module, ids: Int64[Tensor, "n start"], length: int, generator: torch.Generator
 ) -> Int64[Tensor, "n length"]:
     """The windows of `length` tokens that begin with these, sampled from a causal model."""
-    written, past, device = [ids], None, next(module.parameters()).device
+    written, past, device = [ids], _room(module, length), next(module.parameters()).device
     for _ in range(length - ids.shape[1]):
         out = module(input_ids=written[-1].to(device), past_key_values=past, use_cache=True)
-        past = out.past_key_values
         written.append(_sampled(out.logits[:, -1], generator))
     return torch.cat(written, dim=1)
+
+
+class _Room(DynamicLayer):
+    """Keys and values of a layer, in tensors with room for all that will be written.
+
+    The layer of transformers copies all it has for each token: two thirds of the time of SmolLM2-135M.
+    """
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length = length
+        self.room: tuple[Tensor, ...] = ()
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """All keys and values so far, with these behind them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.room = tuple(
+                T.new_empty(*T.shape[:-2], self.length, T.shape[-1]) for T in (key_states, value_states)
+            )
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        for whole, new in zip(self.room, (key_states, value_states), strict=True):
+            whole[..., start:end, :] = new
+        self.keys, self.values = (whole[..., :end, :] for whole in self.room)
+        return self.keys, self.values
+
+
+def _room(module: nn.Module, length: int) -> DynamicCache:
+    """An empty cache for so many tokens; layers that look back a few tokens alone are those of transformers."""
+    cache = DynamicCache(config=module.config)
+    cache.layers = [_Room(length) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
 
 
 def _sampled(logits: Float[Tensor, "n vocab"], generator: torch.Generator) -> Int64[Tensor, "n 1"]:

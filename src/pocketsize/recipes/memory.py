@@ -173,7 +173,7 @@ def _writing(model: Model, size: Size) -> Iterator[list[float]]:
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     keys = held * size.length * heads * model.head_width * width
-    cache: list[float] = [keys] * (2 * len(model.blocks) + 2)  # one layer is copied as it grows
+    cache: list[float] = [keys] * (2 * len(model.blocks))
     logits = held * config.vocab_size * (width + 8)
     yield [*_all(model, width), *cache, logits, SCRATCH]
     yield _reading(model, width)
