@@ -66,7 +66,7 @@ def test_windows_begin_with_words(model: Model) -> None:
 
 @pytest.mark.parametrize("family", GENERATORS)
 def test_room_for_keys_and_values_changes_nothing(family: str, tmp_path: Path) -> None:
-    """The same tokens as with the cache that transformers makes, in families that look back a few tokens too."""
+    """The tokens are those with the cache of transformers, in families that look back a few tokens too."""
     module = materialise(load(write_tiny(tmp_path / "m", family)))
     ids, past = torch.arange(20, 26).view(3, 2), None
     expected, generator = [ids], torch.Generator().manual_seed(1)

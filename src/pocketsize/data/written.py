@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -89,8 +89,8 @@ class _Room(DynamicLayer):
 
 
 def _room(module: nn.Module, length: int) -> DynamicCache:
-    """An empty cache for so many tokens; layers that look back a few tokens alone are those of transformers."""
-    cache = DynamicCache(config=module.config)
+    """An empty cache for so many tokens; layers with a short look back are those of transformers."""
+    cache = DynamicCache(config=cast(Any, module).config)
     cache.layers = [_Room(length) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 

@@ -129,7 +129,7 @@ class Qat(Quantizer, Training):
         return replace(made, rate=SCALES_RATE) if made.rate == "auto" else made
 
     def rehearsal(self) -> tuple[Training, int]:
-        """The original teaches the whole of itself, at the same pace; or scales alone, of codes that are rounded."""
+        """The original teaches the whole of itself, at the same pace; or scales alone, of rounded codes."""
         if not self.codes:
             return replace(self, start="rtn", damp=DAMP, alpha=0.0, learn=0), 1
         keys = {field.name: getattr(self, field.name) for field in fields(Training)}
