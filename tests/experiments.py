@@ -398,12 +398,12 @@ def _limit_memory() -> None:
 
 def _signal_at(where: str, numbers: list[int]) -> None:
     """Send this process a signal each of the first times that it comes to a place."""
-    from pocketsize.recipes import quantize, run
+    from pocketsize.recipes import quantize, run, writing
 
     owner, name = {
         "layer": (quantize, "gptq"),
         "load": (run, "read_texts"),
-        "write": (run, "write_windows"),
+        "write": (writing, "write_windows"),
         "measure": (run, "quality_of"),
         "export": (run, "behaviours"),
         "publish": (run, "write_manifest"),

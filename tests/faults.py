@@ -360,18 +360,12 @@ def _remember() -> None:
     """What is computed of the model is computed once: each function gives its first answer again."""
     from pocketsize import api
     from pocketsize.exporting import table
-    from pocketsize.recipes import fingerprint, run
+    from pocketsize.recipes import fingerprint, run, writing
 
-    reading = (
-        "prepare",
-        "materialise",
-        "tokenizer_of",
-        "write_windows",
-        "quality_of",
-        "behaviours",
-        "versions",
-    )
-    named = [*((run, name) for name in reading), (fingerprint, "versions"), (table, "verify_gguf")]
+    reading = ("prepare", "quality_of", "behaviours", "versions")
+    written = ("materialise", "tokenizer_of", "write_windows", "versions")
+    named = [*((run, name) for name in reading), *((writing, name) for name in written)]
+    named += [(fingerprint, "versions"), (table, "verify_gguf")]
     for owner, name in named:
         setattr(owner, name, _once(getattr(owner, name)))
     api.PAGES = {name: _once(page) for name, page in api.PAGES.items()}

@@ -8,7 +8,7 @@ import torch
 from oracles.learned import learned_slowly
 from pocketsize.quantization.gptq import gptq
 from pocketsize.quantization.grid import QWeight
-from pocketsize.quantization.learned import Learned
+from pocketsize.quantization.learned import INSIDE, Learned, hardens, places_of, softness
 from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import NAMED, Scheme
 
@@ -82,8 +82,64 @@ def test_the_error_of_what_is_read_falls(bits: int) -> None:
     learned = Learned(W, start)
     for step in range(60):
         few = X[torch.randint(0, 2048, (256,), generator=generator)]
-        learned.update((learned.weight().dequantize() - W) @ few.T @ few, step, 60)
+        Q = learned.soft(softness(step, 60) if hardens(scheme) else 0.0)
+        learned.update((Q - W) @ few.T @ few, step, 60)
     assert error(learned.weight()) < 0.9 * error(start)
+
+
+@pytest.mark.parametrize("scheme", [*SCHEMES.values(), *TABLES.values()], ids=[*SCHEMES, *TABLES])
+def test_a_soft_matrix_lies_between_the_original_and_what_is_stored(scheme: Scheme) -> None:
+    W = matrix(5)
+    start = gptq(W, torch.eye(64) + 0.3, scheme).weight
+    learned, stored = Learned(W, start), start.dequantize()
+    assert torch.equal(learned.soft(0.0), stored)
+    inside = (places_of(W, start).view_as(W) - start.codes.float()).abs() < INSIDE - 1e-3
+    assert float(inside.float().mean()) > 0.3
+    assert torch.allclose(learned.soft(1.0)[inside], W[inside], atol=1e-5)
+    middle = (learned.soft(1.0) + stored) / 2
+    assert torch.allclose(learned.soft(0.5), middle, atol=1e-5)
+
+
+def test_two_bits_that_harden_end_nearer_than_two_that_were_always_hard() -> None:
+    """Two matrices around a kink, each from GPTQ: what they give together on inputs that taught neither."""
+    assert _mean_after(soft=True) < _mean_after(soft=False) - 0.01 < 0.95
+
+
+def _mean_after(*, soft: bool) -> float:
+    """The error after learning over that before, over five draws."""
+    return sum(_error_after(seed, soft=soft) for seed in range(5)) / 5
+
+
+def _error_after(seed: int, *, soft: bool, steps: int = 60) -> float:
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(64, 64, generator=generator) / torch.arange(1, 65)[:, None] ** 0.5
+    X, held = (torch.randn(4096, 64, generator=generator) @ mixing for _ in range(2))
+    A = torch.randn(128, 64, generator=generator) / 8
+    B, scheme = torch.randn(64, 128, generator=generator) / 11, Scheme(2, 32)
+
+    def off(a: torch.Tensor, b: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return ((x @ a.T).relu() @ b.T - (x @ A.T).relu() @ B.T).square().mean()
+
+    first = gptq(A, X.T @ X, scheme).weight
+    Y = (X @ first.dequantize().T).relu()
+    starts = (first, gptq(B, Y.T @ Y, scheme).weight)
+    learned = [Learned(W, start) for W, start in zip((A, B), starts, strict=True)]
+    for step in range(steps):
+        few = X[torch.randint(0, 4096, (512,), generator=generator)]
+        matrices = [one.soft(softness(step, steps) if soft else 0.0).requires_grad_() for one in learned]
+        off(*matrices, few).backward()
+        for one, matrix in zip(learned, matrices, strict=True):
+            assert matrix.grad is not None
+            one.update(matrix.grad, step, steps)
+    before, after = ([q.dequantize() for q in qs] for qs in (starts, [one.weight() for one in learned]))
+    return float(off(*after, held)) / float(off(*before, held))
+
+
+def test_places_harden_before_the_last_steps() -> None:
+    shares = [softness(step, 20) for step in range(20)]
+    assert shares[0] == 1 and shares == sorted(shares, reverse=True)
+    assert shares[14] > 0 and not any(shares[15:])
+    assert hardens(Scheme(2, 64)) and hardens(NAMED["TERNARY"]) and not hardens(Scheme(3, 64))
 
 
 def test_a_group_of_zeros_stays_one() -> None:

@@ -197,7 +197,7 @@ def test_a_goal_or_a_recipe_leaves_no_step_to_choose(tmp_path: Path) -> None:
 def test_a_goal_is_planned_as_shrink_would_run_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pocketsize.recipes import plan as planning
 
-    monkeypatch.setattr(planning, "rehearse", lambda *_: rehearsal())
+    monkeypatch.setattr(planning, "rehearse", lambda *_, **__: rehearsal())
     source = write_tiny(tmp_path / "m", "llama")
     small, kept = (
         planned(source, **{"export": ("gguf",), **goal}) for goal in ({"fit": 80_000}, {"keep": "90%"})

@@ -78,12 +78,24 @@ def places(
 
     Each is measured in the cell of the code that it has; beyond the ends cells go on as wide as before.
     """
-    values, middles = table.tensor(x.device), table.middles(x.device)
+    c = codes.int()
+    offset = x - table.tensor(x.device)[c]
+    return c + 0.5 * offset / _half(offset > 0, c, table)
+
+
+def beside(
+    off: Float[Tensor, "out groups g"], codes: UInt8[Tensor, "out groups g"], table: Codebook
+) -> Float[Tensor, "out groups g"]:
+    """How far from their entries, in scales, places lie that are so far from their codes: `places` undone."""
+    return 2 * off * _half(off > 0, codes.int(), table)
+
+
+def _half(above: Tensor, c: Tensor, table: Codebook) -> Tensor:
+    """How far it is from entries to the upper or lower end of their cells."""
+    values, middles = table.tensor(c.device), table.middles(c.device)
     ends = 2 * values[[0, -1]] - middles[[0, -1]]
     edges = torch.cat((ends[:1], middles, ends[1:]))
-    c = codes.int()
-    offset = x - values[c]
-    return c + 0.5 * offset / torch.where(offset > 0, edges[c + 1] - values[c], values[c] - edges[c])
+    return torch.where(above, edges[c + 1] - values[c], values[c] - edges[c])
 
 
 def storable(

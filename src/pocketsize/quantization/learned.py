@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from pocketsize.quantization.codebook_grid import places, storable
+from pocketsize.quantization.codebook_grid import beside, places, storable
 from pocketsize.quantization.grid import QWeight, storable_scale, storable_zero
 from pocketsize.quantization.scheme import Scheme
 
@@ -18,6 +18,8 @@ INSIDE = 0.49
 # How far a weight moves in all where every gradient agrees, in codes; in fewer steps than these it moves no
 # faster. How fast scales and zeros move at first, in scales.
 TRAVEL, STEPS, PACE = 0.05, 50, 1e-3
+# Widths at which places begin soft, and the share of steps after which they are hard.
+SOFT_BITS, HARD = 2, 0.75
 # How long directions and sizes of gradients are remembered.
 _DIRECTION, _CODE_SIZE, _GRID_SIZE = 0.9, 0.95, 0.99
 
@@ -31,6 +33,11 @@ class Learned:
     gradient of a loss by the matrix, straight through the rounding; `matrix` is always what would be stored.
 
         place <- place - rate * direction,    rate falling from 2 TRAVEL / max(steps, STEPS) to 0
+
+    In few bits (`hardens`) what a block is given while it learns is `soft`: at first the original weights as
+    far as they lie in the cells of their codes, less and less of what they lie off, and codes alone when
+    `HARD` of the steps are made. The more weights are settled, the more the others make up for them
+    (progressive hardening: TesseraQ, arXiv:2410.19103, which settles the surest weights first).
 
     Rounding that is learned block by block: AdaRound (arXiv:2004.10568), BRECQ (arXiv:2102.05426); by
     straight-through signs of gradients within the cell of the rounding: SignRound (arXiv:2309.05516).
@@ -55,6 +62,23 @@ class Learned:
         """The matrix as it would be stored now."""
         return regrown(self._start, self.codes, self._moved)
 
+    def soft(self, share: float) -> Float[Tensor, "out in"]:
+        """The matrix with each place drawn to its code but for this share of what it lies off.
+
+            s (code + share (place - code) - z),     a place at most half a cell from its code
+
+        With 0 it is what would be stored. On a codebook half a cell is half the way to the next entry.
+        """
+        stored = self.weight()
+        Q = stored.dequantize()
+        if not share:
+            return Q
+        codes = stored.codes.view(self._place.shape)
+        off = (self._place - codes.to(torch.float32)).clamp(-0.5, 0.5)
+        if (table := stored.scheme.table) is not None:
+            off = beside(off, codes, table)
+        return Q + (share * stored.scale[..., None] * off).view(Q.shape)
+
     def update(self, gradient: Float[Tensor, "out in"], step: int, steps: int) -> None:
         """Move against the gradient of the loss by the matrix, as step number `step` of `steps`."""
         start = self._start
@@ -64,6 +88,16 @@ class Learned:
             moved -= PACE * left * adam.direction(slope, step)
         rate = 2 * TRAVEL / max(steps, STEPS) * left
         self._place -= rate * self._of_place.direction(g * start.scale.sign()[..., None], step)
+
+
+def softness(step: int, steps: int) -> float:
+    """How soft places are at a step: 1 at first, falling evenly to 0 when `HARD` of the steps are made."""
+    return max(0.0, 1.0 - step / (HARD * steps))
+
+
+def hardens(scheme: Scheme) -> bool:
+    """Whether places begin soft: with so few codes most weights lie far from theirs."""
+    return scheme.bits <= SOFT_BITS
 
 
 def places_of(W: Float[Tensor, "out in"], weight: QWeight) -> Float[Tensor, "out groups g"]:

@@ -11,7 +11,7 @@ from pocketsize.models.calls import windows_per_batch
 from pocketsize.models.device import CPU
 from pocketsize.models.model import Model
 from pocketsize.models.walk import HELD_OUT, Site, Whole
-from pocketsize.quantization.learned import Learned
+from pocketsize.quantization.learned import Learned, hardens, softness
 from pocketsize.recipes.record import Finding
 from pocketsize.recipes.step import Unit
 
@@ -41,10 +41,11 @@ def learn_block(site: Site, unit: Unit, model: Model, *, steps: int) -> None:
     device = site.weights[0].device
     learned = {n: Learned(model.matrix(n).to(device), q.to(device)) for n, q in unit.weights.items()}
 
-    def put() -> dict[str, torch.Tensor]:
+    def put(share: float = 0.0) -> dict[str, torch.Tensor]:
+        """Give the block its matrices, soft to this share where they harden; its parameters by name."""
         found: dict[str, torch.Tensor] = {}
         for name, one in learned.items():
-            W = model.as_stored(name, one.weight().dequantize())
+            W = model.as_stored(name, one.soft(share if hardens(unit.weights[name].scheme) else 0.0))
             found[name] = whole.put(name.removeprefix(f"{site.block}."), W)
         return found
 
@@ -66,12 +67,14 @@ def _teach(
     whole: Whole,
     model: Model,
     learned: dict[str, Learned],
-    put: Callable[[], dict[str, torch.Tensor]],
+    put: Callable[[float], dict[str, torch.Tensor]],
     order: Sequence[int],
 ) -> None:
     """One step for each batch in `order`."""
     for step, number in enumerate(order):
-        parameters = {name: parameter.requires_grad_() for name, parameter in put().items()}
+        parameters = {
+            name: parameter.requires_grad_() for name, parameter in put(softness(step, len(order))).items()
+        }
         with torch.enable_grad():
             whole.loss(number).backward()
         for name, one in learned.items():
