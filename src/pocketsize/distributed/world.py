@@ -83,5 +83,6 @@ def together() -> Iterator[World]:
     dist.init_process_group("nccl" if torch.cuda.device_count() > 1 else "gloo")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
+        dist.barrier()  # nobody leaves while another one still talks to it
     finally:
         dist.destroy_process_group()

@@ -18,8 +18,8 @@ INSIDE = 0.49
 # How far a weight moves in all where every gradient agrees, in codes; in fewer steps than these it moves no
 # faster. How fast scales and zeros move at first, in scales.
 TRAVEL, STEPS, PACE = 0.05, 50, 1e-3
-# Widths at which places begin soft, and the share of steps after which they are hard.
-SOFT_BITS, HARD = 2, 0.75
+# Widths at which places begin soft, how soft, and the share of steps after which they are hard.
+SOFT_BITS, SOFT, HARD = 2, 0.5, 0.75
 # How long directions and sizes of gradients are remembered.
 _DIRECTION, _CODE_SIZE, _GRID_SIZE = 0.9, 0.95, 0.99
 
@@ -34,8 +34,8 @@ class Learned:
 
         place <- place - rate * direction,    rate falling from 2 TRAVEL / max(steps, STEPS) to 0
 
-    In few bits (`hardens`) what a block is given while it learns is `soft`: at first the original weights as
-    far as they lie in the cells of their codes, less and less of what they lie off, and codes alone when
+    In few bits (`hardens`) what a block is given while it learns is `soft`: at first halfway between codes and
+    the original weights, as far as these lie in the cells, then ever nearer to the codes, and codes alone when
     `HARD` of the steps are made. The more weights are settled, the more the others make up for them
     (progressive hardening: TesseraQ, arXiv:2410.19103, which settles the surest weights first).
 
@@ -91,8 +91,8 @@ class Learned:
 
 
 def softness(step: int, steps: int) -> float:
-    """How soft places are at a step: 1 at first, falling evenly to 0 when `HARD` of the steps are made."""
-    return max(0.0, 1.0 - step / (HARD * steps))
+    """How soft places are at a step: `SOFT` at first, falling evenly to 0 when `HARD` of the steps are made."""
+    return SOFT * max(0.0, 1.0 - step / (HARD * steps))
 
 
 def hardens(scheme: Scheme) -> bool:
