@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -83,6 +84,8 @@ def together() -> Iterator[World]:
     dist.init_process_group("nccl" if torch.cuda.device_count() > 1 else "gloo")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
-        dist.barrier()  # nobody leaves while another one still talks to it
     finally:
         dist.destroy_process_group()
+        # Gloo's threads let go of what was sent a moment after it has arrived. One that still does so while
+        # the interpreter ends aborts the process; collecting takes longer than that.
+        gc.collect()

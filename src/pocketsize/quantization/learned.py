@@ -34,9 +34,9 @@ class Learned:
 
         place <- place - rate * direction,    rate falling from 2 TRAVEL / max(steps, STEPS) to 0
 
-    In few bits (`hardens`) what a block is given while it learns is `soft`: at first halfway between codes and
-    the original weights, as far as these lie in the cells, then ever nearer to the codes, and codes alone when
-    `HARD` of the steps are made. The more weights are settled, the more the others make up for them
+    In few bits (`hardens`) what a block is given while it learns is `soft`: at first halfway between codes
+    and the original weights, as far as these lie in the cells, then ever nearer to the codes, and codes alone
+    when `HARD` of the steps are made. The more weights are settled, the more the others make up for them
     (progressive hardening: TesseraQ, arXiv:2410.19103, which settles the surest weights first).
 
     Rounding that is learned block by block: AdaRound (arXiv:2004.10568), BRECQ (arXiv:2102.05426); by
@@ -91,7 +91,7 @@ class Learned:
 
 
 def softness(step: int, steps: int) -> float:
-    """How soft places are at a step: `SOFT` at first, falling evenly to 0 when `HARD` of the steps are made."""
+    """How soft places are at a step: `SOFT` at first, falling evenly to 0 after `HARD` of the steps."""
     return SOFT * max(0.0, 1.0 - step / (HARD * steps))
 
 
