@@ -162,7 +162,7 @@ class Bench:
         stem, figures = self.results / run.name, self.quantized(run)
         assert figures is not None
         score = json.loads(Path(f"{stem}.score.json").read_text())
-        self.kept.mkdir(exist_ok=True)
+        self.kept.mkdir(parents=True, exist_ok=True)
         write_json(self.kept / f"{run.name}.json", figures | score)
         for end in ("json", "score.json", "safetensors"):
             Path(f"{stem}.{end}").unlink()

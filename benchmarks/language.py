@@ -75,8 +75,3 @@ def by_domain(results: Sequence[Result], name: str) -> dict[str, dict[str, float
 def kl_on(domain: str) -> Figure:
     """KL on one kind of text."""
     return lambda one: one.domains[domain]["kl_mean"]
-
-
-def cost(key: str) -> Figure:
-    """One of the figures of the quantization itself."""
-    return lambda one: one.figures[key]

@@ -88,6 +88,26 @@ def spread(values: Iterable[float]) -> dict[str, float]:
     return {"median": round(statistics.median(found), 5), "min": min(found), "max": max(found)}
 
 
+def cost(key: str) -> Figure:
+    """One of the figures of the quantization itself."""
+    return lambda one: one.figures[key]
+
+
+def worst(
+    results: Sequence[Result], own: str, figure: Figure, wanted: Callable[[Result], bool]
+) -> float | None:
+    """The largest ratio of ours to the least of the wanted peers, over the seeds; None if a side is missing.
+
+    What needs no calibration ran once and stands beside every seed.
+    """
+    ratios = []
+    for mine in (one for one in results if one.run.side.name == own):
+        same = [one for one in results if one.run.seed == mine.run.seed or not one.run.side.calibrated]
+        if peers := [figure(one) for one in same if wanted(one)]:
+            ratios.append(figure(mine) / min(peers))
+    return max(ratios, default=None)
+
+
 def worst_ratio(results: Sequence[Result], figures: Sequence[Figure]) -> float:
     """The largest ratio of ours to the least of the others, over seeds and figures.
 

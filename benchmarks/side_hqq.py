@@ -7,13 +7,13 @@ from importlib.metadata import version
 import torch
 from hqq.core.quantize import Quantizer
 from meter import metered
-from transformers import AutoModelForCausalLM
+from stock import stock
 from worker import hand_over, read_job
 
 
 def main() -> None:
     job = read_job()
-    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
+    model = stock(job)
     linears = {
         f"{name}.weight": m.weight.data
         for name, m in model.named_modules()

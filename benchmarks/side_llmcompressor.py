@@ -11,7 +11,8 @@ from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
 from meter import metered
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from stock import stock
+from transformers import AutoTokenizer, PreTrainedModel
 from worker import BITS_OF, Job, hand_over, read_job
 
 
@@ -52,10 +53,8 @@ def loaded(job: Job) -> tuple[PreTrainedModel, list[str] | None]:
 
     Without the class it calibrates all blocks at once, on inputs that no quantized block has seen.
     """
-    if job.task == "generate":
-        return AutoModelForCausalLM.from_pretrained(job.model, dtype=job.dtype), None
-    model = AutoModel.from_pretrained(job.model, dtype=job.dtype, add_pooling_layer=False)
-    return model, [type(model.encoder.layer[0]).__name__]
+    model = stock(job)
+    return model, None if job.task == "generate" else [type(model.encoder.layer[0]).__name__]
 
 
 def _dequantized(module: torch.nn.Module) -> torch.Tensor:

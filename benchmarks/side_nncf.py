@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from meter import metered
 from nncf.torch.function_hook.wrapper import get_hook_storage
-from transformers import AutoModelForCausalLM
+from stock import stock
 from worker import BITS_OF, hand_over, read_job
+
+LEFT_ALONE = [".*lm_head.*", ".*embed_tokens.*", ".*embeddings.*", ".*relative_attention_bias.*"]
 
 
 def main() -> None:
     job = read_job()
-    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=job.dtype)
+    model = stock(job)
     ids = torch.from_numpy(np.load(job.calibration)[: job.sequences])
     rows = [{"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in ids]
     names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
@@ -26,7 +28,7 @@ def main() -> None:
             group_size=job.group,
             ratio=1.0,
             backup_mode=nncf.BackupMode.NONE,
-            ignored_scope=nncf.IgnoredScope(patterns=[".*lm_head.*", ".*embed_tokens.*"], validate=False),
+            ignored_scope=nncf.IgnoredScope(patterns=LEFT_ALONE, validate=False),
             dataset=nncf.Dataset(rows),
             subset_size=job.sequences,
             awq=True,

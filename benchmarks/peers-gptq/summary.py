@@ -7,8 +7,8 @@ from pathlib import Path
 
 from bars import Bar, write_record
 from contest import GROUP, OURS, Bench, Run
-from language import LENGTH, cost, kl_on, row
-from results import Result, collected, grouped, versions, worst_ratio
+from language import LENGTH, kl_on, row
+from results import Result, collected, cost, grouped, versions, worst_ratio
 
 QUESTION = (
     "At the same bits per weight and on the same tokens: how close to the original do GPTQ models of "

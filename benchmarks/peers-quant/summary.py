@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from bars import Bar, write_record
 from contest import GROUP, OURS, Bench, Run
-from language import LENGTH, cost, kl_on, row
-from results import Figure, Result, collected, grouped, versions
+from language import LENGTH, kl_on, row
+from results import Result, collected, cost, grouped, versions, worst
 from sides import LEARNED, TUNED
 
 QUESTION = (
@@ -100,21 +100,6 @@ def peer(one: Result) -> bool:
 def reads_data(one: Result) -> bool:
     """Whether a run is another tool's that looks at calibration text."""
     return peer(one) and one.run.side.calibrated
-
-
-def worst(
-    results: Sequence[Result], own: str, figure: Figure, wanted: Callable[[Result], bool]
-) -> float | None:
-    """The largest ratio of ours to the least of the wanted peers, over the seeds; None if a side is missing.
-
-    What needs no calibration ran once and stands beside every seed.
-    """
-    ratios = []
-    for mine in (one for one in results if one.run.side.name == own):
-        same = [one for one in results if one.run.seed == mine.run.seed or not one.run.side.calibrated]
-        if peers := [figure(one) for one in same if wanted(one)]:
-            ratios.append(figure(mine) / min(peers))
-    return max(ratios, default=None)
 
 
 def protocol(results: Sequence[Result]) -> list[str]:
