@@ -28,6 +28,8 @@ def main() -> None:
             group_size=job.group,
             ratio=1.0,
             backup_mode=nncf.BackupMode.NONE,
+            # By itself it leaves the last linear alone, which of a language model is the head.
+            all_layers=job.task == "embed",
             ignored_scope=nncf.IgnoredScope(patterns=LEFT_ALONE, validate=False),
             dataset=nncf.Dataset(rows),
             subset_size=job.sequences,

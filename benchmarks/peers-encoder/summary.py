@@ -104,8 +104,8 @@ def protocol(results: Sequence[Result]) -> list[str]:
     run = next(one.run for one in results if one.run.side.calibrated)
     counts = ", ".join(f"{name} {int(d['sentences'])} sentences" for name, d in results[0].domains.items())
     return [
-        f"all-mpnet-base-v2 and all-MiniLM-L6-v2; all block linears, group {GROUP}, asymmetric; whole zeros but "
-        "for HQQ, whose zeros and scales take 16 bits each; embeddings kept",
+        f"all-mpnet-base-v2 and all-MiniLM-L6-v2; all block linears, group {GROUP}, asymmetric; whole "
+        "zeros but for HQQ, whose zeros and scales take 16 bits each; embeddings kept",
         f"calibration: a seed picks {run.sequences} windows of {run.length} tokens, half fiction, half "
         "speeches; the same token arrays for every side that reads any",
         f"evaluation: {counts}, none from a document that calibrates; mean-pooled embeddings, all float32",
