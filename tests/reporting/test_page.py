@@ -214,3 +214,12 @@ def test_stages_are_told_with_what_each_gave() -> None:
     page = Page(report_html(replace(record, steps=(replace(record.steps[0], stages=stages),))))
     assert "did not teach, by stage: gptq 0.0934 (kept), learned 0.0857 (kept), " in page.text
     assert "(dropped)." in page.text and not page.named("img")
+    assert "before the whole model tuned" not in page.text
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_page_says_that_errors_are_from_before_scales_were_tuned(kept: bool) -> None:
+    record = smollm2()
+    stages = (Stage("start", 0.09, kept=True), Stage("tuned", 0.08, kept=kept))
+    page = Page(report_html(replace(record, steps=(replace(record.steps[0], stages=stages),))))
+    assert ("Errors of layers are those before the whole model tuned its scales." in page.text) == kept

@@ -203,6 +203,8 @@ def error_plot(step: StepReport) -> ErrorPlot:
         notes.append(f"Damping had to be raised for {raised} of {len(step.layers):,} layers.")
     if step.stages:
         notes.append(_told(step.stages))
+    if any(stage.name == "tuned" and stage.kept for stage in step.stages):
+        notes.append("Errors of layers are those before the whole model tuned its scales.")
     outside = placed.outside[:MOST_LAYERS]
     return ErrorPlot(method, beside, short, is_rtn, plots, outside, table, is_cut, tuple(notes))
 
