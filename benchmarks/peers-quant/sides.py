@@ -41,3 +41,5 @@ SIDES = (
 MORE: Mapping[str, int] = {TUNED: 128}
 # Sides that do not have every width.
 WIDTHS: Mapping[str, tuple[int, ...]] = {"nncf": (4,)}
+# Sides that have the first seed alone: at every width another peer was better by far.
+FIRST = ("llmcompressor", "gptqmodel", "nncf")

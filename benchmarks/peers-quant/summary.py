@@ -10,7 +10,7 @@ from bars import Bar, write_record
 from contest import GROUP, OURS, Bench, Run
 from language import LENGTH, kl_on, row
 from results import Result, collected, cost, grouped, versions, worst
-from sides import LEARNED, TUNED
+from sides import FIRST, LEARNED, TUNED
 
 QUESTION = (
     "At the same bits per weight and on the same tokens: how close to the original do models of Pocketsize "
@@ -115,6 +115,8 @@ def protocol(results: Sequence[Result]) -> list[str]:
         "CPU seconds: user and system time of the quantization call in its process, loading left out, "
         "compilation by numba included (empty cache), GPTQModel's C++ extension compiled before",
         "peak memory: VmHWM of the whole process when the quantization call ends",
+        "seeds after the first: of the peers that read data AutoRound alone, the best of them; "
+        f"{', '.join(FIRST)} have the first",
         "widths are contests of their own: rows that name a commit were measured with it",
         "rows: median, least and greatest over seeds; of the two domains the worse",
     ]

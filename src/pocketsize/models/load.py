@@ -99,7 +99,7 @@ def tokenizer_of(model: Model) -> PreTrainedTokenizerBase:
     roles = {getattr(tokenizer, f"{role}_token_id") for role in _ROLES}
     idle = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} - roles
     highest = max((i for i in vocabulary.values() if i not in idle), default=-1)
-    if highest >= model.config.vocab_size or not vocabulary:
+    if not vocabulary or (highest >= model.config.vocab_size and not model.outlined):
         rows = model.config.vocab_size
         raise DataError(f"{folder / present[-1]}: token ids up to {highest}, the embedding has {rows} rows")
     if len(set(vocabulary.values())) != len(vocabulary):

@@ -111,6 +111,11 @@ class Model:
         return int(own or self.config.hidden_size // self.config.num_attention_heads)
 
     @property
+    def outlined(self) -> bool:
+        """Whether it is only promised by a step: numbers stand in, and the tokenizer is the teacher's."""
+        return not self.checkpoint.entries[self.arch.embedding].file
+
+    @property
     def tied(self) -> bool:
         """Whether the head is the embedding matrix."""
         return self.arch.head is not None and self.arch.head not in self.checkpoint.entries

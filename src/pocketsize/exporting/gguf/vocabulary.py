@@ -36,7 +36,11 @@ def add_vocabulary(writer: GGUFWriter, model: Model) -> None:
     if not isinstance(core, dict) or core.get("type") != "BPE" or not isinstance(core.get("vocab"), dict):
         found = core.get("type") if isinstance(core, dict) else core
         raise UnsupportedError(f"{path}: GGUF export knows BPE tokenizers, not {found!r}; export folder")
-    tokens, types = _tokens(path, rules, model.config.vocab_size)
+    size = model.config.vocab_size
+    if model.outlined:
+        rules = _lowest(rules, size)
+        core = rules["model"]
+    tokens, types = _tokens(path, rules, size)
     merges = [_merge(m) for m in core["merges"]]
     if core.get("byte_fallback"):
         _require_sentencepiece(path, rules)
@@ -54,6 +58,18 @@ def add_vocabulary(writer: GGUFWriter, model: Model) -> None:
         writer.add_token_merges([f"{a} {b}" for a, b in merges])
         writer.add_add_space_prefix(False)
     _add_special(writer, model, tokenizer_of(model))
+
+
+def _lowest(rules: dict[str, Any], size: int) -> dict[str, Any]:
+    """The rules with the tokens of the lowest numbers, in place of those that a student will keep.
+
+    Which those are its training text will tell; what they take in the header differs little.
+    """
+    core = rules["model"]
+    vocabulary = {token: i for token, i in core["vocab"].items() if i < size}
+    merges = [m for m in core["merges"] if "".join(_merge(m)) in vocabulary]
+    added = [one for one in rules.get("added_tokens") or [] if one["id"] < size]
+    return rules | {"model": core | {"vocab": vocabulary, "merges": merges}, "added_tokens": added}
 
 
 def _tokens(path: Path, rules: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
