@@ -42,16 +42,16 @@ def data(tmp_path: Path) -> Data:
     return Data((calibrate,), (evaluate,), sequences=4, length=32, tokens=256, written=0.0)
 
 
-def ran(tmp_path: Path, family: str, *steps: Any) -> Any:
+def ran(tmp_path: Path, family: str, *steps: Any, export: str = "folder") -> Any:
     source = write_tiny(tmp_path / "m", family)
     return ps.run(
         source,
         list(steps),
         out=tmp_path / "o",
-        export=["folder"],
+        export=[export],
         data=data(tmp_path),
         console=Quiet(),
-        dtype="fp32",
+        dtype="fp32" if export == "folder" else "bf16",
     )
 
 
@@ -117,6 +117,33 @@ def test_a_trimmed_student_says_what_its_teacher_says(tokens: Any, tmp_path: Pat
     assert any("tokens of the compressed one" in said for said in done.record.protocol)
     if tokens == 290:
         assert models[1].config.vocab_size == 290
+
+
+def test_a_file_for_llama_cpp_of_a_trimmed_student_is_nearly_as_large_as_told(tmp_path: Path) -> None:
+    """Which tokens stay is known later than how many; the weights are as told to the byte."""
+    steps = (Student(vocabulary=290), Rtn("Q8_0"))
+    done = ran(tmp_path, "llama", *steps, export="gguf")
+    (artifact,) = done.record.artifacts
+    told = ps.plan(
+        tmp_path / "m", list(steps), out=tmp_path / "p", export=["gguf"], data=data(tmp_path), console=Quiet()
+    )
+    (export,) = told.exports
+    assert export.bytes == pytest.approx(artifact.bytes, rel=0.02)
+    assert export.path == artifact.path
+
+
+@pytest.mark.parametrize("family", [None, "qwen2"])
+def test_a_trimmed_student_that_is_taught_can_be_planned(family: str | None, tmp_path: Path) -> None:
+    body = {"layers": 1, "hidden": 32, "heads": 2, "kv_heads": 1} if family else {}
+    steps = [Student(vocabulary=290, family=family, **body), Distill(tokens="1k", **SHORT), Gptq()]
+    source = write_tiny(tmp_path / "m", "llama")
+    found = ps.plan(
+        source, steps, out=tmp_path / "p", export=["folder"], data=data(tmp_path), console=Quiet()
+    )
+    times = {stage.name: stage.time_s for stage in found.stages}
+    assert times["distill"] and times["gptq"]
+    ran(tmp_path, "llama", *steps)
+    assert load(tmp_path / "o").config.vocab_size == 290
 
 
 def test_a_trimmed_student_is_taught_and_then_calibrated_in_its_own_tokens(tmp_path: Path) -> None:

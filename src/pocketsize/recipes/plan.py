@@ -26,6 +26,8 @@ from pocketsize.recipes.record import Finding, SizedLoss
 from pocketsize.recipes.rehearse import rehearse
 from pocketsize.recipes.room import Room, home_of, room_of, size_of
 from pocketsize.recipes.run import Console, opened, settle
+from pocketsize.recipes.step import Step
+from pocketsize.recipes.student import Student
 from pocketsize.recipes.texts import Texts
 from pocketsize.recipes.training import Training
 from pocketsize.recipes.trial import STEPS, training_time
@@ -185,7 +187,7 @@ def _with_times(found: Plan, prepared: tuple[Model, Recipe, Texts], room: Room, 
             console.phase(f"rehearse {step.kind}")
             took[step.kind] = training_time(step, model, original, texts, seed=recipe.data.seed)
             said.append(f"{STEPS} steps of {step.kind} were made")
-        model = step.outline(model)
+        model = _with_all_tokens(step).outline(model)
     walks = tuple(
         step.first if isinstance(step, Qat) else step
         for step in recipe.steps
@@ -215,6 +217,13 @@ def _with_times(found: Plan, prepared: tuple[Model, Recipe, Texts], room: Room, 
         rehearsal="; ".join(said),
         rehearsal_time_s=perf_counter() - start,
     )
+
+
+def _with_all_tokens(step: Step) -> Step:
+    """The step as it is rehearsed: which tokens a student keeps is not known yet, and texts have others."""
+    if not isinstance(step, Student) or not isinstance(step.vocabulary, int):
+        return step
+    return replace(step, vocabulary="corpus" if step.family is None else None)
 
 
 def _timed(stage: PlannedStage, took: Took | None, trials: int) -> PlannedStage:
