@@ -102,11 +102,12 @@ def told(way: str, out: Path, cost: dict[str, float], parameters: int) -> str:
     (step,) = json.loads((out / "record.json").read_text())["steps"]
     stages = ", ".join(f"{one['name']} {one['divergence']:.4f}" for one in step["stages"])
     size = weights_bytes(out)
+    command = f"pocketsize quantize {SAMPLE} {' '.join(GRID + HOW + WAYS[way])}"
+    gone, peak = 1 - size / (2 * parameters), cost["rss_peak"] / 1e6
     return (
-        f"{way}, on {ON[way]}: pocketsize quantize {SAMPLE} {' '.join(GRID + HOW + WAYS[way])}; "
-        f"{size} bytes, {1 - size / (2 * parameters):.1%} fewer than in 16 bits; "
-        f"{cost['cpu_s']:.0f} CPU seconds, {cost['rss_peak'] / 1e6:.0f} MB at most; stages, KL on windows of the training text that taught "
-        f"nothing: {stages}"
+        f"{way}, on {ON[way]}: {command}; {size} bytes, {gone:.1%} fewer than in 16 bits; "
+        f"{cost['cpu_s']:.0f} CPU seconds, {peak:.0f} MB at most; stages, KL on windows of the training text "
+        f"that taught nothing: {stages}"
     )
 
 
