@@ -15,6 +15,8 @@ MARK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", re.
 LINK = "benchmarks/{folder}/README.md"
 # Keys of a row in the order they are shown, with their headings; others follow under their own names.
 COLUMNS = {
+    "model": "model",
+    "way": "way",
     "weights": "weights of",
     "type": "type",
     "method": "method",
