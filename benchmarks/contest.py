@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,17 @@ class Bench:
         for end in ("json", "score.json", "safetensors"):
             Path(f"{stem}.{end}").unlink()
 
+    def carry_out(
+        self, runs: Sequence[Run], phase: str, score: Callable[[Bench, Sequence[Run]], None]
+    ) -> None:
+        """The phases of these runs that were asked for, but for the record."""
+        if phase in ("all", "quantize"):
+            self.quantize_all(runs)
+        if phase in ("all", "score"):
+            score(self, runs)
+        if phase == "time":
+            self.time_all(runs)
+
     def quantize_all(self, runs: Sequence[Run]) -> None:
         """Every run that has no stored result, one at a time."""
         for i, run in enumerate(runs):
@@ -242,15 +253,44 @@ def options(doc: str | None, work: Path, sides: Sequence[Side]) -> argparse.Argu
     return parser
 
 
-def opened(options: argparse.Namespace, sample: str, task: str) -> Bench:
-    """The bench that the options describe; the process and its children are pinned if asked."""
+def in_turn(
+    options: argparse.Namespace,
+    sides: Sequence[Side],
+    widths: Mapping[str, tuple[int, ...]],
+    sequences: Callable[[Side], int],
+    length: int,
+) -> list[Run]:
+    """All runs that were asked for, the contestants turn about; what needs no calibration runs once.
+
+    `widths` are those of sides that do not have every one.
+    """
+    pairs = [
+        (side, bits)
+        for bits in options.bits
+        for side in sides
+        if side.name in options.sides and bits in widths.get(side.name, options.bits)
+    ]
+    once = [Run(side, bits, 0, length, 0) for side, bits in pairs if not side.calibrated]
+    return once + [
+        Run(side, bits, sequences(side), length, seed)
+        for seed in options.seeds
+        for side, bits in pairs
+        if side.calibrated
+    ]
+
+
+def opened(options: argparse.Namespace, sample: str, task: str, own: str = "") -> Bench:
+    """The bench that the options describe; the process and its children are pinned if asked.
+
+    `own` are its folders inside those of the options, where there are several benches.
+    """
     if options.cpu is not None:
         os.sched_setaffinity(0, {options.cpu})
-    options.work.mkdir(parents=True, exist_ok=True)
+    work, kept = (folder.resolve() / own for folder in (options.work, options.kept))
+    work.mkdir(parents=True, exist_ok=True)
     model = options.model.resolve() if options.model else fetched(sample)
     sha256 = sha256_of(model / "model.safetensors")
-    work, venvs = options.work.resolve(), options.venvs.resolve()
-    return Bench(model, sha256, work, venvs, options.kept.resolve(), task)
+    return Bench(model, sha256, work, options.venvs.resolve(), kept, task)
 
 
 def fetched(sample: str) -> Path:

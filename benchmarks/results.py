@@ -109,14 +109,6 @@ def worst(
 
 
 def worst_ratio(results: Sequence[Result], figures: Sequence[Figure]) -> float:
-    """The largest ratio of ours to the least of the others, over seeds and figures.
-
-    What needs no calibration ran once and stands beside every seed.
-    """
-    ratios = []
-    for seed in {one.run.seed for one in results if one.run.side.name == OURS}:
-        same = [one for one in results if one.run.seed == seed or not one.run.side.calibrated]
-        for figure in figures:
-            mine = next(figure(one) for one in same if one.run.side.name == OURS)
-            ratios.append(mine / min(figure(one) for one in same if one.run.side.name != OURS))
-    return max(ratios)
+    """`worst` of ours against all others, over these figures."""
+    ratios = (worst(results, OURS, figure, lambda one: one.run.side.name != OURS) for figure in figures)
+    return max(ratio for ratio in ratios if ratio is not None)

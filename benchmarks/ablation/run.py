@@ -60,12 +60,7 @@ def main() -> None:
         if side.name in chosen.sides
     ]
     tokens(bench, [0], chosen.downloads)
-    if chosen.phase in ("all", "quantize"):
-        bench.quantize_all(runs)
-    if chosen.phase in ("all", "score"):
-        score(bench, runs)
-    if chosen.phase == "time":
-        bench.time_all(runs)
+    bench.carry_out(runs, chosen.phase, score)
     if chosen.phase in ("all", "record") and bits == [BITS]:
         record([one for run in runs if (one := finished(bench, run)) is not None])
 

@@ -9,36 +9,24 @@ to be scored in `work/`, and both are reused.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
-from contest import OURS, ROOT, Bench, Run, Side, opened, options
+from contest import ROOT, Bench, Run, in_turn, opened, options
+from contestants import BALANCED, FAST, HQQ, LLMCOMPRESSOR, NNCF, ROUNDING, WIDTHS
 from corpus import domains, pick_windows, token_streams
 from meter import write_json
 from summary import record
 
 SEQUENCES, LENGTH = 64, 256
 SAMPLES = ("mpnet-base", "minilm-l6")
-_STEP = {"step": {"gptq": {"learn": 20, "alpha": 0.25}}, "export": ["folder"]}
-SIDES = (
-    Side("llmcompressor", "side_llmcompressor.py", ("llmcompressor==0.14.0.1",)),
-    Side("nncf", "side_nncf.py", ("nncf==3.4.0", "transformers"), dtype="float32"),
-    Side("hqq", "side_hqq.py", ("hqq==0.2.8.post1", "transformers"), dtype="float32", calibrated=False),
-    Side(OURS, "side_ours.py", revision=2),
-    Side(f"{OURS}-balanced", "side_variant.py", environment={"VARIANT": json.dumps(_STEP)}, revision=2),
-    Side("rounding", "side_rounding.py", dtype="float32", calibrated=False),
-)
-# Sides that do not have every width.
-WIDTHS = {"nncf": (4,)}
+SIDES = (LLMCOMPRESSOR, NNCF, HQQ, FAST, BALANCED, ROUNDING)
 
 
 def main() -> None:
@@ -46,42 +34,13 @@ def main() -> None:
     parser.add_argument("--samples", nargs="+", choices=SAMPLES, default=list(SAMPLES))
     parser.set_defaults(bits=[4, 3, 2])
     chosen = parser.parse_args()
-    runs, benches = order(chosen), {name: bench_of(chosen, name) for name in chosen.samples}
+    runs = in_turn(chosen, SIDES, WIDTHS, lambda _: SEQUENCES, LENGTH)
+    benches = {name: opened(chosen, f"sample:{name}", "embed", own=name) for name in chosen.samples}
     for bench in benches.values():
         texts(bench, chosen.seeds, chosen.downloads)
-        if chosen.phase in ("all", "quantize"):
-            bench.quantize_all(runs)
-        if chosen.phase in ("all", "score"):
-            score(bench, runs)
-        if chosen.phase == "time":
-            bench.time_all(runs)
+        bench.carry_out(runs, chosen.phase, score)
     if chosen.phase in ("all", "record"):
         record(benches, runs, Path(__file__).with_name("record.json"))
-
-
-def bench_of(options: argparse.Namespace, sample: str) -> Bench:
-    """Where the runs on one encoder lie."""
-    bench = opened(options, f"sample:{sample}", "embed")
-    found = replace(bench, work=bench.work / sample, kept=bench.kept / sample)
-    found.work.mkdir(exist_ok=True)
-    return found
-
-
-def order(options: argparse.Namespace) -> list[Run]:
-    """All runs on one encoder; what needs no calibration runs once."""
-    pairs = [
-        (side, bits)
-        for bits in options.bits
-        for side in SIDES
-        if side.name in options.sides and bits in WIDTHS.get(side.name, options.bits)
-    ]
-    once = [Run(side, bits, 0, LENGTH, 0) for side, bits in pairs if not side.calibrated]
-    return once + [
-        Run(side, bits, SEQUENCES, LENGTH, seed)
-        for seed in options.seeds
-        for side, bits in pairs
-        if side.calibrated
-    ]
 
 
 def texts(bench: Bench, seeds: Sequence[int], downloads: Path) -> None:

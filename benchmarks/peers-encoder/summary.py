@@ -7,13 +7,14 @@ from pathlib import Path
 
 from bars import Bar, write_record
 from contest import GROUP, OURS, Bench, Run
+from contestants import BALANCED
 from results import Figure, Result, collected, cost, grouped, head, spread, versions, worst
 
 QUESTION = (
     "Sentence encoders with true float32 weights at 4, 3 and 2 bits: how much of their embeddings is kept, "
     "and what does it cost, beside GPTQ, AWQ with scale estimation and HQQ of other tools?"
 )
-LEARNED = f"{OURS}-balanced"
+LEARNED = BALANCED.name
 OWN = (OURS, LEARNED)
 
 

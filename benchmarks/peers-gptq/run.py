@@ -28,12 +28,7 @@ def main() -> None:
     bench = opened(chosen, "sample:smollm2-135m", "generate")
     runs = order(chosen)
     tokens(bench, chosen.seeds, chosen.downloads)
-    if chosen.phase in ("all", "quantize"):
-        bench.quantize_all(runs)
-    if chosen.phase in ("all", "score"):
-        score(bench, runs)
-    if chosen.phase == "time":
-        bench.time_all(runs)
+    bench.carry_out(runs, chosen.phase, score)
     if chosen.phase in ("all", "record"):
         record(bench, runs, Path(__file__).with_name("record.json"))
 

@@ -16,9 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from contest import Run, opened, options
+from contest import Run, in_turn, opened, options
+from contestants import WIDTHS
 from language import LENGTH, score, tokens
-from sides import FIRST, MORE, SIDES, WIDTHS
+from sides import FIRST, MORE, SIDES
 from summary import record
 
 SEQUENCES = 16
@@ -31,31 +32,15 @@ def main() -> None:
     bench = opened(chosen, "sample:smollm2-135m", "generate")
     runs = order(chosen)
     tokens(bench, chosen.seeds, chosen.downloads)
-    if chosen.phase in ("all", "quantize"):
-        bench.quantize_all(runs)
-    if chosen.phase in ("all", "score"):
-        score(bench, runs)
-    if chosen.phase == "time":
-        bench.time_all(runs)
+    bench.carry_out(runs, chosen.phase, score)
     if chosen.phase in ("all", "record"):
         record(bench, runs, Path(__file__).with_name("record.json"))
 
 
 def order(options: argparse.Namespace) -> list[Run]:
-    """All runs, the contestants turn about; what needs no calibration runs once."""
-    pairs = [
-        (side, bits)
-        for bits in options.bits
-        for side in SIDES
-        if side.name in options.sides and bits in WIDTHS.get(side.name, options.bits)
-    ]
-    once = [Run(side, bits, 0, LENGTH, 0) for side, bits in pairs if not side.calibrated]
-    return once + [
-        Run(side, bits, MORE.get(side.name, SEQUENCES), LENGTH, seed)
-        for seed in options.seeds
-        for side, bits in pairs
-        if side.calibrated and (seed == 0 or side.name not in FIRST)
-    ]
+    """All runs; some sides have the first seed alone."""
+    runs = in_turn(options, SIDES, WIDTHS, lambda side: MORE.get(side.name, SEQUENCES), LENGTH)
+    return [run for run in runs if run.seed == 0 or run.side.name not in FIRST]
 
 
 if __name__ == "__main__":

@@ -45,12 +45,7 @@ def main() -> None:
             language.tokens(bench, chosen.seeds, chosen.downloads, windows=EVALUATED)
         else:
             encoder.tokens(bench, chosen.seeds, chosen.downloads)
-        if chosen.phase in ("all", "quantize"):
-            bench.quantize_all(runs)
-        if chosen.phase in ("all", "score"):
-            kind.score(bench, runs)
-        if chosen.phase == "time":
-            bench.time_all(runs)
+        bench.carry_out(runs, chosen.phase, kind.score)
     if chosen.phase in ("all", "record"):
         record(
             {name: (bench, runs_of(bench, chosen)) for name, bench in benches.items()}, HERE / "record.json"
@@ -59,11 +54,7 @@ def main() -> None:
 
 def bench_of(chosen: argparse.Namespace, name: str) -> Bench:
     """The bench of one model, in a folder of its own."""
-    own = argparse.Namespace(**vars(chosen))
-    own.work, own.kept = chosen.work / name, chosen.kept / name
-    own.work.mkdir(parents=True, exist_ok=True)
-    own.kept.mkdir(parents=True, exist_ok=True)
-    return replace(opened(own, f"sample:{name}", MODELS[name]), parts=SOURCES)
+    return replace(opened(chosen, f"sample:{name}", MODELS[name], own=name), parts=SOURCES)
 
 
 def runs_of(bench: Bench, chosen: argparse.Namespace) -> list[Run]:

@@ -1,0 +1,26 @@
+"""Sides that several comparisons of quantizers have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from contest import OURS, Side
+
+_STEP = {"step": {"gptq": {"learn": 20, "alpha": 0.25}}, "export": ["folder"]}
+LLMCOMPRESSOR = Side("llmcompressor", "side_llmcompressor.py", ("llmcompressor==0.14.0.1",))
+GPTQMODEL = Side(
+    "gptqmodel",
+    "side_gptqmodel.py",
+    ("gptqmodel==7.6.0",),
+    # With fewer workers than two it does not start on a machine of two cores.
+    {"GPTQMODEL_CPU_WORKERS": "2"},
+    warm_up=True,
+)
+NNCF = Side("nncf", "side_nncf.py", ("nncf==3.4.0", "transformers"), dtype="float32")
+HQQ = Side("hqq", "side_hqq.py", ("hqq==0.2.8.post1", "transformers"), dtype="float32", calibrated=False)
+FAST = Side(OURS, "side_ours.py", revision=2)
+BALANCED = Side(f"{OURS}-balanced", "side_variant.py", environment={"VARIANT": json.dumps(_STEP)}, revision=2)
+ROUNDING = Side("rounding", "side_rounding.py", dtype="float32", calibrated=False)
+# Of sides that do not have every width.
+WIDTHS: Mapping[str, tuple[int, ...]] = {NNCF.name: (4,)}
