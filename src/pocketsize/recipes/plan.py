@@ -30,7 +30,7 @@ from pocketsize.recipes.step import Step
 from pocketsize.recipes.student import Student
 from pocketsize.recipes.texts import Texts
 from pocketsize.recipes.training import Training
-from pocketsize.recipes.trial import STEPS, training_time
+from pocketsize.recipes.trial import training_time
 
 FITS, UNSUPPORTED, NO_ROOM = 0, 4, 5
 # Stages that each trial has anew.
@@ -185,8 +185,8 @@ def _with_times(found: Plan, prepared: tuple[Model, Recipe, Texts], room: Room, 
     for step in recipe.steps:
         if isinstance(step, Training):
             console.phase(f"rehearse {step.kind}")
-            took[step.kind] = training_time(step, model, original, texts, seed=recipe.data.seed)
-            said.append(f"{STEPS} steps of {step.kind} were made")
+            took[step.kind], made = training_time(step, model, original, texts, seed=recipe.data.seed)
+            said.append(f"{step.kind} was tried for {made} step{'' if made == 1 else 's'}")
         model = _with_all_tokens(step).outline(model)
     walks = tuple(
         step.first if isinstance(step, Qat) else step

@@ -1,4 +1,4 @@
-"""How long a training will take: its first two steps are made, the second is timed, and nothing is kept."""
+"""How long a training will take: a second of it is made and timed, and nothing is kept."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from pocketsize.recipes.texts import Texts
 from pocketsize.recipes.training import Training
 from pocketsize.training.loop import Keeper
 
-# Steps that are made; the first also warms up.
-STEPS = 2
+# Steps after the first, which also warms up, are made until they have taken so many seconds: one that lasts
+# a few milliseconds says little by itself.
+ENOUGH_S = 1.0
 
 
 class _Enough(Exception):
@@ -57,9 +58,9 @@ class _Timed:
 
     @property
     def stopping(self) -> bool:
-        """Takes the time at the end of a step; after the last one the training ends."""
+        """Takes the time at the end of a step; when enough is known the training ends."""
         self.at.append((time.perf_counter(), cpu_seconds()))
-        if len(self.at) >= STEPS:
+        if len(self.at) > 1 and self.at[-1][0] - self.at[0][0] >= ENOUGH_S:
             raise _Enough
         return False
 
@@ -73,8 +74,10 @@ class _Timed:
         """Nobody stops a trial."""
 
 
-def training_time(step: Training, student: Model, original: Model, texts: Texts, *, seed: int) -> Took:
-    """The time of a training, from one of its steps.
+def training_time(
+    step: Training, student: Model, original: Model, texts: Texts, *, seed: int
+) -> tuple[Took, int]:
+    """The time of a training, from some of its steps, and how many of them were made.
 
     A budget in minutes is taken at its word. What comes before the first step (reading the text, loading the
     teacher) is counted once.
@@ -98,11 +101,12 @@ def training_time(step: Training, student: Model, original: Model, texts: Texts,
     (first, first_cpu), (last, last_cpu) = trial.at[0], trial.at[-1]
     if step.minutes is not None:
         share = (last_cpu - first_cpu) / max(1e-9, last - first)
-        return Took(step.kind, 60 * step.minutes * share, 60 * step.minutes)
+        return Took(step.kind, 60 * step.minutes * share, 60 * step.minutes), len(trial.at)
     more = max(0, steps[-1] - 1)
-    made = max(1, len(trial.at) - 1)
-    return Took(
+    timed = max(1, len(trial.at) - 1)
+    took = Took(
         step.kind,
-        times * (first_cpu - cpu + more * (last_cpu - first_cpu) / made),
-        times * (first - start + more * (last - first) / made),
+        times * (first_cpu - cpu + more * (last_cpu - first_cpu) / timed),
+        times * (first - start + more * (last - first) / timed),
     )
+    return took, len(trial.at)
