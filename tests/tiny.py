@@ -56,6 +56,7 @@ def write_tiny(
     seed: int = 0,
     wide: bool = False,
     classes: tuple[str, ...] = (),
+    blocks: int = LAYERS,
 ) -> Path:
     """The folder, now holding a tiny model of a family. `tied` matters to generators.
 
@@ -65,6 +66,9 @@ def write_tiny(
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = tiny_config(family, tied=tied)
+    config.num_hidden_layers = blocks
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[i % LAYERS] for i in range(blocks)]
     if wide:
         config.hidden_size, config.head_dim, config.intermediate_size = 256, 64, 512
     if classes:
@@ -176,7 +180,7 @@ def _shapes(config: PretrainedConfig, *, classifies: bool = False) -> dict[str, 
         return {name: tuple(t.shape) for name, t in revert_weight_conversion(module, state).items()}
     if config.model_type == "llama":
         shapes = {"model.embed_tokens.weight": (v, h), "lm_head.weight": (v, h), "model.norm.weight": (h,)}
-        for i in range(LAYERS):
+        for i in range(config.num_hidden_layers):
             block = {
                 "self_attn.q_proj": (h, h),
                 "self_attn.k_proj": (h // 2, h),
@@ -211,7 +215,7 @@ def _shapes(config: PretrainedConfig, *, classifies: bool = False) -> dict[str, 
         shapes["encoder.relative_attention_bias.weight"] = (32, 4)
         inner = ("attention.attn.q", "attention.attn.k", "attention.attn.v", "attention.attn.o")
         norms = ("attention.LayerNorm", "output.LayerNorm")
-    for i in range(LAYERS):
+    for i in range(config.num_hidden_layers):
         matrices = dict.fromkeys(inner, (h, h)) | {"intermediate.dense": (f, h), "output.dense": (h, f)}
         for name, shape in matrices.items():
             shapes[f"encoder.layer.{i}.{name}.weight"] = shape

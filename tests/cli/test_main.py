@@ -104,3 +104,8 @@ def test_json_errors_are_one_object(capsys: pytest.CaptureFixture[str], tmp_path
     assert main(["inspect", str(tmp_path / "absent"), "--json"]) == 2
     facts = json.loads(capsys.readouterr().out)
     assert facts["exit_code"] == 2 and facts["error"] == "usage" and "absent" in facts["message"]
+
+
+def test_the_package_is_the_command() -> None:
+    words = [sys.executable, "-m", "pocketsize", "--version"]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout.startswith("pocketsize, ")

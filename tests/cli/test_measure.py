@@ -102,3 +102,16 @@ def test_bad_text_is_one_line_with_its_place(place, capsys):
     assert main(["measure", "tiny", "--data", "bad.txt"]) == 3
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "bad.txt: line 2" in err
+
+
+def test_a_folder_with_a_gguf_alone_has_the_size_and_the_speed_of_that(place, capsys):
+    words = ["--method", "rtn", "--target", "gguf", "--tokens", "256", "--evaluate", "held-out.txt"]
+    assert main(["quantize", "tiny", "-o", "out", *words]) == 0
+    capsys.readouterr()
+    (file,) = (place / "out").glob("*.gguf")
+    found = facts(capsys, "out", "--against", "tiny")
+    rows = {(r["name"], r["subject"]): r["value"] for r in found["measurements"]}
+    assert rows["bytes", file.name] == file.stat().st_size and ("bytes", ".") not in rows
+    assert rows["decode_rate", file.name] > 0
+    alone = facts(capsys, str(file), "--against", "tiny")
+    assert subjects(alone, "bytes") == subjects(found, "bytes")

@@ -39,7 +39,7 @@ def test_a_recipe_is_planned_and_the_table_tells_all(capsys: pytest.CaptureFixtu
         "disk: ",
         "time: ",
         "unquantized: norm",
-        "rehearsal: encoder.layer.1 was calibrated",
+        "rehearsal: encoder.layer.1 was quantized, measured",
     ):
         assert words in said, said
     assert said.rstrip().endswith("fits")

@@ -71,3 +71,31 @@ def test_a_model_is_pruned_and_told_of(
     assert formats == {"folder", "sparse"}
     assert "dense-is-better" in {f["code"] for f in told["record"]["findings"]}
     assert "dropping as many of the smallest weights" in (tmp_path / "o" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"recover": "3parsecs"}, "--recover: tokens .500k, 2M., 3epochs or 30min, got '3parsecs'"),
+        ({"sparsity": "50%", "set_": ("sparsity=0.6",)}, "--set sparsity=: --sparsity says that already"),
+        ({"remove": "25%", "set_": ("remove=0.6",)}, "--set remove=: --remove says that already"),
+        ({"set_": ("learn=[1",)}, r"--set learn=\[1: '\[1' is no value of a recipe file"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_read_or_is_said_twice_is_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(click.UsageError, match=said):
+        options.raw_prune(**(NOTHING | given))
+
+
+def test_a_training_has_one_budget() -> None:
+    nothing = {"layers": None, "pick": "even", "loss": None, "teacher": (), "budget": None, "set_": ()}
+    assert options.raw_distill(**nothing) == [{"distill": {}}]
+    assert options.raw_distill(**(nothing | {"budget": "3Epochs"})) == [{"distill": {"epochs": 3.0}}]
+    for budget, said in (("2k", "tokens=5k"), ("3epochs", "minutes=1"), ("30min", "epochs=1")):
+        with pytest.raises(click.UsageError, match="--budget says that already"):
+            options.raw_distill(**(nothing | {"budget": budget, "set_": (said,)}))
+        with pytest.raises(click.UsageError, match="--budget says that already"):
+            options.raw_finetune(budget=budget, set_=(said,))
+    with pytest.raises(click.UsageError, match="--loss says that already"):
+        options.raw_distill(**(nothing | {"loss": "js", "set_": ("loss=js",)}))

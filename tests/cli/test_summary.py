@@ -43,3 +43,23 @@ def test_sizes_are_told_once_for_each_artefact(capsys: pytest.CaptureFixture[str
     show(Result(Path("out"), smollm2()), json_=False)
     lines = [line for line in capsys.readouterr().out.splitlines() if "bits per weight" in line]
     assert lines and all(line.startswith(("gguf: ", "folder: ")) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("bf16", "download", "said"),
+    [
+        (4.0, 4.0, "4.00 x smaller than bf16)"),
+        (4.0, 8.0, "4.00 x smaller than bf16, 8.00 x smaller than the download)"),
+        (0.5, 1.0, "2.00 x larger than bf16, 1.00 x smaller than the download)"),
+    ],
+)
+def test_smaller_and_larger_are_told_apart(
+    bf16: float, download: float, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = smollm2()
+    ratios = {"ratio_to_bf16": bf16, "ratio_to_download": download}
+    measurements = tuple(
+        replace(m, value=ratios[m.name]) if m.name in ratios else m for m in made.measurements
+    )
+    show(Result(Path("out"), replace(made, measurements=measurements)), json_=False)
+    assert said in capsys.readouterr().out

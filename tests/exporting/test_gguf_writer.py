@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,13 +13,13 @@ from gguf import GGUFReader
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from exporting.rounded import SCHEMES, quantized
-from pocketsize.errors import IntegrityError, NumericalError, UnsupportedError, UsageError
+from pocketsize.errors import IntegrityError, NumericalError, UnsupportedError
 from pocketsize.exporting.gguf.names import gguf_name, row_order
 from pocketsize.exporting.gguf.writer import (
     metadata,
-    plan,
     predict_bytes,
     refuses,
+    require_range,
     rope_factors,
     stored_value,
     write,
@@ -66,16 +67,18 @@ def test_a_sliding_window_bounds_the_context(tmp_path):
     assert short is not None and "sliding_window 128" in short
 
 
-@pytest.mark.parametrize("floats", ["F32", "F16"])
-def test_float_files(tmp_path, tiny_llama, floats):
-    model, path = tiny_llama(False), tmp_path / "model.gguf"
-    write(model, path, floats=floats)
-    sentence = verify_gguf(model, path, floats=floats)[-1]
+@pytest.mark.parametrize(
+    ("dtype", "floats"), [(torch.float32, "F32"), (torch.float16, "F16"), (torch.bfloat16, "F16")]
+)
+def test_float_files(tmp_path, tiny_llama, dtype, floats):
+    model, path = replace(tiny_llama(False), dtype=dtype), tmp_path / "model.gguf"
+    write(model, path)
+    sentence = verify_gguf(model, path)[-1]
     assert "100.0% where the margin" in sentence
-    assert path.stat().st_size == predict_bytes(model, lambda _: None, floats=floats)
+    assert path.stat().st_size == predict_bytes(model, lambda _: None)
     file = read_gguf(path)
     assert file.kinds["output_norm.weight"] == "F32" and file.kinds["output.weight"] == floats
-    assert torch.equal(file.tensor(model, "lm_head.weight"), stored_value(model, "lm_head.weight", floats))
+    assert torch.equal(file.tensor(model, "lm_head.weight"), stored_value(model, "lm_head.weight"))
 
 
 def test_two_writings_give_the_same_bytes(tmp_path, tiny_llama):
@@ -189,16 +192,18 @@ def test_values_that_float16_cannot_hold(tmp_path, tiny_llama):
     tensors[model.linears[0]][0, 0] = 1e5
     save_file(tensors, tmp_path / "in" / "model.safetensors", {"format": "pt"})
     changed = load(tmp_path / "in")
-    with pytest.raises(NumericalError, match=f"{model.linears[0]}: F16 cannot hold"):
-        write(changed, tmp_path / "m.gguf", floats="F16")
+    said = f"{model.linears[0]}: 1 of its .* values are beyond F16, such as 1e\\+05; use dtype fp32"
+    with pytest.raises(NumericalError, match=said):
+        write(changed, tmp_path / "m.gguf")
     assert not (tmp_path / "m.gguf").exists()
+    write(replace(changed, dtype=torch.float32), tmp_path / "m.gguf")
+    tensors["model.embed_tokens.weight"][3, 0] = -7e4
+    save_file(tensors, tmp_path / "in" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(NumericalError, match=r"embed_tokens\.weight: 1 of its .* beyond F16, such as -7e"):
+        require_range(load(tmp_path / "in"))
+    require_range(replace(load(tmp_path / "in"), dtype=torch.float32))
     odd = model.with_quantized({model.linears[0]: large})
     assert predict_bytes(odd, lambda _: None) == predict_bytes(model, lambda _: None)
-
-
-def test_unknown_float_type(tmp_path, tiny_llama):
-    with pytest.raises(UsageError, match="floats must be one of F32, F16, got 'BF16'"):
-        plan(tiny_llama(True), lambda _: None, "BF16")
 
 
 def test_three_bits_are_refused_by_name(tmp_path, tiny_llama):

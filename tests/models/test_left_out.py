@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from oracles.heal import distances_slow
 from pocketsize.models import calls, left_out
-from pocketsize.models.left_out import Part, distances_without, head_losses, least_missed
+from pocketsize.models.left_out import (
+    Part,
+    distances_without,
+    head_losses,
+    head_work,
+    least_missed,
+    pick_work,
+)
 from pocketsize.models.load import load
 from pocketsize.models.surgery import Sizes
 from tiny import VOCAB, write_tiny
@@ -83,3 +93,51 @@ def test_heads_of_a_group_share_what_the_group_costs(tmp_path: Path) -> None:
     (both,) = distances_without(model, ids, mask, [Part(1, "self_attn.o_proj", (0, 2 * model.head_width))])
     assert float(each[:2].sum()) == pytest.approx(both, rel=1e-4)
     assert head_losses(model, ids, mask, Sizes(4, 2, 64, 64, VOCAB)) == {}
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often blocks were passed and the head was asked, in windows."""
+    found: Counter[str] = Counter()
+    run, said = left_out.run_block, left_out._Pass._said
+
+    def counted(block: nn.Module, call: calls.Call) -> torch.Tensor:
+        found["blocks"] += len(call.hidden)
+        return run(block, call)
+
+    def asked(self: Any, *given: Any) -> torch.Tensor:
+        found["heads"] += 1
+        return said(self, *given)
+
+    monkeypatch.setattr(left_out, "run_block", counted)
+    monkeypatch.setattr(left_out._Pass, "_said", asked)
+    return found
+
+
+def test_the_work_of_a_first_round_is_what_is_passed(tmp_path: Path, passes: Counter[str]) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama", blocks=5))
+    least_missed(model, *tokens(), keep=4)
+    head = left_out._head(model)
+    assert pick_work(model, 5, 4) == passes["blocks"] / 4 + head * passes["heads"] / 4
+    assert head == VOCAB * 64 / (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_the_work_of_later_rounds_is_about_what_is_passed(
+    keep: int, tmp_path: Path, passes: Counter[str]
+) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama", blocks=6))
+    least_missed(model, *tokens(), keep=keep)
+    found = passes["blocks"] / 4 + left_out._head(model) * passes["heads"] / 4
+    assert pick_work(model, 6, keep) == pytest.approx(found, rel=0.3)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 1), (2, 2), (4, 2)])
+def test_the_work_of_heads_is_what_is_passed(
+    heads: int, kv_heads: int, tmp_path: Path, passes: Counter[str]
+) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama", blocks=3))
+    sizes = Sizes(heads, kv_heads, 128, 64, VOCAB)
+    if head_losses(model, *tokens(), sizes):
+        found = passes["blocks"] / 4 + left_out._head(model) * passes["heads"] / 4
+        assert head_work(model, sizes, 3) == pytest.approx(found)

@@ -19,14 +19,16 @@ from pocketsize.data.sources import Source
 from pocketsize.errors import DataError, UnsupportedError, UsageError
 from pocketsize.exporting import table
 from pocketsize.io.checkpoint import open_checkpoint
+from pocketsize.models.arch import arch_of
 from pocketsize.models.load import load
 from pocketsize.models.skeleton import skeleton, stored
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.classifier import begun, with_classes
 from pocketsize.recipes.distill import Distill, Finetune
 from pocketsize.recipes.quantize import Rtn
-from pocketsize.recipes.recipe import Data, Recipe, parse_recipe
+from pocketsize.recipes.recipe import Data, Recipe, parse_recipe, parse_step
 from pocketsize.recipes.run import prepare
+from pocketsize.recipes.student import Student
 from pocketsize.training import loop
 from tiny import ENCODERS, write_texts, write_tiny
 
@@ -35,6 +37,7 @@ WORDS = {
     "maths": ("weight", "grid", "error", "numbers"),
     "thing": ("pocket", "model", "answers", "dates"),
 }
+CUT = [name for name in ENCODERS if arch_of(name).cuts is not None]
 SHORT: dict[str, Any] = {"batch": 16, "length": 32, "rate": 1e-3}
 
 
@@ -301,3 +304,67 @@ def test_a_recipe_names_columns_and_finetuning_is_a_command(tmp_path: Path) -> N
     told = CliRunner().invoke(command, ["measure", str(tmp_path / "b"), "--data", train, "--json"], obj=[])
     names = {m["name"] for m in json.loads(told.output)["measurements"]}
     assert {"accuracy", "macro_f1", "above_chance", "input_time"} <= names
+
+
+WAYS = {
+    "width and tokens": [{"student": {"hidden": 32, "heads": 2, "ffn": 64, "vocabulary": 200}}],
+    "share": [{"student": {"remove": 0.25, "importance": "taylor"}}],
+    "heads by what is missed": [{"student": {"heads": 2, "hidden": 32, "importance": "kl"}}],
+}
+
+
+@pytest.mark.parametrize("family", CUT)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_classifier_becomes_narrower_and_is_taught(way: str, family: str, tmp_path: Path) -> None:
+    """The head for its classes is as wide as the model, and keeps all classes."""
+    source = write_tiny(tmp_path / "m", family, classes=tuple(WORDS))
+    steps = [*map(parse_step, WAYS[way]), Distill(epochs=1.0, **SHORT)]
+    options = {"out": tmp_path / "o", "data": data(tmp_path), "console": Quiet()}
+    plan = ps.plan(source, steps, **options)
+    done = ps.run(source, steps, **options)
+    assert plan.exit_code == 0 and plan.exports[0].bytes == done.record.artifacts[0].bytes
+    stock = AutoModelForSequenceClassification.from_pretrained(done.folder)
+    assert stock.config.num_labels == 3 and stock.num_parameters() < load(source).origin.parameters
+    assert "class_kl" in done.measurements
+
+
+def test_a_classifier_cannot_be_built_and_the_way_out_is_said(teacher: Path, tmp_path: Path) -> None:
+    step = Student(family="bert", layers=1, hidden=32)
+    with pytest.raises(UnsupportedError, match="is a classifier; cut it"):
+        ps.plan(teacher, [step], out=tmp_path / "o", data=data(tmp_path), console=Quiet())
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [["gptq"], [{"prune": {"pattern": "2:4"}}], [{"layers": {"keep": 1}}, {"prune": {}}, "smoothquant"]],
+    ids=str,
+)
+def test_what_follows_a_new_head_is_rehearsed(rest: list[Any], tmp_path: Path) -> None:
+    source = write_tiny(tmp_path / "m", "bert")
+    steps = [Finetune(epochs=1.0, **SHORT), *map(parse_step, rest)]
+    options = {"out": tmp_path / "o", "data": data(tmp_path), "console": Quiet(), "export": ["folder"]}
+    plan = ps.plan(source, steps, **options)
+    assert plan.exit_code == 0 and all(stage.time_s is not None for stage in plan.stages)
+    assert plan.exports[0].bytes == ps.run(source, steps, **options).record.artifacts[0].bytes
+
+
+def test_the_classifier_that_a_recipe_makes_teaches_what_is_cut_from_it(tmp_path: Path) -> None:
+    """One recipe from an encoder to a small classifier: the whole one is the teacher, not what was cut."""
+    source = write_tiny(tmp_path / "m", "bert")
+    first, cut = Finetune(epochs=4.0, **SHORT), Layers(keep=1)
+    options = {"data": data(tmp_path), "console": Quiet(), "dtype": "fp32"}
+    whole = ps.run(source, [first], out=tmp_path / "whole", **options)
+    apart = ps.run(whole.folder, [cut, Distill(epochs=2.0, **SHORT)], out=tmp_path / "apart", **options)
+    steps = [first, cut, Distill(epochs=2.0, **SHORT)]
+    assert ps.plan(source, steps, out=tmp_path / "o", **options).exit_code == 0
+    done = ps.run(source, steps, out=tmp_path / "o", **options)
+    wanted = tensors(apart.folder)
+    assert all(torch.equal(T, wanted[name]) for name, T in tensors(done.folder).items())
+
+
+def test_an_encoder_without_labels_to_judge_by_is_told(tmp_path: Path) -> None:
+    plain = labelled(tmp_path / "plain.jsonl", 60, label=False, seed=1)
+    source, texts = write_tiny(tmp_path / "m", "bert"), data(tmp_path, evaluate=(plain,), sequences=999)
+    done = ps.run(source, [Finetune(epochs=1.0, **SHORT)], out=tmp_path / "o", data=texts, console=Quiet())
+    said = {finding.code: finding.message for finding in done.record.all_findings}
+    assert "nothing is told of it" in said["no-labels"] and "little-text" not in said

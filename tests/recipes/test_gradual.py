@@ -270,7 +270,7 @@ def test_matrices_that_end_up_empty_are_told(tmp_path: Path) -> None:
         ({"sparsity": 1.0}, "above 0 and below 1; got 1"),
         ({"sparsity": 1.5}, "above 0 and below 1; got 1.5"),
         ({"sparsity": 0.9, "pattern": "2:4"}, "pattern 2:4 makes 0.5 zero; leave sparsity out"),
-        ({"pattern": "4:2"}, "of 2 weights, 1 to 1 can be kept"),
+        ({"pattern": "4:2"}, "it is kept:of, such as 2:4; of 2 weights 1 can be kept"),
         ({"pattern": "blocks"}, "pattern is unstructured or kept:of"),
         ({"sparsity": 0.9, "method": "movements"}, "did you mean 'movement'"),
         ({"sparsity": 0.9, "scope": "layer"}, "scope is matrix, model, erk"),

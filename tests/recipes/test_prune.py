@@ -320,3 +320,15 @@ def test_a_plan_tells_what_a_run_takes_and_whether_fewer_bits_would_be_better(
     for export in told.exports:
         assert sizes[export.format] <= 1.01 * export.bytes
     assert told.output_disk_bytes is not None
+
+
+def test_a_pruned_model_is_quantized_with_its_embedding(tmp_path: Path) -> None:
+    """The report has matrices with a share of zeros, and one without."""
+    source = write_tiny(tmp_path / "m", "llama")
+    calibrate, evaluate = write_texts(tmp_path)
+    data = Data((calibrate,), (evaluate,), sequences=8, length=64, tokens=256)
+    steps = [Prune(score="wanda"), Gptq(scheme="W4A16")]
+    done = ps.run(source, steps, out=tmp_path / "o", export=["gguf"], data=data, console=Quiet())
+    zeros = {layer.name: layer.zeros for step in done.record.steps for layer in step.layers}
+    assert None in zeros.values() and 0.5 in zeros.values()
+    assert ">Zeros</th>" in (done.folder / "report.html").read_text()

@@ -91,7 +91,6 @@ def test_sources_survive_their_own_file(tmp_path: Path) -> None:
         ({"data": {"calibrate": ["a", {"files": "b"}]}}, "not a mixture of both"),
         ({"data": {"evaluate": [{"files": "a", "share": -1}]}}, "evaluate: share must lie between 0 and 1"),
         ({"dtype": "f16"}, "dtype: unknown type 'f16'; did you mean 'fp16'?"),
-        ({"dtype": "fp16", "export": ["gguf"]}, "dtype fp16: is that of the export folder; gguf has its own"),
         ({"export": ["ggfu"]}, "unknown format 'ggfu'; did you mean 'gguf'?"),
         ({"export": []}, "name at least one"),
         ({"model": None}, "name a folder, a hub id (OWNER/NAME) or a sample"),
@@ -204,7 +203,7 @@ def test_the_last_pattern_that_matches_decides(tmp_path: Path) -> None:
         ({"*.k_proj": None, "*_proj": {}}, r"\*.k_proj: later patterns match all that it does"),
         ({"*": None}, "overrides leave every linear as it is"),
         ({"*.k_proj": {"bits": 5}}, "k_proj: unknown option 'bits'"),
-        ({"*.k_proj": {"scheme": "W6A16"}}, "unknown scheme 'W6A16'"),
+        ({"*.k_proj": {"scheme": "W6A16"}}, r"gptq: overrides: \*.k_proj: unknown scheme 'W6A16'"),
         ({"*.k_proj": {"group": 48}}, "k_proj: group 48 does not divide rows of 64"),
         ({"*.k_proj": {"group": 0}}, "k_proj: group must be a positive number"),
         ({"*.k_proj": 5}, r"k_proj: options such as \{scheme: W8A16\}, or null, got 5"),
@@ -274,6 +273,11 @@ def test_an_encoder_writes_nothing(tmp_path: Path) -> None:
 WRONG_TYPES = [
     ("steps: [{gptq: {scheme: 4}}]", "gptq: scheme is text, got 4"),
     ("steps: [{gptq: {damp: abc}}]", "gptq: damp is a number, got 'abc'"),
+    ("steps: [{prune: {sparsity: 60%}}]", "prune: sparsity is a number, or null, got '60%'; write 0.6"),
+    ("steps: [{prune: {sparsity: 1.5}}]", "prune: sparsity is the share of weights"),
+    ("steps: [{distill: {tokens: -5}}]", "distill: tokens is a number such as 500k or 2M, got -5"),
+    ("steps: [{distill: {tokens: 5k, epochs: 1}}]", "distill: a training has one budget"),
+    ("steps: [{student: {family: bert, parameters: few}}]", "student: parameters is a number such as"),
     ("steps: [{gptq: {order: 'no'}}]", "gptq: order is true or false, got 'no'"),
     ("steps: [{gptq: {group: true}}]", "gptq: group is a whole number, or auto, or null, got True"),
     ("steps: [{gptq: [1]}]", "gptq: options by name"),
@@ -316,3 +320,26 @@ def test_the_recipe_of_an_output_runs_again_from_there(tmp_path: Path) -> None:
     assert moved.data.calibrate == ("../recipes/texts/*.txt",) and moved.data.evaluate == ("/else/b.txt",)
     named = parse_recipe({"model": "sample:minilm-l6", "steps": ["rtn"]}, base=tmp_path)
     assert named.seen_from(tmp_path / "out").model == "sample:minilm-l6"
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens", "model.embed_tokens.weight"])
+def test_embedding_and_head_are_named_with_or_without_weight(name: str, tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama", tied=False))
+    step = parse_step({"rtn": {"overrides": {name: {"scheme": "W4A16"}, "lm_head": None}}})
+    of = scheme_of(step.resolve(model, ("gguf",)), model)
+    embedding, head = of("model.embed_tokens.weight"), of("lm_head.weight")
+    assert embedding is not None and embedding.bits == 4 and head is None
+    with pytest.raises(UsageError, match="nor is it model.embed_tokens and lm_head"):
+        parse_step({"rtn": {"overrides": {"model.embed": None}}}).resolve(model, ("gguf",))
+
+
+@pytest.mark.parametrize("pattern", ["*.experts.*", "*.experts.0.w1"])
+def test_experts_are_not_left_beside_what_is_quantized(pattern: str, tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "mixtral"))
+    for kind in ("gptq", "rtn"):
+        with pytest.raises(UnsupportedError, match="of which experts are left as they are"):
+            parse_step({kind: {"overrides": {pattern: None}}}).resolve(model, ("folder",))
+    parse_step({"gptq": {"overrides": {"*.q_proj": None}}}).resolve(model, ("folder",))
+    for options in ({}, {"symmetric": False}):
+        with pytest.raises(UnsupportedError, match="hqq: it chooses zeros, .*use step rtn or gptq"):
+            parse_step({"hqq": options}).resolve(model, ("folder",))

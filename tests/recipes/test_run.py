@@ -311,7 +311,7 @@ def test_overrides_are_what_is_written(kind: str, tmp_path: Path) -> None:
     kinds = {t.name: t.tensor_type.name for t in GGUFReader(file).tensors}
     few, many = ("Q4_1", "Q5_1") if kind == "hqq" else ("Q4_0", "Q5_0")
     assert kinds["blk.0.ffn_down.weight"] == kinds["blk.1.ffn_down.weight"] == many
-    assert kinds["blk.1.attn_v.weight"] == few and kinds["blk.0.attn_v.weight"] == "F32"
+    assert kinds["blk.1.attn_v.weight"] == few and kinds["blk.0.attn_v.weight"] == "F16"
     assert main(["verify", str(tmp_path / "out")]) == 0
 
 

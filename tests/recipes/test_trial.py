@@ -70,7 +70,7 @@ def test_a_training_is_planned_from_some_of_its_steps(
     found = ps.plan(source, steps, out=tmp_path / "o", export=["folder"], data=data, console=Quiet())
     assert {*tmp_path.iterdir()} == before and found.exit_code == 0
     stages = {stage.name: stage for stage in found.stages}
-    assert "distill was tried for " in found.rehearsal and stages["measure"].time_s is None
+    assert "distill was tried for " in found.rehearsal
     done = ps.run(source, steps, out=tmp_path / "o", export=["folder"], data=data, console=Quiet())
     took = done.record.timing.phases_s["distill"]
     assert _near(stages["distill"].time_s, took)

@@ -223,3 +223,14 @@ def test_a_page_says_that_errors_are_from_before_scales_were_tuned(kept: bool) -
     stages = (Stage("start", 0.09, kept=True), Stage("tuned", 0.08, kept=kept))
     page = Page(report_html(replace(record, steps=(replace(record.steps[0], stages=stages),))))
     assert ("Errors of layers are those before the whole model tuned its scales." in page.text) == kept
+
+
+@pytest.mark.parametrize("bare_at", [0, 1, 2])
+def test_matrices_without_a_share_of_zeros_stand_among_those_that_have_one(bare_at: int) -> None:
+    """An embedding is not pruned."""
+    rows = [replace(layer, zeros=None if i == bare_at else 0.5) for i, layer in enumerate(layers(1)[:3])]
+    page = report_html(replace(smollm2(), steps=(StepReport("gptq", {}, tuple(rows)),)))
+    assert page.count(">Zeros</th>") == 1 and page.count("50.0") >= 2
+    Page(page)
+    none = [replace(layer, zeros=None) for layer in rows]
+    assert ">Zeros</th>" not in report_html(replace(smollm2(), steps=(StepReport("gptq", {}, tuple(none)),)))

@@ -22,9 +22,8 @@ from pocketsize.cli import options
 )
 @click.option(
     "--budget",
-    default="2M",
-    show_default=True,
-    help="How long it learns: tokens to read (500k, 2M), epochs over the text (3epochs), or minutes (30min).",
+    help="How long it learns: tokens to read (500k, 2M), epochs over the text (3epochs), or minutes (30min). "
+    "Default: 3epochs for classifiers, 2M for others.",
 )
 @click.option("--loss", help="forward_kl, reverse_kl, skew_kl, skew_reverse_kl or js. Default: forward_kl.")
 @click.option(

@@ -108,10 +108,6 @@ def _with_origin(model: Model) -> Model:
     return replace(model, origin=read_record(model.folder / "record.json").origin)
 
 
-def _stored(model: Model) -> int:
-    return sum(path.stat().st_size for path in model.folder.glob("*.safetensors"))
-
-
 def _quality(original: Model, small: Model, data: Sequence[str], tokens: int) -> Quality:
     from dataclasses import replace
 
@@ -222,10 +218,12 @@ def _size_and_speed(original: Model, small: Model, source: Path) -> list[Measure
     from pocketsize.measurement.suite import latency
 
     alone = source.suffix == ".gguf" and source.is_file()
-    files = [source] if alone else sorted(small.folder.glob("*.gguf"))
+    here = source if source.is_dir() else small.folder  # a GGUF is measured as a folder that it became
+    files = [source] if alone else sorted(here.glob("*.gguf"))
     counts = {path.name: path.stat().st_size for path in files}
-    if not alone and (small is not original or small.quantized):
-        counts["."] = _stored(small)
+    stored = 0 if alone else sum(path.stat().st_size for path in here.glob("*.safetensors"))
+    if stored and (small is not original or small.quantized):
+        counts["."] = stored
     return [*sizes(original.origin, counts), *latency(original, files)]
 
 
@@ -257,7 +255,8 @@ def _print_table(rows: Sequence[Measurement], protocol: Sequence[str], name: str
         interval = "" if row.low is None or row.high is None else f"{_short(row.low)} .. {_short(row.high)}"
         mark = "" if row.kind == "measured" else f" ({row.kind})"
         value, unit = (row.value / 1e6, "MB") if row.unit == "bytes" else (row.value, row.unit)
-        table.add_row(row.name.replace("_", " ") + mark, row.subject, _short(value), interval, unit)
+        subject = "folder" if row.subject == "." else row.subject
+        table.add_row(row.name.replace("_", " ") + mark, subject, _short(value), interval, unit)
     console.print(table, soft_wrap=False)
     for sentence in protocol:
         console.print(sentence)

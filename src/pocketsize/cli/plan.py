@@ -65,7 +65,9 @@ def command(ctx: click.Context, model: str, target: str | None, out: Path, **res
     goal = {word: rest[word] for word in ("keep", "fit", "ratio")}
     recipe = read_recipe(Path(model)) if Path(model).suffix in (".yaml", ".yml") else None
     if recipe is not None and given:
-        raise click.UsageError(f"{given[0]}: {model} says it itself; change it there")
+        what = "a recipe says its steps, no goal" if given[0] in _GOALS else f"{model} says it itself"
+        way = "`shrink MODEL` has one" if given[0] in _GOALS else "change it there"
+        raise click.UsageError(f"{given[0]}: {what}; {way}")
     fetch_first(rest["fetch_"], model if recipe is None else recipe.source, json_=rest["json_"])
     if recipe is not None:
         found = api.plan(recipe, out=out, curve=rest["curve"])
@@ -101,6 +103,7 @@ def command(ctx: click.Context, model: str, target: str | None, out: Path, **res
     ctx.exit(found.exit_code)
 
 
+_GOALS = ("--keep", "--fit", "--ratio")
 _OF_STEP = (
     *("--method", "--scheme", "--group", "--symmetric", "--float-zeros"),
     *("--override", "--embeddings", "--damp", "--rotate"),

@@ -19,6 +19,9 @@ from pocketsize.errors import UsageError
 from pocketsize.measurement.measurement import Measurement
 from pocketsize.recipes.recipe import Data, Recipe, parse_step
 
+# Ratios that differ by less are told once.
+NEARLY = 0.02
+
 
 def use_threads(threads: int | None) -> None:
     """Fix the number of threads of everything that follows."""
@@ -114,10 +117,14 @@ def _rows(measurements: Iterable[Measurement]) -> list[tuple[str, str, str, str]
 
 
 def _size(m: Mapping[str, Measurement], path: str, count: int) -> str:
-    """`79.3 MB, 4.72 bits per weight, 3.4 x smaller than bf16`."""
+    """`79.3 MB, 4.72 bits per weight, 3.4 x smaller than bf16, 6.8 x than the download`."""
     words = [f"{count / 1e6:.1f} MB"]
     if (bits := m.get(f"bits_per_weight of {path}")) is not None:
         words.append(f"{bits.value:.2f} bits per weight")
-    if (ratio := m.get(f"ratio_to_bf16 of {path}")) is not None:
-        words.append(f"{ratio.value:.2f} x smaller than bf16")
+    ratio, whole = (m.get(f"ratio_to_{name} of {path}") for name in ("bf16", "download"))
+    if ratio is not None:
+        larger = f"{1 / ratio.value:.2f} x larger" if ratio.value < 1 else f"{ratio.value:.2f} x smaller"
+        words.append(f"{larger} than bf16")
+        if whole is not None and abs(whole.value / ratio.value - 1) > NEARLY:
+            words.append(f"{whole.value:.2f} x smaller than the download")
     return ", ".join(words)

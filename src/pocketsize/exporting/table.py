@@ -72,7 +72,7 @@ def behaviours(model: Model, artifacts: Sequence[Artifact]) -> dict[str, object]
         if EXPORTERS[artifact.format].is_folder:
             known["companions"] = companion_prints(model.folder)
         else:
-            kind = gguf.file_type(gguf.plan(model, own_schemes(model), "F32"))
+            kind = gguf.file_type(gguf.plan(model, own_schemes(model)))
             known["fields"] = field_prints(gguf.metadata(model, kind))
         found[artifact.path] = known
     return found
@@ -108,7 +108,7 @@ def gguf_name_of(model: Model, scheme_of: SchemeOf | None = None) -> str:
 
     `scheme_of` stands for weights that are not quantized yet.
     """
-    kind = gguf.file_type(gguf.plan(model, scheme_of or own_schemes(model), "F32"))
+    kind = gguf.file_type(gguf.plan(model, scheme_of or own_schemes(model)))
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", model.origin.name.rsplit("/", 1)[-1]).strip("-.") or "model"
     return f"{stem}-{kind}.gguf"
 
@@ -142,7 +142,7 @@ def _parts(tensor_bytes: Callable[[Model, SchemeOf], dict[str, int]], model: Mod
 
 def _gguf_parts(model: Model) -> dict[str, int]:
     parts, linears = dict.fromkeys(PARTS, 0), set(model.linears)
-    for stored in gguf.plan(model, own_schemes(model), "F32"):
+    for stored in gguf.plan(model, own_schemes(model)):
         parts[_part_of(model, stored.source, linears)] += stored.bytes
     return parts
 

@@ -91,7 +91,7 @@ def require_sound(checks: list[Check]) -> None:
         raise IntegrityError(f"{wrong[0].detail}{more}")
 
 
-def verify_gguf(model: Model, path: Path, *, floats: str = "F32") -> tuple[str, ...]:
+def verify_gguf(model: Model, path: Path) -> tuple[str, ...]:
     """Check a GGUF file against the model it was written from; what was seen, one sentence each.
 
     Every tensor, read by the `gguf` package, is our own; metadata and tokenizer are the model's;
@@ -100,7 +100,7 @@ def verify_gguf(model: Model, path: Path, *, floats: str = "F32") -> tuple[str, 
     file = read_gguf(path)
     parameters = [n for n in model.checkpoint.entries if not model.arch.is_optional(n)]
     for name in parameters:
-        if tensor_print(file.tensor(model, name)) != tensor_print(stored_value(model, name, floats)):
+        if tensor_print(file.tensor(model, name)) != tensor_print(stored_value(model, name)):
             raise IntegrityError(f"{path}: tensor {gguf_name(model, name)} does not hold {name}")
     _require_fields(file, field_prints(metadata(model, file.main_kind)))
     _require_rope_factors(model, file)

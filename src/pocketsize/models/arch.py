@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # How stock classes are named that have a head for classes.
 CLASSIFIER = "ForSequenceClassification"
+# Parts of the heads that stock classifiers have: as wide as the model, and with an output for each class.
+_AS_WIDE, _CLASSES = ("pre_classifier", "classifier.dense"), ("classifier", "classifier.out_proj", "score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,9 @@ class Cuts:
     other side of what a block holds is as wide as the model; `fixed` names parts that are not.
 
     Outside the blocks tables have columns as wide as the model; `around` names matrices of which both sides
-    are, `per_head` tables with a column for each head of every block. `square`: attention is as wide as the
-    model. `inner` is what the config calls the number of inner channels.
+    are, `per_head` tables with a column for each head of every block, `classes` linears with an output for
+    each class. `square`: attention is as wide as the model. `inner` is what the config calls the number of
+    inner channels.
     """
 
     heads: tuple[str, ...]
@@ -57,6 +60,7 @@ class Cuts:
     fixed: tuple[str, ...] = ()
     around: tuple[str, ...] = ()
     per_head: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
     square: bool = False
     inner: str = "intermediate_size"
 
@@ -177,6 +181,17 @@ def classifying(arch: Arch) -> Arch:
         head=None,
         gguf=None,
         optional=tuple(f"{inside}{part}" for part in kept),
+        cuts=arch.cuts and _behind(arch.cuts, inside),
+    )
+
+
+def _behind(cuts: Cuts, inside: str) -> Cuts:
+    """What goes together in a classifier: of its head everything but the classes is as wide as the model."""
+    return replace(
+        cuts,
+        around=(*(f"{inside}{name}" for name in cuts.around), *_AS_WIDE),
+        per_head=tuple(f"{inside}{name}" for name in cuts.per_head),
+        classes=_CLASSES,
     )
 
 

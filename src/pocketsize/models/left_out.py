@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -84,10 +85,8 @@ def head_losses(
     Where whole groups of heads go they are left out together, and each head has its share of what that costs.
     """
     own, d = sizes_of(model), model.head_width
-    if (own.heads, own.kv_heads) == (sizes.heads, sizes.kv_heads):
+    if (together := _together(own, sizes)) == 0:
         return {}
-    per = own.heads // own.kv_heads
-    together = per if per == sizes.heads // sizes.kv_heads else 1
     reader, width = writers_of(model)[0], together * d
     starts = range(0, own.heads * d, width)
     parts = [Part(b, reader, (a, a + width)) for b in range(len(model.blocks)) for a in starts]
@@ -97,6 +96,43 @@ def head_losses(
         f"{path}.{reader}": Importance(values.square(), d)
         for path, values in zip(model.blocks, each, strict=True)
     }
+
+
+def _together(own: Sizes, sizes: Sizes) -> int:
+    """How many heads are left out at once for a cut to these sizes; 0 where none goes."""
+    if (own.heads, own.kv_heads) == (sizes.heads, sizes.kv_heads):
+        return 0
+    per = own.heads // own.kv_heads
+    return per if per == sizes.heads // sizes.kv_heads else 1
+
+
+def pick_work(model: Model, blocks: int, keep: int) -> float:
+    """The work of `least_missed` on so many blocks of a model, in passes of the text through a block.
+
+    Behind a block that is left out everything is passed once more, half of what there is on average.
+    """
+    head = _head(model)
+    total = blocks + blocks * (blocks - 1) / 2 + head * (blocks + 1)
+    for left in range(blocks - 1, keep, -1):
+        looked = min(AGAIN, left)
+        total += blocks + left + looked * (left - 1) / 2 + head * (looked + 1)
+    return total
+
+
+def head_work(model: Model, sizes: Sizes, blocks: int) -> float:
+    """The work of `head_losses` on so many blocks of a model, in passes of the text through a block."""
+    own = sizes_of(model)
+    together = _together(own, sizes)
+    parts = own.heads // together if together else 0
+    return blocks + parts * blocks * (blocks + 1) / 2 + _head(model) * (parts * blocks + 1)
+
+
+def _head(model: Model) -> float:
+    """The work of the head, in passes through a block: by its weights."""
+    if model.arch.task != "generate":
+        return 0.0
+    inside = sum(math.prod(model.matrix_shape(name)) for name in model.linears) / len(model.blocks)
+    return math.prod(model.checkpoint.entries[model.arch.embedding].shape) / inside
 
 
 class _Pass:

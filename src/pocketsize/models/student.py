@@ -152,6 +152,11 @@ def family_of(name: str, model: Model) -> Family:
     if name not in FAMILIES:
         raise UsageError(f"student: unknown family {name!r}{did_you_mean(name, FAMILIES)}")
     task = arch_of(name).task
+    if model.arch.task == "classify":
+        raise UnsupportedError(
+            f"student: family {name}: encoders and generators are built, and {model.origin.name} "
+            "is a classifier; cut it (layers, student without family), or build from its encoder and finetune"
+        )
     if task != model.arch.task:
         able = [known for known in FAMILIES if arch_of(known).task == model.arch.task]
         raise UnsupportedError(

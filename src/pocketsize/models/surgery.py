@@ -137,6 +137,8 @@ def sides(model: Model, name: str) -> tuple[str | None, ...]:
     part = name.removesuffix(".weight").removesuffix(".bias")
     inside = re.match(rf"{re.escape(arch.blocks)}\.\d+\.(.*)$", part)
     if inside is None:
+        if part in cuts.classes:
+            return (None, "width")[: len(shape)]
         if len(shape) == 1 or part in cuts.around:
             return ("width",) * len(shape)
         return (None, "head" if part in cuts.per_head else "width")
@@ -262,7 +264,7 @@ def promised(
         name: Entry(stored.get(name, name), "", "F32", shape, 0, 4 * math.prod(shape))
         for name, shape in shapes.items()
     }
-    packed = {entry.name: Packed(partial(_stand_in, entry.shape), ()) for entry in entries.values()}
+    packed = {entry.name: Packed(partial(stand_in, entry.shape), ()) for entry in entries.values()}
     try:
         config = CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
     except Exception as error:  # the classes check themselves, each with errors of its own
@@ -276,5 +278,6 @@ def promised(
     )
 
 
-def _stand_in(shape: tuple[int, ...]) -> Tensor:
+def stand_in(shape: tuple[int, ...]) -> Tensor:
+    """Numbers for a tensor that is not there yet."""
     return 0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(0))

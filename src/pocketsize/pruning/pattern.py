@@ -48,5 +48,6 @@ def pattern_of(name: str, sparsity: float) -> Pattern:
         raise UsageError(f"pattern is {UNSTRUCTURED} or kept:of, such as 2:4 or 4:8; got {name!r}")
     kept, of = int(found[1]), int(found[2])
     if not 0 < kept < of:
-        raise UsageError(f"pattern {name}: of {of} weights, 1 to {of - 1} can be kept")
+        most = f"1 to {of - 1}" if of > 2 else "1"
+        raise UsageError(f"pattern {name}: it is kept:of, such as 2:4; of {of} weights {most} can be kept")
     return Pattern(1 - kept / of, kept, of)

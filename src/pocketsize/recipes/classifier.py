@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -22,6 +23,7 @@ from pocketsize.io.checkpoint import Checkpoint, Entry, Packed
 from pocketsize.models.arch import classifying
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import fill, skeleton, stored
+from pocketsize.models.surgery import stand_in
 
 
 def classes_in(train: Sequence[str | Source], base: Path) -> tuple[str, ...]:
@@ -35,7 +37,10 @@ def classes_in(train: Sequence[str | Source], base: Path) -> tuple[str, ...]:
 
 
 def with_classes(model: Model, classes: Sequence[str]) -> Model:
-    """The encoder with a head for these classes: config and shapes. What is new has no numbers yet."""
+    """The encoder with a head for these classes: config and shapes. What is new lies in no file.
+
+    Numbers stand in for its own, which are not there yet.
+    """
     arch, own = classifying(model.arch), model.checkpoint.entries
     bare = replace(model, config=_config(model, classes), arch=arch)
     module = skeleton(bare)
@@ -44,8 +49,12 @@ def with_classes(model: Model, classes: Sequence[str]) -> Model:
     packed: dict[str, Packed] = {}
     for name, tensor in stored(module):
         base = name.removeprefix(f"{arch.prefix}.")
-        entries[name] = replace(own[base], name=name) if base in own else _new(name, tuple(tensor.shape))
-        if base in own and own[base].name in model.checkpoint.packed:
+        if base not in own:
+            shape = tuple(tensor.shape)
+            entries[name], packed[name] = _new(name, shape), Packed(partial(stand_in, shape), ())
+            continue
+        entries[name] = replace(own[base], name=name)
+        if own[base].name in model.checkpoint.packed:
             packed[name] = model.checkpoint.packed[own[base].name]
     parameters = sum(math.prod(entry.shape) for entry in entries.values())
     checkpoint = Checkpoint(model.checkpoint.folder, MappingProxyType(entries), MappingProxyType(packed))

@@ -293,7 +293,10 @@ class Finetune(Adapted, Training):
                 require_labels(examples, "finetune")
             return Lesson(examples, objective, begin=begin if student is not model else None)
 
-        return trained(self, self.kind, student, ctx, lesson)
+        done = trained(self, self.kind, student, ctx, lesson)
+        if student is not model:
+            ctx.classifier = done
+        return done
 
 
 def require_labels(examples: Examples, what: str) -> None:

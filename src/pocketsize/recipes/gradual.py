@@ -125,7 +125,7 @@ class Gradual(Distill):
         """The model after it was trained and pruned."""
 
         def lesson() -> Lesson:
-            found = self._by_labels(model, ctx) if self._alone(model) else self._by_teachers(model, ctx)
+            found = self._by_labels(model, ctx) if self._alone(model) else Distill._lesson(self, model, ctx)
             return replace(found, shaping=lambda module, steps: self._shaping(module, model, steps))
 
         student = trained(self, self.kind, model, ctx, lesson)
@@ -165,12 +165,6 @@ class Gradual(Distill):
     def _alone(self, model: Model) -> bool:
         """Whether nobody but the text teaches."""
         return not self.soft and not self.features() and model.arch.task != "embed"
-
-    def _by_teachers(self, model: Model, ctx: Context) -> Lesson:
-        """A classifier that the recipe itself made of an encoder is its own teacher."""
-        assert ctx.original is not None
-        other = not self.names and ctx.original.arch.task != model.arch.task
-        return Distill._lesson(self, model, ctx, model if other else None)
 
     def _by_labels(self, model: Model, ctx: Context) -> Lesson:
         make = NextToken if model.arch.task == "generate" else Classes

@@ -14,7 +14,7 @@ from pocketsize.exporting.table import EXPORTERS
 from pocketsize.models.model import Model
 from pocketsize.quantization.scheme import BITS, GROUPS, Scheme, bits_of, default_group, named
 from pocketsize.recipes.mixes import INSTEAD, MIXES, base_of, by_name
-from pocketsize.recipes.overrides import decides, matched, matches, module_of
+from pocketsize.recipes.overrides import decides, decides_end, matched, matches, module_of, require_packed
 from pocketsize.recipes.rounds import check_rounds
 from pocketsize.recipes.step import Context, Step
 from pocketsize.recipes.zeros import float_zeros_of, require_zero_of
@@ -116,8 +116,11 @@ def embedding_scheme(step: Quantizer) -> Scheme | None:
 
 def end_scheme(step: Quantizer, name: str) -> Scheme | None:
     """How a resolved step stores the embedding or the head of this name; None where it leaves it."""
-    other = step.overrides.get(module_of(name))
-    return embedding_scheme(step) if other is None or step.embeddings is None else _scheme(other)
+    pattern = decides_end(step.overrides, name)
+    if pattern is None or step.embeddings is None:
+        return embedding_scheme(step)
+    other = step.overrides[pattern]
+    return None if other is None else _scheme(other)
 
 
 def scheme_of(step: Quantizer, model: Model) -> Callable[[str], Scheme | None]:
@@ -163,7 +166,10 @@ def words_of(step: Quantizer) -> list[str]:
 
 
 def _check_grid(where: str, grid: Mapping[str, Any]) -> None:
-    bits_of(str(grid["scheme"]))
+    try:
+        bits_of(str(grid["scheme"]))
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
     group = grid["group"]
     if group not in ("auto", None) and (isinstance(group, bool) or not isinstance(group, int) or group < 1):
         raise UsageError(f"{where}: group must be a positive number, auto or null, got {group!r}")
@@ -231,11 +237,12 @@ def chosen(step: Quantizer, model: Model, exports: tuple[str, ...]) -> dict[str,
     others = names[None] or ([] if named(own["scheme"]) else model.linears)
     rest = _resolved(step.kind, own, model, exports, others, mixed=bool(overrides))
     ends = {module_of(name) for name in model.ends}
-    kinds = [grid for pattern, grid in overrides.items() if grid is not None and pattern not in ends]
+    inside = [grid for pattern, grid in overrides.items() if module_of(pattern) not in ends]
+    kinds = [grid for grid in inside if grid is not None]
     kinds = [rest] * bool(names[None]) + kinds
     if not kinds:
         raise UsageError(f"{step.kind}: overrides leave every linear as it is; nothing would be quantized")
-    left: list[Scheme | None] = [None] if None in overrides.values() else []
+    left: list[Scheme | None] = [None] if None in inside else []
     for name in exports:
         if reason := EXPORTERS[name].mixes([*(_scheme(grid) for grid in kinds), *left], model.arch):
             raise UnsupportedError(f"{step.kind}: {name}: {reason}")
@@ -264,6 +271,7 @@ def _overrides(
         if names[pattern][0] in model.ends and exports != ("gguf",):
             raise UnsupportedError(f"{where}: embedding and head have a scheme of their own in gguf alone")
         if other is None:
+            require_packed(where, names[pattern], model, exports)
             yield pattern, None
             continue
         grid = _overridden(_own(step), other)
@@ -304,9 +312,10 @@ def _refuse_pattern(step: Quantizer, pattern: str, model: Model) -> None:
     """An override that decides nothing: it matches nothing, or a later one matches all that it does."""
     if any(matches(pattern, module_of(name)) for name in model.linears):
         raise UsageError(f"{step.kind}: overrides: {pattern}: later patterns match all that it does")
-    such = model.linears[0].removesuffix(".weight")
+    such, ends = module_of(model.linears[0]), " and ".join(module_of(name) for name in model.ends)
     raise UsageError(
-        f"{step.kind}: overrides: {pattern}: matches none of the {len(model.linears)} linears, such as {such}"
+        f"{step.kind}: overrides: {pattern}: matches none of {len(model.linears)} linears, such as {such}; "
+        f"nor is it {ends}"
     )
 
 

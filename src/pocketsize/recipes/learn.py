@@ -22,11 +22,12 @@ def judging_windows(windows: int, length: int) -> list[int]:
     return [i for i in range(windows) if i // size % HELD_OUT == HELD_OUT - 1]
 
 
-def too_little_to_learn(windows: int, length: int, *, what: str = "learned") -> Finding:
+def too_little_to_learn(kind: str, windows: int, length: int, *, what: str = "learned") -> Finding:
     """What is said where no batch is left to judge what others teach."""
     size = windows_per_batch(length)
     said = f"every {HELD_OUT}th batch of {size} calibration windows judges; of {windows} windows none does"
-    return Finding("few-windows", f"{said}: nothing was {what}", "")
+    way = f"give {HELD_OUT * size} (sequences)"
+    return Finding("few-windows", f"{kind}: {said}: nothing was {what}; {way}", "")
 
 
 def learn_block(site: Site, unit: Unit, model: Model, *, steps: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from pocketsize.errors import DataError, UsageError
 from pocketsize.exporting.manifest import NAME as MANIFEST
@@ -46,13 +47,26 @@ def check_output(out: Path, recipe: Recipe, *, overwrite: bool) -> None:
         remove(*(path for path in work.iterdir() if path.name != LOCK))
 
 
-def refuse_taken(out: Path, *, overwrite: bool) -> None:
-    """Refuse an output that holds something already, unless it may be replaced."""
-    if _is_taken(out) and not overwrite:
+def refuse_taken(out: Path, *, overwrite: bool, now: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Refuse an output that holds something already, unless it may be replaced.
+
+    Of a finished one the error tells what else its run was of than `now`.
+    """
+    if not _is_taken(out) or overwrite:
+        return
+    record = _record_of(out) if now else None
+    before = {} if record is None else record.fingerprint
+    differs = next((key for key in {**now, **before} if before.get(key) != now.get(key)), None)
+    if before and differs is not None:
+        was, is_ = before.get(differs, "absent"), now.get(differs, "absent")
         raise UsageError(
-            f"{out}: exists and is not an empty folder; choose another output with -o, or replace a finished "
-            "one with --overwrite"
+            f"{out}: holds the output of another run: {differs} was {was!r} and is now {is_!r}; choose "
+            "another output with -o, or replace it with --overwrite"
         )
+    raise UsageError(
+        f"{out}: exists and is not an empty folder; choose another output with -o, or replace a finished "
+        "one with --overwrite"
+    )
 
 
 def require_finished(out: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from pocketsize.errors import UnsupportedError
 from pocketsize.models.model import Model
 
 Overrides = Mapping[str, Any]
@@ -22,6 +23,11 @@ def decides(overrides: Overrides, name: str) -> str | None:
     return next((p for p in reversed([*overrides]) if matches(p, module_of(name))), None)
 
 
+def decides_end(overrides: Overrides, name: str) -> str | None:
+    """The override that says what embedding or head of this name has: its name, with or without `.weight`."""
+    return next((p for p in reversed([*overrides]) if module_of(p) == module_of(name)), None)
+
+
 def matches(pattern: str, module: str) -> bool:
     """Whether a pattern, a regular expression after `re:`, else a glob, stands for a module."""
     if pattern.startswith("re:"):
@@ -35,6 +41,16 @@ def matched(overrides: Overrides, model: Model) -> dict[str | None, list[str]]:
     for name in model.linears:
         names[decides(overrides, name)].append(name)
     for name in model.ends:
-        if module_of(name) in overrides:
-            names[module_of(name)].append(name)
+        if (pattern := decides_end(overrides, name)) is not None:
+            names[pattern].append(name)
     return names
+
+
+def require_packed(where: str, names: Sequence[str], model: Model, exports: tuple[str, ...]) -> None:
+    """Refuse to leave experts as they are beside what is quantized, which stock transformers cannot load."""
+    left = [name for name in names if model.arch.experts and f".{model.arch.experts}." in name]
+    if left and "folder" in exports:
+        raise UnsupportedError(
+            f"{where}: leaves {module_of(left[0])}, and transformers loads no {model.config.model_type} of "
+            "which experts are left as they are; give them a scheme such as W8A16"
+        )

@@ -23,10 +23,11 @@ from pocketsize.recipes.prune import Prune
 from pocketsize.recipes.qat import Qat
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.record import Finding, SizedLoss
-from pocketsize.recipes.rehearse import rehearse
+from pocketsize.recipes.rehearse import Nothing, rehearse
 from pocketsize.recipes.room import Room, home_of, room_of, size_of
 from pocketsize.recipes.run import Console, opened, settle
 from pocketsize.recipes.step import Step
+from pocketsize.recipes.stretch import Stretched, stretched_time
 from pocketsize.recipes.student import Student
 from pocketsize.recipes.texts import Texts
 from pocketsize.recipes.training import Training
@@ -129,9 +130,8 @@ def plan(
 ) -> Plan:
     """The plan of a recipe into `out`, which may be absent; nothing is written there.
 
-    What fits is rehearsed, unless `rehearsed` is False: one block, and two steps of a training; times come
-    from that. `model`
-    saves loading it again.
+    What fits is rehearsed, unless `rehearsed` is False: one block, a few for steps that make another model,
+    and a second of a training; times come from that. `model` saves loading it again.
     """
     home_of(out)  # refused before anything is loaded
     console.phase("load")
@@ -179,35 +179,42 @@ def _with_times(found: Plan, prepared: tuple[Model, Recipe, Texts], room: Room, 
     """The plan with the times that a rehearsal tells."""
     original, recipe, texts = prepared
     took: dict[str, Took] = {}
-    model = original
+    model = teacher = original
     said: list[str] = []
     start = perf_counter()
     for step in recipe.steps:
         if isinstance(step, Training):
             console.phase(f"rehearse {step.kind}")
-            took[step.kind], made = training_time(step, model, original, texts, seed=recipe.data.seed)
+            took[step.kind], made = training_time(step, model, teacher, texts, seed=recipe.data.seed)
             said.append(f"{step.kind} was tried for {made} step{'' if made == 1 else 's'}")
+        elif isinstance(step, Stretched):
+            console.phase(f"rehearse {step.kind}")
+            took[step.kind], most = stretched_time(step, model, texts, seed=recipe.data.seed)
+            said.append(f"{step.kind} was done on {most} of {len(model.blocks)} blocks")
         model = _with_all_tokens(step).outline(model)
+        if model.arch.task != teacher.arch.task:  # a classifier was made, which is who teaches from now on
+            teacher = model
     walks = tuple(
         step.first if isinstance(step, Qat) else step
         for step in recipe.steps
         if isinstance(step, Quantizer | Prune | Oats)
     )
-    if walks:
-        path = model.blocks[len(model.blocks) // 2]
-        console.phase(f"rehearse {path}")
-        rest = replace(recipe, steps=walks)
-        try:
-            one = rehearse(model, rest, texts, written=recipe.windows_written)
-        except PocketsizeError as error:
-            raise type(error)(f"rehearsal of {path}: {error}") from error
-        for t in durations(Whole(model, rest, size_of(recipe, texts), room.disk), one):
-            own = "qat" if t.name == walks[-1].kind and "qat" in took else t.name
-            before = took.get(own, Took(own, 0.0, 0.0))
-            took[own] = Took(own, before.cpu_s + t.cpu_s, before.time_s + t.time_s)
-        kinds = " and ".join("pruned" if isinstance(step, Prune | Oats) else "quantized" for step in walks)
-        said.append(f"{path} was calibrated, {kinds}, measured, saved and read back: {_formats(found)}")
-        found = replace(found, findings=(*found.findings, *one.findings))
+    path = model.blocks[len(model.blocks) // 2]
+    console.phase(f"rehearse {path}")
+    rest = replace(recipe, steps=walks or (Nothing(),))
+    try:
+        one = rehearse(model, rest, texts, written=recipe.windows_written)
+    except PocketsizeError as error:
+        raise type(error)(f"rehearsal of {path}: {error}") from error
+    for t in durations(Whole(model, rest, size_of(recipe, texts), room.disk), one):
+        own = "qat" if "qat" in took and t.name == walks[-1].kind else t.name
+        before = took.get(own, Took(own, 0.0, 0.0))
+        took[own] = Took(own, before.cpu_s + t.cpu_s, before.time_s + t.time_s)
+    done = ["pruned" if isinstance(step, Prune | Oats) else "quantized" for step in walks]
+    if any(step.calibrated for step in walks):
+        done.insert(0, "calibrated")
+    said.append(f"{path} was {', '.join((*done, 'measured'))}, saved and read back: {_formats(found)}")
+    found = replace(found, findings=(*found.findings, *one.findings))
     stages = tuple(_timed(stage, took.get(stage.name), found.trials) for stage in found.stages)
     return replace(
         found,
@@ -247,9 +254,8 @@ def _impossible(model: Model, recipe: Recipe) -> tuple[Impossible, ...]:
         asked = name in recipe.export
         if not asked and name in _SPECIAL:
             continue
-        dtype = recipe.dtype if EXPORTERS[name].is_folder else "bf16"
         try:
-            replace(recipe, export=(name,), dtype=dtype).resolved(model)
+            replace(recipe, export=(name,)).resolved(model)
         except UnsupportedError as error:
             found.append(Impossible(name, str(error).removeprefix(f"export {name}: "), asked))
     if not any(one.asked for one in found):

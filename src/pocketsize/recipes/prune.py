@@ -244,7 +244,7 @@ def _walked(step: Prune, model: Model, ctx: Context) -> list[LayerReport]:
     judges = judging_windows(*ctx.input_ids.shape)
     learns = step.learn > 0 and bool(judges)
     if step.learn and not judges:
-        ctx.findings.append(too_little_to_learn(*ctx.input_ids.shape))
+        ctx.findings.append(too_little_to_learn(step.kind, *ctx.input_ids.shape))
     shares, masks = shares_of(step, model, ctx)
     unit, reports = Unit(), [r for path in model.blocks for r in ctx.store.finished(path) or ()]
     require_few_fallbacks(step.kind, reports, len(model.linears))

@@ -94,6 +94,10 @@ class Hqq(Quantizer):
 
     def resolve(self, model: Model, exports: tuple[str, ...]) -> Hqq:
         """The step with group, zeros and embedding width decided."""
+        if model.arch.experts is not None and "folder" in exports:
+            raise UnsupportedError(
+                "hqq: it chooses zeros, and transformers loads packed experts without; use step rtn or gptq"
+            )
         asymmetric = replace(self, symmetric=False)
         made = replace(asymmetric, **chosen(asymmetric, model, exports))
         if any(scheme.super_blocks for scheme in layer_schemes(made)):
@@ -170,7 +174,8 @@ class Gptq(Quantizer):
         if len(ways) > 1 and judges:
             return staged(model, ctx, ways, judges)
         if len(ways) > 1:
-            ctx.findings.append(too_little_to_learn(*ctx.input_ids.shape, what=" or ".join([*ways][1:])))
+            what = " or ".join([*ways][1:])
+            ctx.findings.append(too_little_to_learn(self.kind, *ctx.input_ids.shape, what=what))
         return self._solved(model, ctx)
 
     def stages(self) -> dict[str, Way]:

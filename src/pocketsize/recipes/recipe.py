@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -109,10 +110,6 @@ class Recipe:
             raise UsageError(f"export: name at least one of {', '.join(EXPORTERS)}, each once")
         if not isinstance(self.dtype, str) or self.dtype not in NAMES:
             raise UsageError(f"dtype: unknown type {self.dtype!r}{did_you_mean(str(self.dtype), NAMES)}")
-        if self.dtype != "bf16" and not any(EXPORTERS[name].is_folder for name in self.export):
-            raise UsageError(
-                f"dtype {self.dtype}: is that of the export folder; {self.export[0]} has its own"
-            )
 
     def resolved(self, model: Model) -> Recipe:
         """The recipe with every automatic choice made; refuses what this model cannot have."""
@@ -321,11 +318,7 @@ def _source(key: str, raw: Mapping[str, Any]) -> Source:
     options = dict(raw)
     files = options.get("files", ())
     options["files"] = (files,) if isinstance(files, str) else tuple(files or ())
-    try:
-        return _filled(Source, f"data: {key}", options)
-    except UsageError as error:
-        said = str(error)
-        raise UsageError(said if said.startswith("data: ") else f"data: {key}: {said}") from error
+    return _filled(Source, f"data: {key}", options)
 
 
 def _check_texts(key: str, entries: tuple[str, ...] | tuple[Source, ...]) -> None:
@@ -359,8 +352,14 @@ def _filled(kind: type[T], where: str, options: dict[str, Any]) -> T:
         if key not in known:
             raise UsageError(f"{where}: unknown option {key!r}{did_you_mean(str(key), known)}")
         if not _fits(value, hints[key]):
-            raise UsageError(f"{where}: {key} is {_words(hints[key])}, got {value!r}")
-    return kind(**options)
+            share = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", str(value)) if _fits(0.5, hints[key]) else None
+            hint = f"; write {float(share[1]) / 100:g}" if share else ""
+            raise UsageError(f"{where}: {key} is {_words(hints[key])}, got {value!r}{hint}")
+    try:
+        return kind(**options)
+    except UsageError as error:
+        named = str(error).startswith(tuple(f"{word}: " for word in (where, "data", *STEPS)))
+        raise error if named else UsageError(f"{where}: {error}") from error
 
 
 def _alternatives(hint: Any) -> Iterator[Any]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from pocketsize.io.llamacpp import LlamaCpp, installed
 from pocketsize.io.publish import make_folder, publish_bytes, scratch
 from pocketsize.models.calls import BATCH_TOKENS
 from pocketsize.models.config import NAME
-from pocketsize.models.depth import excerpt, shortened_config
+from pocketsize.models.depth import shortened_config, with_blocks
 from pocketsize.models.device import working_device
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.load import tokenizer_of
@@ -46,6 +46,7 @@ from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.record import Finding, RunRecord
 from pocketsize.recipes.run import Clock, Job, apply_steps, publish
 from pocketsize.recipes.smooth import SmoothQuant
+from pocketsize.recipes.step import Context
 from pocketsize.recipes.texts import Texts
 
 # Batches that calibrate (more where blocks are learned), and tokens of each window that the model writes.
@@ -102,6 +103,26 @@ class Asked:
     question_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """A step that changes nothing: what comes before and after all steps is rehearsed alone."""
+
+    kind: ClassVar[str] = "nothing"
+    calibrated: ClassVar[bool] = False
+
+    def resolve(self, model: Model, exports: tuple[str, ...]) -> Nothing:
+        """The same."""
+        return self
+
+    def outline(self, model: Model) -> Model:
+        """The same model."""
+        return model
+
+    def apply(self, model: Model, ctx: Context) -> Model:
+        """The same model."""
+        return model
+
+
 class _Watch:
     """A console that takes the time instead of talking; a stage ends where the next begins."""
 
@@ -142,7 +163,7 @@ def rehearse(model: Model, recipe: Recipe, texts: Texts, *, written: int) -> Reh
     index = len(model.blocks) // 2
     _compiled(recipe)
     with scratch("plan") as work:
-        short = _short(model, index, work / "model")
+        short = shortened(model, [index], work / "model")
         few = _few(texts, HELD_OUT if any(stages_of(step) > 1 for step in recipe.steps) else BATCHES)
         watch = _Watch()
         with _timed_block(short, watch) as calls:
@@ -194,15 +215,16 @@ def _compiled(recipe: Recipe) -> None:
                 rtn(W, scheme, weight=torch.ones(columns))
 
 
-def _short(model: Model, index: int, folder: Path) -> Model:
-    """The model with one block, its config and companions in a folder of their own."""
+def shortened(model: Model, kept: Sequence[int], folder: Path) -> Model:
+    """The model with these blocks alone, its config and companions in a folder of their own."""
     make_folder(folder)
-    raw = shortened_config(model.config, [index])
-    original = json.loads((model.folder / NAME).read_text(encoding="utf-8"))
-    raw["architectures"] = original.get("architectures")
+    raw = shortened_config(model.config, kept)
+    if not raw.get("architectures"):
+        original = json.loads((model.folder / NAME).read_text(encoding="utf-8"))
+        raw["architectures"] = original.get("architectures")
     publish_bytes(folder / NAME, json.dumps(raw).encode())
     copy_companions(model.folder, folder)
-    return excerpt(model, index, folder)
+    return with_blocks(model, kept, folder)
 
 
 def _few(texts: Texts, batches: int) -> Texts:

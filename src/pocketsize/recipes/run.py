@@ -15,6 +15,7 @@ import pocketsize
 from pocketsize.distributed.world import Solo, World, together
 from pocketsize.exporting.artifact import Artifact
 from pocketsize.exporting.compressed_tensors import packed_schemes
+from pocketsize.exporting.gguf.writer import require_range
 from pocketsize.exporting.manifest import write_manifest
 from pocketsize.exporting.plain import require_storable
 from pocketsize.exporting.table import EXPORTERS, behaviours, write_all
@@ -164,7 +165,7 @@ def carry_out(job: Job, clock: Clock, pages: Mapping[str, Page], *, overwrite: b
     job_print = job.fingerprint
     if (record := made_by(job.out, job_print)) is not None:
         return record
-    refuse_taken(job.out, overwrite=overwrite)
+    refuse_taken(job.out, overwrite=overwrite, now=job_print)
     require_room(job.original, job.recipe, job.texts, job.out, job.work)
     journal = open_journal(job.work, job_print, clock.stop.safe_point, lambda: clock.stop.asked)
     with memory_explained(lambda: clock.current, job.recipe.data, job.original):
@@ -187,9 +188,19 @@ def settle(original: Model, recipe: Recipe) -> tuple[Model, Recipe, Texts]:
     recipe = recipe.resolved(original)
     if any(EXPORTERS[name].is_folder for name in recipe.export):
         require_storable(original)
+    if "gguf" in recipe.export:
+        require_range(original)
     trains = any(isinstance(step, Training) and step.reads for step in recipe.steps)
-    outline = recipe.outline(original)
-    return original, recipe, read_texts(recipe.data, recipe.base, original, trains=trains, outline=outline)
+    calibrates = any(step.calibrated for step in recipe.steps)
+    texts = read_texts(
+        recipe.data,
+        recipe.base,
+        original,
+        calibrates=calibrates,
+        trains=trains,
+        outline=recipe.outline(original),
+    )
+    return original, recipe, texts
 
 
 def apply_steps(job: Job, journal: Journal, clock: Clock) -> Done:

@@ -93,7 +93,7 @@ class Student:
             if value is not None and value != "corpus" and not 0 < value < math.inf:
                 raise UsageError(f"student: {name} must be above 0, got {value}")
         if self.parameters is not None:
-            count_of(self.parameters)
+            count_of(self.parameters, "parameters")
         given = [name for name in _BUDGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise UsageError(f"student: one budget at a time; keep one of {' and '.join(given)}")
@@ -232,7 +232,8 @@ class Student:
             return None
         assert ctx.corpus is not None
         length = min(_LENGTH, model.positions)
-        text = examples_of(ctx.corpus, tokenizer_of(model), length=length, task=model.arch.task)
+        task = "generate" if model.arch.task == "generate" else "embed"  # labels are of no interest here
+        text = examples_of(ctx.corpus, tokenizer_of(model), length=length, task=task)
         counts = Counter(text.flat.tolist())
         vocabulary = read_vocabulary((model.folder / TOKENIZER).read_bytes())
         return kept_tokens(vocabulary, counts, None if self.vocabulary == "corpus" else self.vocabulary)
@@ -298,7 +299,7 @@ class Student:
     def _budget(self, model: Model) -> int | None:
         if self.megabytes is not None:
             return max(1, int((1e6 * self.megabytes - _HEADER) / model.dtype.itemsize))
-        return None if self.parameters is None else count_of(self.parameters)
+        return None if self.parameters is None else count_of(self.parameters, "parameters")
 
     def _start(self, model: Model, family: Family, layers: int, hidden: int) -> Body:
         """A body of this depth and width, where the step does not say otherwise."""

@@ -60,10 +60,10 @@ def check_teachers(step: Taught) -> None:
 
 
 def teachers_of(step: Taught, ctx: Context) -> list[Model]:
-    """The models that teach."""
+    """The models that teach: where none is named the original, or the classifier that was made of it."""
     if not step.names:
         assert ctx.original is not None
-        return [ctx.original]
+        return [ctx.classifier or ctx.original]
     return [load(name) for name in step.names]
 
 

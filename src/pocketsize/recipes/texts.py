@@ -58,12 +58,19 @@ class _Part:
 
 
 def read_texts(
-    data: Data, base: Path, model: Model, *, trains: bool = False, outline: Model | None = None
+    data: Data,
+    base: Path,
+    model: Model,
+    *,
+    calibrates: bool = True,
+    trains: bool = False,
+    outline: Model | None = None,
 ) -> Texts:
     """Calibration and evaluation windows, and what there is to say about them.
 
     Where something `trains`, the text it reads has an entry of its own; it is the calibration text unless
-    other files were named for it. `outline` is what the steps make of the model.
+    other files were named for it. Where nothing `calibrates`, nothing is said of windows for that. `outline`
+    is what the steps make of the model.
     """
     outline, tokenizer = outline or model, tokenizer_of(model)
     task = outline.arch.task
@@ -79,15 +86,16 @@ def read_texts(
             "name the files in one list"
         )
     corpora = [joined([p.corpus for p in parts]) for parts in (first, second)]
-    findings += _about_labels(outline, train if trains else None, corpora[1], data.seed)
+    findings += _about_labels((model, outline), train if trains else None, corpora[1], data.seed)
     calibrate = [
         windows(p.corpus, tokenizer, count=p.count, length=length, seed=data.seed, special=True)
         for p in first
     ]
     evaluate = [_judging(p, tokenizer, length, task) for p in second]
     findings += [*_about_length(data, length), *_about_overlap(*corpora)]
-    findings += _about_counts("calibration", first, calibrate)
-    findings += _about_repeats(torch.cat([w.input_ids for w in calibrate]))
+    if calibrates:
+        findings += _about_counts("calibration", first, calibrate)
+        findings += _about_repeats(torch.cat([w.input_ids for w in calibrate]))
     findings += _about_counts("evaluation", second, evaluate) if len(second) > 1 else []
     records = _records(data, (first, calibrate), (second, evaluate), task, tokenizer)
     if train is not None and standard[0] is not train:
@@ -144,8 +152,11 @@ def _standard(
     return (calibrate or default[0], judge or default[1], train), findings
 
 
-def _about_labels(outline: Model, train: Corpus | None, evaluate: Corpus, seed: int) -> list[Finding]:
+def _about_labels(
+    models: tuple[Model, Model], train: Corpus | None, evaluate: Corpus, seed: int
+) -> list[Finding]:
     """Refuses labels that a classifier will not know, and too few to judge by, before any work."""
+    original, outline = models
     if outline.arch.task != "classify":
         return []
     classes = classes_named(outline)
@@ -154,8 +165,9 @@ def _about_labels(outline: Model, train: Corpus | None, evaluate: Corpus, seed: 
         class_numbers(train, classes)
     if is_labelled(evaluate):
         return []
-    told = "the text to evaluate with has no labels: accuracy is not known, agreement stands for it"
-    return [Finding("no-labels", told)]
+    both = original.arch.task == "classify"
+    way = "agreement stands for it" if both else "nothing is told of it; name labelled text as `evaluate`"
+    return [Finding("no-labels", f"the text to evaluate with has no labels: accuracy is not known, {way}")]
 
 
 def _judging(part: _Part, tokenizer: PreTrainedTokenizerBase, length: int, task: str) -> Windows:

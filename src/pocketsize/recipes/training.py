@@ -121,12 +121,12 @@ def check(step: Training) -> None:
         raise UsageError(f"patience must be a whole number from 0 upwards, got {step.patience}")
 
 
-def count_of(tokens: int | str) -> int:
-    """`2M` as 2,000,000."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmb]?)", str(tokens).strip().lower())
+def count_of(count_said: int | str, key: str = "tokens") -> int:
+    """`2M` as 2,000,000; an error names the key that says it."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmb]?)", str(count_said).strip().lower())
     count = round(float(found[1]) * _UNITS[found[2]]) if found else 0
     if count < 1:
-        raise UsageError(f"tokens is a number such as 500k or 2M, got {tokens!r}")
+        raise UsageError(f"{key} is a number such as 500k or 2M, got {count_said!r}")
     return count
 
 

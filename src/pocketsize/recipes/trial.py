@@ -75,9 +75,11 @@ class _Timed:
 
 
 def training_time(
-    step: Training, student: Model, original: Model, texts: Texts, *, seed: int
+    step: Training, student: Model, teacher: Model, texts: Texts, *, seed: int
 ) -> tuple[Took, int]:
     """The time of a training, from some of its steps, and how many of them were made.
+
+    `teacher` is who teaches where the step names nobody.
 
     A budget in minutes is taken at its word. What comes before the first step (reading the text, loading the
     teacher) is counted once.
@@ -92,7 +94,7 @@ def training_time(
             texts.calibrate.mask,
             trial,
             lambda done, total, what: steps.append(total),
-            original=original,
+            original=teacher,
             corpus=texts.train,
             seed=seed,
         )

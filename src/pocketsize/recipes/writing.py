@@ -57,7 +57,7 @@ def check_writing(step: Writing) -> None:
         raise UsageError("distill: replay: nothing was written; give on_policy a share")
     if step.written not in (None, TEACHER):
         raise UsageError(f"distill: written is null or {TEACHER}, got {step.written!r}")
-    count_of(step.written_tokens)
+    count_of(step.written_tokens, "written_tokens")
 
 
 def policy(step: Writing, seed: int) -> Callable[[nn.Module, Order], Policy]:
@@ -94,7 +94,7 @@ def written_examples(
     if any(ids is not None for ids in maps):
         raise UnsupportedError("distill: written: a teacher with other tokens cannot write for the student")
     place = ctx.store.place("written")
-    parts = math.ceil(count_of(step.written_tokens) / (length * TOGETHER))
+    parts = math.ceil(count_of(step.written_tokens, "written_tokens") / (length * TOGETHER))
     modules: dict[int, nn.Module] = {}
     rows: list[np.ndarray] = []
     for i in range(parts):

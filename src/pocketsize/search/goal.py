@@ -215,8 +215,9 @@ def _fitting(recipe: Recipe, goal: Goal, model: Model, first: Recipe) -> list[Wa
     if not fitting:
         least = min(ways, key=lambda way: way.bytes)
         raise ResourceError(
-            f"{recipe.model}: {_mb(limit or 0)} is below the smallest {first.export[0]} file possible: "
-            f"{_mb(least.bytes)} ({least.name}); ask for --fit {_mb(least.bytes, up=True)} or more"
+            f"{recipe.model}: {_mb(limit or 0)}{_hint(limit or 0)} is below the smallest {first.export[0]} "
+            f"file possible: {_mb(least.bytes)} ({least.name}); ask for --fit {_mb(least.bytes, up=True)} or "
+            "more"
         )
     return fitting
 
@@ -363,6 +364,11 @@ def _kept(job: Job, clock: Clock) -> float:
                 job.original, done.model, texts.evaluate, texts.corpus, seed=job.recipe.data.seed
             )
     return keep_of(quality.measurements, job.original.arch.task)
+
+
+def _hint(size: int) -> str:
+    """Of fewer bytes than any model has: what else may have been meant."""
+    return f" ({size} bytes; did you mean {size}MB?)" if size < 10**4 else ""
 
 
 def _mb(size: int, *, up: bool = False) -> str:

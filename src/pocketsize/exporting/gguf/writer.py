@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, RopeScalingTyp
 from gguf.gguf_writer import TensorInfo, WriterState
 from torch import Tensor
 
-from pocketsize.errors import NumericalError, UnsupportedError, UsageError
+from pocketsize.errors import NumericalError, UnsupportedError
 from pocketsize.exporting.artifact import Artifact
 from pocketsize.exporting.gguf.blocks import BLOCK, block_type, pack
 from pocketsize.exporting.gguf.names import ROPE_FACTORS, gguf_name, row_order
@@ -49,15 +49,18 @@ class Stored:
     bytes: int
 
 
-def write(model: Model, path: Path, *, floats: str = "F32") -> Artifact:
+def floats_of(model: Model) -> str:
+    """What matrices are stored in that are not quantized: float16, unless all digits are asked for."""
+    return "F32" if model.dtype == torch.float32 else "F16"
+
+
+def write(model: Model, path: Path) -> Artifact:
     """Write the model as the GGUF file `path`.
 
-    Quantized weights keep their own codes and scales, bit for bit; other matrices are stored as
-    `floats` (F32 or F16), vectors as F32. A tied head is not stored: llama.cpp uses the embedding.
+    Quantized weights keep their own codes and scales, bit for bit; other matrices are stored as `floats_of`
+    says, vectors as F32. A tied head is not stored: llama.cpp uses the embedding.
     """
-    tensors = plan(
-        model, lambda name: model.quantized[name].scheme if name in model.quantized else None, floats
-    )
+    tensors = plan(model, lambda name: model.quantized[name].scheme if name in model.quantized else None)
     header = _header(model, tensors)
 
     def stream(out: BinaryIO) -> None:
@@ -71,22 +74,20 @@ def write(model: Model, path: Path, *, floats: str = "F32") -> Artifact:
     return Artifact(path.name, "gguf", path.stat().st_size, {path.name: digest})
 
 
-def predict_bytes(model: Model, scheme_of: SchemeOf, *, floats: str = "F32") -> int:
+def predict_bytes(model: Model, scheme_of: SchemeOf) -> int:
     """The exact size of the file that `write` would make with these schemes (None: not quantized)."""
-    tensors = plan(model, scheme_of, floats)
+    tensors = plan(model, scheme_of)
     return len(_header(model, tensors)) + sum(_padded(stored.bytes) for stored in tensors)
 
 
 def tensor_bytes(model: Model, scheme_of: SchemeOf) -> dict[str, int]:
     """The bytes that each parameter takes in the file that `write` would make."""
-    return {stored.source: _padded(stored.bytes) for stored in plan(model, scheme_of, "F32")}
+    return {stored.source: _padded(stored.bytes) for stored in plan(model, scheme_of)}
 
 
-def plan(model: Model, scheme_of: SchemeOf, floats: str) -> list[Stored]:
+def plan(model: Model, scheme_of: SchemeOf) -> list[Stored]:
     """Every tensor of the file, in its order: embedding, blocks, final norm, head."""
-    if floats not in FLOATS:
-        raise UsageError(f"floats must be one of {', '.join(FLOATS)}, got {floats!r}")
-    tensors = [_stored(model, name, scheme_of(name), floats) for name in _parameters(model)]
+    tensors = [_stored(model, name, scheme_of(name)) for name in _parameters(model)]
     if (factors := rope_factors(model)) is not None:
         tensors.append(Stored("", ROPE_FACTORS, "F32", tuple(factors.shape), 4 * factors.numel()))
     return tensors
@@ -114,10 +115,10 @@ def main_kind(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> str:
     return f"{most}_{'M' if _MEDIUM[most] in beside else 'S'}"
 
 
-def stored_value(model: Model, name: str, floats: str = "F32") -> Tensor:
+def stored_value(model: Model, name: str) -> Tensor:
     """The parameter as the file gives it back, float32, rows in the model's own order."""
     W = model.weight(name)
-    halves = floats == "F16" and W.ndim > 1 and name not in model.quantized
+    halves = floats_of(model) == "F16" and W.ndim > 1 and name not in model.quantized
     return W.to(torch.float16).to(torch.float32) if halves else W
 
 
@@ -182,7 +183,7 @@ def rope_factors(model: Model) -> Tensor | None:
 def refuses(model: Model) -> str | None:
     """Why this model cannot be written as GGUF; None when it can."""
     try:
-        _header(model, plan(model, lambda _: None, "F32"))
+        _header(model, plan(model, lambda _: None))
     except UnsupportedError as error:
         return str(error)
     odd = [n for n in model.linears if model.checkpoint.entries[n].shape[1] % BLOCK]
@@ -228,13 +229,13 @@ def _parameters(model: Model) -> list[str]:
     return sorted(names, key=place)
 
 
-def _stored(model: Model, source: str, scheme: Scheme | None, floats: str) -> Stored:
+def _stored(model: Model, source: str, scheme: Scheme | None) -> Stored:
     shape = model.checkpoint.entries[source].shape
     name = gguf_name(model, source)
     if scheme is not None:
         kind = block_type(scheme, shape[1], source)
         return Stored(source, name, kind.name, shape, shape[0] * kind.row_bytes(shape[1]))
-    word = floats if len(shape) > 1 else "F32"
+    word = floats_of(model) if len(shape) > 1 else "F32"
     return Stored(source, name, word, shape, math.prod(shape) * np.dtype(FLOATS[word]).itemsize)
 
 
@@ -249,12 +250,23 @@ def _data(model: Model, stored: Stored) -> bytes:
             weight = QWeight(weight.codes[order], weight.scale[order], weight.zero[order], weight.scheme)
         return pack(weight, stored.source).tobytes()
     W = model.kept(stored.source).to(torch.float32)
-    with np.errstate(over="ignore"):  # reported below, by name
-        array = (W if order is None else W[order]).numpy().astype(FLOATS[stored.kind])
-    if not (sound := np.isfinite(array)).all():
-        count = f"{array.size - int(sound.sum())} of its {array.size} values"
-        raise NumericalError(f"{stored.source}: {stored.kind} cannot hold {count}; write floats as F32")
-    return array.tobytes()
+    _require_range(stored.source, W, stored.kind)
+    return (W if order is None else W[order]).numpy().astype(FLOATS[stored.kind]).tobytes()
+
+
+def require_range(model: Model) -> None:
+    """Refuses values that a file could not hold in matrices outside the blocks, before any work."""
+    for name in model.ends:
+        _require_range(name, model.kept(name).to(torch.float32), floats_of(model))
+
+
+def _require_range(name: str, W: Tensor, kind: str) -> None:
+    lost = W.abs() > float(np.finfo(FLOATS[kind]).max)
+    if lost.any():
+        raise NumericalError(
+            f"{name}: {int(lost.sum())} of its {W.numel()} values are beyond {kind}, such as "
+            f"{float(W[lost][0]):.3g}; use dtype fp32"
+        )
 
 
 def _header(model: Model, tensors: list[Stored]) -> bytes:
