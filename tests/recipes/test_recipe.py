@@ -329,7 +329,7 @@ def test_embedding_and_head_are_named_with_or_without_weight(name: str, tmp_path
     of = scheme_of(step.resolve(model, ("gguf",)), model)
     embedding, head = of("model.embed_tokens.weight"), of("lm_head.weight")
     assert embedding is not None and embedding.bits == 4 and head is None
-    with pytest.raises(UsageError, match="nor is it model.embed_tokens and lm_head"):
+    with pytest.raises(UsageError, match=r"nor is it model\.embed_tokens and lm_head"):
         parse_step({"rtn": {"overrides": {"model.embed": None}}}).resolve(model, ("gguf",))
 
 
@@ -341,5 +341,5 @@ def test_experts_are_not_left_beside_what_is_quantized(pattern: str, tmp_path: P
             parse_step({kind: {"overrides": {pattern: None}}}).resolve(model, ("folder",))
     parse_step({"gptq": {"overrides": {"*.q_proj": None}}}).resolve(model, ("folder",))
     for options in ({}, {"symmetric": False}):
-        with pytest.raises(UnsupportedError, match="hqq: it chooses zeros, .*use step rtn or gptq"):
+        with pytest.raises(UnsupportedError, match=r"hqq: it chooses zeros, .*use step rtn or gptq"):
             parse_step({"hqq": options}).resolve(model, ("folder",))
