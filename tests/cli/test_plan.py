@@ -80,7 +80,7 @@ def test_no_room_ends_with_5_and_says_what_would_fit(
     ("words", "hint"),
     [
         (["r.yaml", "--scheme", "W3A16"], "--scheme: r.yaml says it itself"),
-        (["r.yaml", "--fit", "80MB"], "--fit: r.yaml says it itself"),
+        (["r.yaml", "--fit", "80MB"], "--fit: a recipe says its steps, no goal"),
         (["m", "--fit", "80MB", "--group", "32"], "--group: a goal chooses the scheme itself"),
         (["m", "--fit", "80 parsecs"], "80MB"),
         (["m", "--group", "some"], "--group: a number or one of auto, row"),

@@ -100,7 +100,7 @@ def test_metadata_is_complete(tmp_path, tiny_llama):
     fields = read_gguf(tmp_path / "m.gguf").fields
     expected = {
         "general.architecture": "llama",
-        "general.file_type": 0,
+        "general.file_type": 1,
         "general.quantization_version": 2,
         "llama.block_count": 2,
         "llama.context_length": 256,

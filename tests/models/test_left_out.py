@@ -68,8 +68,9 @@ def test_what_is_gone_already_is_gone_for_all(tmp_path: Path) -> None:
     )
 
 
-def test_a_classifier_is_measured_by_its_classes(tmp_path: Path) -> None:
-    model = load(write_tiny(tmp_path / "m", "bert", classes=("a", "b", "c")))
+@pytest.mark.parametrize("family", ["bert", "mpnet", "roberta", "distilbert"])
+def test_a_classifier_is_measured_by_its_classes(family: str, tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", family, classes=("a", "b", "c")))
     parts = [Part(0), Part(1)]
     wanted = distances_slow(model, *tokens(padded=True), parts)
     torch.testing.assert_close(

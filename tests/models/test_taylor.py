@@ -31,10 +31,10 @@ def tokens() -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "bert", "mpnet", "classifier"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "bert", "mpnet", "bert classifier", "mpnet classifier"])
 def test_equals_gates_on_the_whole_module(family: str, tmp_path: Path) -> None:
-    classes = ("a", "b", "c") if family == "classifier" else ()
-    model = load(write_tiny(tmp_path / "m", "bert" if classes else family, classes=classes))
+    family, _, classifies = family.partition(" ")
+    model = load(write_tiny(tmp_path / "m", family, classes=("a", "b", "c") if classifies else ()))
     heads, ffn = writers_of(model)
     path, groups = model.blocks[0], {group.names[0]: group.names for group in model.groups}
     reader = model.groups[0].names[0]

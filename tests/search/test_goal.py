@@ -2,10 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pocketsize.errors import ResourceError, UsageError
+from pocketsize.errors import ResourceError, UnsupportedError, UsageError
 from pocketsize.models.load import load
 from pocketsize.recipes.quantize import Gptq
 from pocketsize.recipes.recipe import Data, Recipe
@@ -14,6 +15,7 @@ from pocketsize.search.goal import (
     parse_bytes,
     parse_ratio,
     parse_share,
+    plan,
     predicted_bytes,
     shrink,
 )
@@ -101,3 +103,19 @@ def test_a_size_below_the_possible_names_the_smallest(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match=r"below the smallest gguf file possible.*--fit"):
         shrink(recipe, Goal(fit_bytes=1000), tmp_path / "out", console=Silent(), pages={})
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("ask", [shrink, plan])
+def test_what_holds_one_scheme_alone_has_no_widths_to_choose(ask: Any, tmp_path: Path) -> None:
+    recipe = Recipe(str(write_tiny(tmp_path / "m", "llama")), (Gptq(),), ("bitsandbytes",))
+    pages = {"pages": {}} if ask is shrink else {}
+    with pytest.raises(UnsupportedError, match="bitsandbytes holds none; use `quantize --scheme NF4"):
+        ask(recipe, Goal(fit_bytes=10**6), tmp_path / "out", console=Silent(), **pages)
+
+
+def test_a_size_in_bytes_that_no_model_has_asks_for_its_unit(tmp_path: Path) -> None:
+    recipe = Recipe(str(write_tiny(tmp_path / "m", "llama")), (Gptq(),), ("gguf",))
+    with pytest.raises(
+        ResourceError, match=r"0\.1kB \(80 bytes; did you mean 80MB\?\) is below the smallest"
+    ):
+        plan(recipe, Goal(fit_bytes=80), tmp_path / "out", console=Silent())

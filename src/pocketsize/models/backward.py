@@ -117,7 +117,7 @@ def _uncertainty(
     linear, slopes, hidden = module.get_submodule(model.arch.head.rpartition(".")[0]), [], list[Tensor]()
     generator = torch.Generator(device=W.device).manual_seed(seed)
     handle = linear.register_forward_pre_hook(lambda _, args: hidden.append(args[0].detach()))
-    with replayed(module, model) as replay:
+    with replayed(module, model, calls) as replay:
         for call in calls:
             slope = torch.zeros_like(call.hidden)
             for i, real in enumerate(call.mask):
@@ -139,7 +139,7 @@ def _probed(module: nn.Module, model: Model, calls: Sequence[Call], seed: int) -
     for name in surroundings(module, model) if classifies else ():
         fill(module, name, lambda full: model.weight(full).to(forward_dtype()), working_device())
     width, slopes = model.checkpoint.entries[model.arch.embedding].shape[1], list[Tensor]()
-    with replayed(module, model) as replay:
+    with replayed(module, model, calls) as replay:
         for call in calls:
             hidden = call.hidden.detach().requires_grad_()
             if classifies:

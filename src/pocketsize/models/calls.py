@@ -31,12 +31,14 @@ Arguments = tuple[tuple[object, ...], dict[str, object]]
 class Call:
     """What one batch brings: hidden states, the other arguments of each block, the mask of real tokens.
 
-    Arguments differ by block where windows of attention do, or rotary tables.
+    Arguments differ by block where windows of attention do, or rotary tables. `tuples` says that blocks give
+    a tuple, of which the first is the hidden states; it is known once one was run.
     """
 
     hidden: Float[Tensor, "batch seq hidden"]
     arguments: dict[nn.Module, Arguments]
     mask: Bool[Tensor, "batch seq"]
+    tuples: bool = False
 
 
 class Captured(Exception):
@@ -142,24 +144,33 @@ def run_block(block: nn.Module, call: Call) -> Float[Tensor, "batch seq hidden"]
     """The block's output hidden states."""
     args, kwargs = call.arguments[block]
     out = block(call.hidden, *args, **kwargs)
+    call.tuples = isinstance(out, tuple)
     return out[0] if isinstance(out, tuple) else out
 
 
 class Replay(nn.Module):
-    """Stands for all blocks: gives hidden states that are known."""
+    """Stands for all blocks: gives hidden states that are known, as the blocks of a family do."""
 
     hidden: Tensor
 
-    def forward(self, *_: object, **__: object) -> Tensor:
+    def __init__(self, *, tuples: bool) -> None:
+        super().__init__()
+        self.tuples = tuples
+
+    def forward(self, *_: object, **__: object) -> Tensor | tuple[Tensor]:
         """The hidden states."""
-        return self.hidden
+        return (self.hidden,) if self.tuples else self.hidden
 
 
 @contextmanager
-def replayed(module: nn.Module, model: Model) -> Iterator[Replay]:
-    """While it is entered, known hidden states stand for the blocks: what is left of the model can be run."""
+def replayed(module: nn.Module, model: Model, calls: Sequence[Call]) -> Iterator[Replay]:
+    """While it is entered, known hidden states stand for the blocks, which ran on `calls` before."""
     parent, _, attribute = model.arch.blocks.rpartition(".")
-    owner, blocks, replay = module.get_submodule(parent), module.get_submodule(model.arch.blocks), Replay()
+    owner, blocks, replay = (
+        module.get_submodule(parent),
+        module.get_submodule(model.arch.blocks),
+        Replay(tuples=calls[0].tuples),
+    )
     setattr(owner, attribute, nn.ModuleList([replay]))
     try:
         yield replay

@@ -171,7 +171,7 @@ class _Pass:
             )
         totals, items, task = [0.0] * count, 0, self.model.arch.task
         places = [(n, row, real) for n, call in enumerate(self.whole) for row, real in enumerate(call.mask)]
-        with replayed(self.module, self.model) as replay:
+        with replayed(self.module, self.model, self.whole) as replay:
             for number, row, real in places:
                 wanted = self._said(replay, self.whole[number].hidden[row], real)
                 items += len(wanted)

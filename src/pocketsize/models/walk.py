@@ -383,7 +383,7 @@ def _head(module: nn.Module, model: Model, calls: list[Call]) -> Site:
         gram.update(args[0], mask)
         raise Captured
 
-    with replayed(module, model) as replay, hooked([linear], update):
+    with replayed(module, model, calls) as replay, hooked([linear], update):
         for call in calls:
             replay.hidden, mask = call.hidden, call.mask
             try:

@@ -129,6 +129,7 @@ def shrink(
     encoder, it is the largest). With `keep`, ways are quantized and measured from the smallest upwards until
     one keeps enough. What was tried stays in the work folder until the run ends, so nothing is done twice.
     """
+    _require_widths(recipe)
     with starting(recipe, out, console, overwrite=overwrite) as clock:
         with clock.phase("load"):
             model, first, texts = prepare(recipe)
@@ -151,6 +152,15 @@ def shrink(
         with clock.phase("load"):
             job = _job(recipe, out, chosen)
         return carry_out(job, clock, pages, overwrite=overwrite)
+
+
+def _require_widths(recipe: Recipe) -> None:
+    """Refuse exports that hold one scheme alone: between widths of it there is nothing to choose."""
+    if bare := [name for name in recipe.export if not EXPORTERS[name].bits]:
+        raise UnsupportedError(
+            f"a goal chooses among widths, and {bare[0]} holds none; use `quantize --scheme NF4 --target "
+            f"{bare[0]}`, or another target"
+        )
 
 
 def mixes(model: Model, exports: Sequence[str]) -> bool:
@@ -231,6 +241,7 @@ def plan(recipe: Recipe, goal: Goal, out: Path, *, console: Console, curve: bool
 
     With `keep`, that of trying every way within the size.
     """
+    _require_widths(recipe)
     model = opened(recipe)
     ways = _fitting(recipe, goal, model, recipe.resolved(model))
     mixing = curve and mixes(model, recipe.export)
