@@ -78,8 +78,8 @@ def float_agreement(folder: Path, work: Path) -> dict[str, float]:
 
     model, path = load(str(folder)), work / "float32.gguf"
     path.unlink(missing_ok=True)
-    write(model, path, floats="F32")
-    said = " ".join(verify_gguf(model, path, floats="F32"))
+    write(model, path)
+    said = " ".join(verify_gguf(model, path))
     path.unlink()
     found = re.search(r"of (\d+) positions, ([\d.]+)% where the margin", said)
     if found is None:

@@ -284,7 +284,7 @@ def _llamacpp(folders: dict[str, Path], work: Path) -> dict[str, dict[str, float
     files = {name: work / f"{name}.gguf" for name in folders}
     for name, folder in folders.items():
         if not files[name].exists():
-            writer.write(load(folder), files[name], floats="F16")
+            writer.write(load(folder), files[name])
     ids = np.random.default_rng(0).integers(1000, size=PROMPT).tolist()
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in folders}
     engines = {name: LlamaCpp(file, threads=1) for name, file in files.items()}
