@@ -13,6 +13,7 @@ import argparse
 import json
 import re
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def float_agreement(folder: Path, work: Path) -> dict[str, float]:
     from pocketsize.exporting.verify import verify_gguf
     from pocketsize.models.load import load
 
-    model, path = load(str(folder)), work / "float32.gguf"
+    model, path = replace(load(str(folder)), dtype=torch.float32), work / "float32.gguf"
     path.unlink(missing_ok=True)
     write(model, path)
     said = " ".join(verify_gguf(model, path))
