@@ -50,7 +50,8 @@ def test_sizes_are_told_once_for_each_artefact(capsys: pytest.CaptureFixture[str
     [
         (4.0, 4.0, "4.00 x smaller than bf16)"),
         (4.0, 8.0, "4.00 x smaller than bf16, 8.00 x smaller than the download)"),
-        (0.5, 1.0, "2.00 x larger than bf16, 1.00 x smaller than the download)"),
+        (0.5, 1.01, "2.00 x larger than bf16, as large as the download)"),
+        (0.99, 0.25, "as large as bf16, 4.00 x larger than the download)"),
     ],
 )
 def test_smaller_and_larger_are_told_apart(

@@ -117,14 +117,20 @@ def _rows(measurements: Iterable[Measurement]) -> list[tuple[str, str, str, str]
 
 
 def _size(m: Mapping[str, Measurement], path: str, count: int) -> str:
-    """`79.3 MB, 4.72 bits per weight, 3.4 x smaller than bf16, 6.8 x than the download`."""
+    """`79.3 MB, 4.72 bits per weight, 3.40 x smaller than bf16, 6.80 x smaller than the download`."""
     words = [f"{count / 1e6:.1f} MB"]
     if (bits := m.get(f"bits_per_weight of {path}")) is not None:
         words.append(f"{bits.value:.2f} bits per weight")
     ratio, whole = (m.get(f"ratio_to_{name} of {path}") for name in ("bf16", "download"))
     if ratio is not None:
-        larger = f"{1 / ratio.value:.2f} x larger" if ratio.value < 1 else f"{ratio.value:.2f} x smaller"
-        words.append(f"{larger} than bf16")
+        words.append(_times(ratio.value, "bf16"))
         if whole is not None and abs(whole.value / ratio.value - 1) > NEARLY:
-            words.append(f"{whole.value:.2f} x smaller than the download")
+            words.append(_times(whole.value, "the download"))
     return ", ".join(words)
+
+
+def _times(ratio: float, what: str) -> str:
+    """How many times smaller, or larger."""
+    if abs(ratio - 1) <= NEARLY:
+        return f"as large as {what}"
+    return f"{ratio:.2f} x smaller than {what}" if ratio > 1 else f"{1 / ratio:.2f} x larger than {what}"
