@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pocketsize.errors import DataError
+
 if TYPE_CHECKING:
     from pocketsize.models.arch import Arch
     from pocketsize.recipes.qat import Qat
@@ -269,6 +271,12 @@ def _embeddings(text: str) -> Any:
 
     words = {"auto": "auto", "same": "same", "none": None}
     return text if named(text) is not None else _number(text, words, "--embeddings")
+
+
+def require_recipe(path: Path) -> None:
+    """Refuse a recipe that is not there, before anything that takes seconds is imported."""
+    if not path.exists():
+        raise DataError(f"{path}: cannot be read as a recipe: there is no such file")
 
 
 def _number(text: str, words: dict[str, Any], option: str) -> Any:

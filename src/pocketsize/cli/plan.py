@@ -55,6 +55,8 @@ def command(ctx: click.Context, model: str, target: str | None, out: Path, **res
     One block is calibrated, quantized, saved and read back in a temporary folder. Exit code 0: the run
     fits; 4: something cannot be done; 5: there is no room, and the table says what would fit.
     """
+    if Path(model).suffix in (".yaml", ".yml"):
+        options.require_recipe(Path(model))
     from pocketsize import api
     from pocketsize.cli.network import fetch_first
     from pocketsize.cli.summary import data_of, formats, use_threads

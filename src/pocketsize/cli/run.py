@@ -18,6 +18,7 @@ from pocketsize.cli import options
 @options.as_json
 def command(recipe: Path, out: Path, overwrite: bool, threads: int | None, fetch_: bool, json_: bool) -> None:
     """Run the recipe file RECIPE; if an earlier run of it into the same output was cut off, go on with it."""
+    options.require_recipe(recipe)
     from pocketsize import api
     from pocketsize.cli.network import fetch_first
     from pocketsize.cli.summary import show, use_threads
