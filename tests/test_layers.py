@@ -12,6 +12,7 @@ SRC = Path(__file__).parents[1] / "src" / "pocketsize"
 
 # From the top; a file may import from its own row only what WITHIN allows, and from any row below.
 ROWS = (
+    ("__main__",),
     ("cli", "serving"),
     ("api",),
     ("search",),

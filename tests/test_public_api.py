@@ -28,7 +28,7 @@ PUBLIC = [
         "Rtn",
         "SmoothQuant",
     ),
-    *("Source", "__version__"),
+    *("Source", "Student", "__version__"),
     *(
         "distill",
         "finetune",

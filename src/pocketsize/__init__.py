@@ -31,6 +31,7 @@ __all__ = [
     "Rtn",
     "SmoothQuant",
     "Source",
+    "Student",
     "__version__",
     "distill",
     "finetune",

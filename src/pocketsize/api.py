@@ -11,10 +11,10 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from pocketsize.data.sources import Source
-from pocketsize.errors import UsageError
+from pocketsize.errors import UsageError, did_you_mean
 from pocketsize.exporting.table import EXPORTERS
 from pocketsize.exporting.verify import Check, verify_folder
-from pocketsize.io.console import Terminal
+from pocketsize.io.console import Console
 from pocketsize.io.publish import publish_bytes
 from pocketsize.io.source import resolve
 from pocketsize.measurement.measurement import Measurement
@@ -31,6 +31,7 @@ from pocketsize.recipes.awq import Awq
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.distill import Distill, Finetune
 from pocketsize.recipes.gate import Gate
+from pocketsize.recipes.given import check_steps, folder_of, source_of, terminal_of
 from pocketsize.recipes.gradual import Gradual
 from pocketsize.recipes.grids import Quantizer, unstorable
 from pocketsize.recipes.oats import Oats
@@ -42,9 +43,10 @@ from pocketsize.recipes.quantize import Gptq, Hqq, Rtn
 from pocketsize.recipes.recipe import Data, Recipe, parse_step, read_recipe
 from pocketsize.recipes.record import RunRecord, read_record
 from pocketsize.recipes.rotate import Rotate
-from pocketsize.recipes.run import Console
 from pocketsize.recipes.smooth import SmoothQuant
 from pocketsize.recipes.step import Step
+from pocketsize.recipes.student import Student
+from pocketsize.recipes.table import STEPS
 from pocketsize.reporting.card import model_card
 from pocketsize.reporting.page import report_html
 from pocketsize.search.goal import Goal, parse_bytes, parse_ratio, parse_share, plan_with_curve
@@ -70,6 +72,7 @@ __all__ = [
     "Rtn",
     "SmoothQuant",
     "Source",
+    "Student",
     "distill",
     "finetune",
     "gated",
@@ -130,9 +133,8 @@ def run(
     `pocketsize.errors.Stopped`, a KeyboardInterrupt, after which the same call goes on.
     """
     recipe = _recipe(model, steps, export, data, dtype)
-    folder = Path(out)
-    terminal = console or Terminal()
-    record = running.run(recipe, folder, console=terminal, pages=PAGES, overwrite=overwrite)
+    folder = folder_of(out, "out")
+    record = running.run(recipe, folder, console=terminal_of(console), pages=PAGES, overwrite=overwrite)
     return Result(folder, record)
 
 
@@ -152,7 +154,9 @@ def quantize(
 
     `options` are its recipe keys; the rest is as in `run`.
     """
-    recipe = _recipe(_source(model), (parse_step({method: options}),), export, data, dtype)
+    if method not in (known := [kind for kind, step in STEPS.items() if issubclass(step, Quantizer)]):
+        raise UsageError(f"method is {', '.join(known)}, got {method!r}{did_you_mean(str(method), known)}")
+    recipe = _recipe(source_of(model), (parse_step({method: options}),), export, data, dtype)
     return run(recipe, out=out, console=console, overwrite=overwrite)
 
 
@@ -175,6 +179,8 @@ def distill(
     """
     steps = (parse_step({"distill": options}),)
     if layers is not None:
+        if not isinstance(layers, int | list | tuple):
+            raise UsageError(f"layers: how many blocks stay, or their numbers, got {layers!r}")
         keep = layers if isinstance(layers, int) else list(layers)
         steps = (parse_step({"layers": {"keep": keep}}), *steps)
     recipe = _recipe(model, steps, export, data, dtype)
@@ -258,18 +264,16 @@ def shrink(
     chooses the widths of a generator matrix by matrix, from what each was measured to cost; without it all
     linears are alike.
     """
-    source = _source(model)
+    source = source_of(model)
     if keep is None and fit is None and ratio is None:
         keep = 0.95
     goal = _goal(keep, fit, ratio)
-    exports = tuple(target or default_export(source))
     steps = (of_effort(effort, tune, lambda: arch_of(source)),)
-    recipe = Recipe(source, steps, exports, data or Data(), dtype=dtype)
-    terminal = console or Terminal()
+    recipe, folder = _recipe(source, steps, target, data, dtype), folder_of(out, "out")
     record = search_goal(
-        recipe, goal, Path(out), console=terminal, pages=PAGES, overwrite=overwrite, mixed=mixed
+        recipe, goal, folder, console=terminal_of(console), pages=PAGES, overwrite=overwrite, mixed=mixed
     )
-    return Result(Path(out), record)
+    return Result(folder, record)
 
 
 def plan(
@@ -298,21 +302,21 @@ def plan(
     if chosen and (effort != "fast" or tune is not None):
         raise UsageError("effort and tune choose the step themselves; give a model without steps")
     if not chosen:
-        source = _source(cast(str | Path | Model, model))
+        source = source_of(cast(str | Path | Model, model))
         steps = (of_effort(effort, tune, lambda: arch_of(source)),)
     recipe = _recipe(model, steps, export, data, dtype)
-    terminal = console or Terminal()
+    terminal, folder = terminal_of(console), folder_of(out, "out")
     if keep is None and fit is None and ratio is None:
         how = plan_with_curve if curve else plan_recipe
-        return how(recipe, Path(out), console=terminal)
+        return how(recipe, folder, console=terminal)
     if chosen:
         raise UsageError("a goal chooses the step itself; give a model without steps")
-    return plan_goal(recipe, _goal(keep, fit, ratio), Path(out), console=terminal, curve=curve)
+    return plan_goal(recipe, _goal(keep, fit, ratio), folder, console=terminal, curve=curve)
 
 
 def verify(folder: str | Path) -> list[Check]:
     """Check a finished folder: its files, weights, tokenizer and behaviour."""
-    return verify_folder(Path(folder))
+    return verify_folder(folder_of(folder, "folder"))
 
 
 def result(folder: str | Path) -> Result:
@@ -344,15 +348,25 @@ def _recipe(
     dtype: str,
 ) -> Recipe:
     """The recipe itself, the one in a YAML file, or one made of a model and steps."""
-    if steps and _is_recipe(model):
-        raise UsageError("a recipe has steps of its own; give a model for these")
+    if _is_recipe(model):
+        given = {"steps": steps, "export": export, "data": data, "dtype": dtype != "bf16"}
+        if twice := [name for name, value in given.items() if value]:
+            raise UsageError(f"a recipe has {twice[0]} of its own; give a model for these")
     if isinstance(model, Recipe):
         return model
     if _is_recipe(model):
         return read_recipe(Path(str(model)))
-    source = _source(model)
-    exports = tuple(export or default_export(source, steps))
-    return Recipe(source, tuple(steps), exports, data or Data(), dtype=dtype)
+    source, chosen = source_of(model), check_steps(steps)
+    if data is not None and not isinstance(data, Data):
+        raise UsageError(f"data: a Data, such as Data(calibrate=['a.txt']), got {data!r}")
+    return Recipe(source, chosen, _exports(export, source, chosen), data or Data(), dtype=dtype)
+
+
+def _exports(given: Sequence[str] | None, source: str, steps: Sequence[Step]) -> tuple[str, ...]:
+    """The formats that were named, one of them or several, or those that suit the model."""
+    if isinstance(given, str):
+        return (given,)
+    return tuple(given or default_export(source, steps))
 
 
 def arch_of(source: str) -> Arch:
@@ -367,12 +381,11 @@ def _is_recipe(model: str | Path | Model | Recipe) -> bool:
 
 
 def _goal(keep: float | str | None, fit: int | str | None, ratio: float | str | None) -> Goal:
+    for name, value in (("keep", keep), ("fit", fit), ("ratio", ratio)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float | str)):
+            raise UsageError(f"{name}: a number or text such as 95%, 80MB or 4x, got {value!r}")
     return Goal(
         keep=parse_share(keep) if isinstance(keep, str) else keep,
         fit_bytes=parse_bytes(fit) if isinstance(fit, str) else fit,
         ratio=parse_ratio(ratio) if isinstance(ratio, str) else ratio,
     )
-
-
-def _source(model: str | Path | Model) -> str:
-    return str(model.folder) if isinstance(model, Model) else str(model)

@@ -63,7 +63,9 @@ def test_line_ends_and_byte_order_mark_do_not_matter(tmp_path):
         ("a.jsonl", b'{"text": "a", "generated": "yes"}\n', DataError, "true or false"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', DataError, "surrogate"),
         ("a.jsonl", b"[" * 100_000, DataError, "line 1: is not JSON"),
-        ("a.csv", b"a,b\n1,2\n", DataError, "a.csv: no column text; it has a, b"),
+        ("a.csv", b"a,b\n1,2\n", DataError, "a.csv: no column text; it has a, b; name the one that holds"),
+        ("a.csv", b"text;b\n1;2\n", DataError, "it has text;b; values of a .csv file are separated by ','"),
+        ("a.tsv", b"messages\n1\n", DataError, "messages are read from .jsonl, .parquet and .arrow"),
         (
             "a.csv",
             b"text,label\nfine,1\nno label\n",
@@ -132,3 +134,9 @@ def test_labels_count_in_the_hash_and_their_absence_changes_none(tmp_path):
     (tmp_path / "d.txt").write_text("a")
     a, b, c, d = (read_corpus([f], tmp_path).sha256 for f in ("a.jsonl", "b.jsonl", "c.jsonl", "d.txt"))
     assert a == d and len({a, b, c}) == 3
+
+
+def test_a_value_may_be_as_long_as_a_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"text\n{'long ' * 60_000}\n")
+    (document,) = read_corpus(["a.csv"], tmp_path).documents
+    assert len(document.text) == 300_000

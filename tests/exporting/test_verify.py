@@ -10,8 +10,9 @@ import pytest
 import torch
 from gguf import GGUFReader
 
+import pocketsize as ps
 from pocketsize.errors import IntegrityError
-from pocketsize.exporting import compressed_tensors
+from pocketsize.exporting import compressed_tensors, table
 from pocketsize.exporting.behaviour import behaviour_of, differences, field_prints, tensor_print
 from pocketsize.exporting.manifest import check_manifest, write_manifest
 from pocketsize.exporting.read_back import read_folder
@@ -21,7 +22,9 @@ from pocketsize.io.checkpoint import TensorSpec, open_file, write_safetensors
 from pocketsize.models.load import load
 from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import Scheme
-from tiny import write_tiny
+from pocketsize.recipes.quantize import Rtn
+from pocketsize.recipes.recipe import Data
+from tiny import FAMILIES, write_texts, write_tiny
 
 GGUF = "tiny-Q4_1.gguf"
 UP, GATE = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.gate_proj.weight"
@@ -280,3 +283,24 @@ def test_the_table_says_what_each_format_holds(tiny_llama):
     assert folder.takes_group(48) and folder.refuses(model) is None is gguf.refuses(model)
     assert sum(folder.parts(model).values()) < folder.predict_bytes(model, lambda _: None)
     assert gguf.parts(model)["embeddings"] == 320 * 64 * 4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_was_just_written_is_sound_and_can_be_replaced(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Configs of some families have names with an underscore, which are transformers' own."""
+    monkeypatch.setattr(table, "reload_check", lambda *_: ())
+    source, (calibrate, evaluate) = write_tiny(tmp_path / "m", family), write_texts(tmp_path)
+    data = Data((calibrate,), (evaluate,), sequences=4, length=32, tokens=64, written=0.0)
+    options = {"out": tmp_path / "o", "export": ["folder"], "data": data, "console": Silent()}
+    for scheme in ("W8A16", "W4A16"):
+        step = Rtn(scheme=scheme, group=None, symmetric=True)
+        done = ps.run(source, [step], overwrite=scheme == "W4A16", **options)
+        assert all(check.ok for check in ps.verify(done.folder))
+
+
+class Silent:
+    def phase(self, text: str) -> None: ...
+
+    def progress(self, done: int, total: int, what: str) -> None: ...

@@ -20,3 +20,9 @@ def test_ratios_and_bits():
 
 def test_no_artefact_no_ratio():
     assert {m.subject for m in sizes(ORIGIN, {})} == {"original"}
+
+
+def test_bits_are_told_of_the_weights_that_there_are():
+    rows = {(m.name, m.subject): m for m in sizes(ORIGIN, {".": 500}, parameters=250)}
+    assert rows["bits_per_weight", "."].value == 16 and rows["bits_per_weight", "original"].value == 32
+    assert rows["ratio_to_bf16", "."].value == 4

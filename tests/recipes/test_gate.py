@@ -191,3 +191,11 @@ def test_a_file_edited_by_hand_stops_measure(tmp_path: Path) -> None:
     (model.folder / NAME).write_text('{"format": 1, "kind": "inputs"}')
     with pytest.raises(DataError, match="calibrate anew"):
         read_gates(replace(model))
+
+
+@pytest.mark.parametrize(("skip", "loses"), [("exit", True), ("inputs", False)])
+def test_gates_that_ask_for_more_than_they_save_are_told_of(skip: str, loses: bool, tmp_path: Path) -> None:
+    done = run(tmp_path, Gate(skip=skip))
+    saved = done.measurements["operations_saved of gated"].value
+    codes = [finding.code for finding in done.record.all_findings]
+    assert ("gates-lose" in codes) == (saved <= 0) == loses

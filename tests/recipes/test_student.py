@@ -21,7 +21,7 @@ from pocketsize.recipes.distill import Distill
 from pocketsize.recipes.quantize import Gptq, Rtn
 from pocketsize.recipes.recipe import Data, Recipe
 from pocketsize.recipes.student import Student
-from tiny import write_texts, write_tiny
+from tiny import VOCAB, write_texts, write_tiny
 
 SHORT = {"batch": 4, "length": 32, "rate": 1e-3}
 
@@ -299,3 +299,13 @@ def test_a_latency_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_its_options_are_what_a_recipe_file_holds() -> None:
     assert asdict(Student(vocabulary="corpus"))["vocabulary"] == "corpus"
+
+
+@pytest.mark.parametrize("tokens", [300, "corpus"])
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gpt_neox"])
+def test_families_of_which_nothing_else_is_known_lose_tokens(
+    family: str, tokens: Any, tmp_path: Path
+) -> None:
+    ran(tmp_path, family, Student(vocabulary=tokens))
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "o")
+    assert stock.config.vocab_size < VOCAB if tokens == "corpus" else stock.config.vocab_size == 300

@@ -184,3 +184,11 @@ def test_encoders_record_the_sentences_that_they_are_evaluated_on(base: Path) ->
     (base / "x.txt").write_text("Too little to tell anything from.\n" * 40)
     with pytest.raises(PocketsizeError, match="sentences of 6 to 40 words, 16 are needed"):
         read_texts(given, base, encoder)
+
+
+def test_text_of_a_few_tokens_again_and_again_is_told_of(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Kido bala. " * 2000)
+    (tmp_path / "b.txt").write_text("ab" * 20000)
+    named = Data(("a.txt",), ("b.txt",), sequences=4, length=32, tokens=128)
+    said = [f.message for f in read_texts(named, tmp_path, model).findings if f.code == "repeated-text"]
+    assert len(said) == 2 and "calibration" in said[0] and "evaluation" in said[1]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pocketsize.measurement.measurement import Measurement
-from pocketsize.recipes.record import Finding
+from pocketsize.recipes.record import Finding, StepReport
 from pocketsize.reporting.card import code, model_card, plain
 from reporting.records import GGUF, bare, encoder, smollm2
 
@@ -93,3 +93,10 @@ def test_hostile_text_changes_nothing_around_it(field: str) -> None:
 def test_plain_and_code() -> None:
     assert plain("a|b_c <d>\n e") == "a\\|b\\_c &lt;d&gt; e"
     assert code("x") == "`x`" and code("a`b|c") == "`a'b¦c`"
+
+
+def test_an_unquantized_folder_asks_for_transformers_alone() -> None:
+    record = smollm2()
+    folders = tuple(a for a in record.artifacts if a.format == "folder")
+    card = model_card(replace(record, steps=(StepReport("layers", {}),), artifacts=folders))
+    assert "compressed-tensors" not in card and "pip install transformers`" in card

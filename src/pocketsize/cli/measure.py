@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -224,7 +225,8 @@ def _size_and_speed(original: Model, small: Model, source: Path) -> list[Measure
     stored = 0 if alone else sum(path.stat().st_size for path in here.glob("*.safetensors"))
     if stored and (small is not original or small.quantized):
         counts["."] = stored
-    return [*sizes(original.origin, counts), *latency(original, files)]
+    parameters = sum(math.prod(entry.shape) for entry in small.checkpoint.entries.values())
+    return [*sizes(original.origin, counts, parameters), *latency(original, files)]
 
 
 def _print_json(rows: Sequence[Measurement], protocol: Sequence[str]) -> None:

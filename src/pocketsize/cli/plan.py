@@ -55,8 +55,9 @@ def command(ctx: click.Context, model: str, target: str | None, out: Path, **res
     One block is calibrated, quantized, saved and read back in a temporary folder. Exit code 0: the run
     fits; 4: something cannot be done; 5: there is no room, and the table says what would fit.
     """
-    if Path(model).suffix in (".yaml", ".yml"):
-        options.require_recipe(Path(model))
+    said = Path(model) if Path(model).suffix in (".yaml", ".yml") else None
+    if said is not None:
+        options.require_recipe(said)
     from pocketsize import api
     from pocketsize.cli.network import fetch_first
     from pocketsize.cli.summary import data_of, formats, use_threads
@@ -65,11 +66,9 @@ def command(ctx: click.Context, model: str, target: str | None, out: Path, **res
     use_threads(rest["threads"])
     given = _given(ctx)
     goal = {word: rest[word] for word in ("keep", "fit", "ratio")}
-    recipe = read_recipe(Path(model)) if Path(model).suffix in (".yaml", ".yml") else None
+    recipe = None if said is None else read_recipe(said)
     if recipe is not None and given:
-        what = "a recipe says its steps, no goal" if given[0] in _GOALS else f"{model} says it itself"
-        way = "`shrink MODEL` has one" if given[0] in _GOALS else "change it there"
-        raise click.UsageError(f"{given[0]}: {what}; {way}")
+        raise click.UsageError(_beside(given[0], model))
     fetch_first(rest["fetch_"], model if recipe is None else recipe.source, json_=rest["json_"])
     if recipe is not None:
         found = api.plan(recipe, out=out, curve=rest["curve"])
@@ -110,6 +109,13 @@ _OF_STEP = (
     *("--method", "--scheme", "--group", "--symmetric", "--float-zeros"),
     *("--override", "--embeddings", "--damp", "--rotate"),
 )
+
+
+def _beside(option: str, recipe: str) -> str:
+    """Why an option cannot stand beside a recipe, and the way out."""
+    if option in _GOALS:
+        return f"{option}: a recipe says its steps, no goal; `shrink MODEL` has one"
+    return f"{option}: {recipe} says it itself; change it there"
 
 
 def _given(ctx: click.Context) -> list[str]:

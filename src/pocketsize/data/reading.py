@@ -184,11 +184,14 @@ def _jsonl(path: Path, text: str, source: Source, generated: bool) -> Iterator[R
 
 def _separated(path: Path, text: str, source: Source, generated: bool) -> Iterator[Row]:
     """The rows of a table of comma- or tab-separated values whose first line names the columns."""
+    csv.field_size_limit(LIMIT_BYTES)
     lines = csv.DictReader(text.splitlines(keepends=True), delimiter=SEPARATED[path.suffix], strict=True)
     names, column = lines.fieldnames or [], source.column or "text"
     for wanted in (column, source.label, source.pair):
         if wanted is not None and wanted not in names:
-            raise DataError(f"{path}: no column {wanted}; it has {', '.join(names)}")
+            raise DataError(
+                f"{path}: no column {wanted}; it has {', '.join(names)}{_hint(path, names, source)}"
+            )
     try:
         for row in lines:
             name = f"{path}: line {lines.line_num}"
@@ -199,6 +202,15 @@ def _separated(path: Path, text: str, source: Source, generated: bool) -> Iterat
             yield _labelled(Row(name, row[column], generated), {k: v or None for k, v in row.items()}, source)
     except csv.Error as error:
         raise DataError(f"{path}: line {lines.line_num}: {error}") from error
+
+
+def _hint(path: Path, names: Sequence[str], source: Source) -> str:
+    """What may be meant where a column is not there."""
+    if len(names) == 1 and ";" in names[0]:
+        return f"; values of a {path.suffix} file are separated by {SEPARATED[path.suffix]!r}"
+    if "messages" in names:
+        return "; messages are read from .jsonl, .parquet and .arrow"
+    return "" if source.column else "; name the one that holds text with `column:`"
 
 
 def _labelled(row: Row, raw: Mapping[str, object], source: Source) -> Row:

@@ -156,7 +156,8 @@ def _check_folder(folder: Path, known: dict[str, Any]) -> list[Check]:
 def _config_changes(model: Model, recorded: dict[str, Any]) -> Iterator[str]:
     """Keys of the config that no longer have the value they were recorded with."""
     found = json.loads(json.dumps(model.config.to_dict(), default=str))
-    for key in sorted((found.keys() | recorded.keys()) - OWN_TO_A_FOLDER):
+    own = {key for key in found if key.startswith("_")}  # not recorded: what they do, the answers tell
+    for key in sorted((found.keys() | recorded.keys()) - OWN_TO_A_FOLDER - own):
         if found.get(key) != recorded.get(key):
             yield f"{key} is {found.get(key)!r}, recorded was {recorded.get(key)!r}"
 

@@ -5,7 +5,19 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
-from typing import TextIO
+from typing import Protocol, TextIO
+
+
+class Console(Protocol):
+    """Where a run says how far it is."""
+
+    def phase(self, text: str) -> None:
+        """A new phase begins."""
+        ...
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        """`done` of `total` units of this phase are finished, `what` the last."""
+        ...
 
 
 class Terminal:

@@ -78,10 +78,11 @@ def selection(
 
     `together` is what slices are worth that several places share.
     """
-    own, cuts = sizes_of(model), model.arch.cuts
+    cuts = model.arch.cuts
     found = Selection(tokens=None if tokens is None else tuple(tokens))
     if cuts is None:
         return found
+    own = sizes_of(model)
     if (own.heads, own.kv_heads) != (sizes.heads, sizes.kv_heads):
         reader = cuts.reader(cuts.heads)
         each = [importance[f"{path}.{reader}"].value() for path in model.blocks]

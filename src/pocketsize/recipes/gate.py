@@ -12,6 +12,7 @@ from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
 from pocketsize.exporting.table import EXPORTERS
 from pocketsize.io.publish import publish_bytes
 from pocketsize.measurement.gated import gated_quality
+from pocketsize.measurement.measurement import Measurement
 from pocketsize.measurement.quality import Quality
 from pocketsize.models.gates import NAME, gates_json, has_gates, read_gates, sites
 from pocketsize.models.gating import Choice, gauged, settled
@@ -165,6 +166,14 @@ def gates_before(model: Model, steps: Sequence[Step]) -> Iterator[Finding]:
     if has_gates(model.folder) and not any(isinstance(step, Gate) for step in steps):
         said = f"the model's {NAME} is left behind, as it was made for the weights as they were"
         yield Finding("gates-dropped", f"{said}; the step gate makes new ones")
+
+
+def gates_lose(measured: Sequence[Measurement]) -> Iterator[Finding]:
+    """A finding for gates that ask for more operations than they leave out."""
+    for one in measured:
+        if one.name == "operations_saved" and one.value <= 0:
+            said = f"on held-out text the gates take {-one.value:.1%} more operations than the whole model"
+            yield Finding("gates-lose", f"{said}; in a model as small as this leave them out", "")
 
 
 def with_gates(quality: Quality, model: Model, beside: Mapping[str, Path], windows: Windows) -> Quality:

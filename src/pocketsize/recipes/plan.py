@@ -11,6 +11,7 @@ from time import perf_counter
 
 from pocketsize.errors import PocketsizeError, UnsupportedError
 from pocketsize.exporting.table import EXPORTERS
+from pocketsize.io.console import Console
 from pocketsize.measurement.machine import cpu_seconds, peak_rss_bytes
 from pocketsize.models.ledger import ledger
 from pocketsize.models.model import Model
@@ -25,7 +26,7 @@ from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.record import Finding, SizedLoss
 from pocketsize.recipes.rehearse import Nothing, rehearse
 from pocketsize.recipes.room import Room, home_of, room_of, size_of
-from pocketsize.recipes.run import Console, opened, settle
+from pocketsize.recipes.run import opened, settle
 from pocketsize.recipes.step import Step
 from pocketsize.recipes.stretch import Stretched, stretched_time
 from pocketsize.recipes.student import Student

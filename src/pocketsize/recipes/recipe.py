@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast
 
 import yaml
 
@@ -21,6 +19,7 @@ from pocketsize.models.dtype import NAMES
 from pocketsize.models.model import Model
 from pocketsize.recipes.classifier import classes_in
 from pocketsize.recipes.distill import Finetune
+from pocketsize.recipes.given import filled
 from pocketsize.recipes.grids import Quantizer
 from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.qat import Qat
@@ -62,7 +61,7 @@ class Data:
             if not isinstance(value, int) or value < 1:
                 raise UsageError(f"data: {name} must be a positive number, got {value!r}")
         for key in TEXTS:
-            _check_texts(key, getattr(self, key))
+            object.__setattr__(self, key, _named_texts(key, getattr(self, key)))
         if not isinstance(self.seed, int) or self.seed < 0:
             raise UsageError(f"data: seed must be a whole number from 0 upwards, got {self.seed!r}")
         share = self.written
@@ -275,7 +274,7 @@ def parse_recipe(raw: object, *, base: Path) -> Recipe:
         model=raw["model"],
         steps=tuple(parse_step(step) for step in steps),
         export=tuple([export] if isinstance(export, str) else export),
-        data=_filled(Data, "data", data),
+        data=filled(Data, "data", data),
         base=base,
         dtype=raw.get("dtype", "bf16"),
     )
@@ -292,7 +291,7 @@ def parse_step(raw: object) -> Step:
     ((kind, options),) = raw.items()
     if kind not in STEPS:
         raise UsageError(f"unknown step {kind!r}{did_you_mean(str(kind), STEPS)}")
-    return _filled(STEPS[kind], kind, _options(kind, options))
+    return filled(STEPS[kind], kind, _options(kind, options))
 
 
 def _options(where: str, raw: object) -> dict[str, Any]:
@@ -318,10 +317,20 @@ def _source(key: str, raw: Mapping[str, Any]) -> Source:
     options = dict(raw)
     files = options.get("files", ())
     options["files"] = (files,) if isinstance(files, str) else tuple(files or ())
-    return _filled(Source, f"data: {key}", options)
+    return filled(Source, f"data: {key}", options)
 
 
-def _check_texts(key: str, entries: tuple[str, ...] | tuple[Source, ...]) -> None:
+def _named_texts(key: str, given: object) -> tuple[str, ...] | tuple[Source, ...]:
+    """The files or sources of a kind of text, one of them or a list."""
+    entries = (given,) if isinstance(given, str | Path | Source) else given
+    if not isinstance(entries, list | tuple):
+        raise UsageError(f"data: {key}: files are named by text, got {given!r}")
+    named = [str(entry) if isinstance(entry, Path) else entry for entry in entries]
+    _check_texts(key, named)
+    return cast(tuple[str, ...] | tuple[Source, ...], tuple(named))
+
+
+def _check_texts(key: str, entries: Sequence[object]) -> None:
     sources = [entry for entry in entries if isinstance(entry, Source)]
     if not all(isinstance(entry, str | Source) for entry in entries):
         raise UsageError(f"data: {key}: files are named by text, got {list(entries)!r}")
@@ -339,60 +348,3 @@ def _plain(entry: str | Source) -> object:
         return entry
     chosen = {k: v for k, v in asdict(entry).items() if v is not None}
     return chosen | {"files": list(entry.files)}
-
-
-T = TypeVar("T")
-
-
-def _filled(kind: type[T], where: str, options: dict[str, Any]) -> T:
-    """A step, data or a source from its options, each of a type that it takes."""
-    hints = get_type_hints(kind)
-    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
-    for key, value in options.items():
-        if key not in known:
-            raise UsageError(f"{where}: unknown option {key!r}{did_you_mean(str(key), known)}")
-        if not _fits(value, hints[key]):
-            share = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", str(value)) if _fits(0.5, hints[key]) else None
-            hint = f"; write {float(share[1]) / 100:g}" if share else ""
-            raise UsageError(f"{where}: {key} is {_words(hints[key])}, got {value!r}{hint}")
-    try:
-        return kind(**options)
-    except UsageError as error:
-        named = str(error).startswith(tuple(f"{word}: " for word in (where, "data", *STEPS)))
-        raise error if named else UsageError(f"{where}: {error}") from error
-
-
-def _alternatives(hint: Any) -> Iterator[Any]:
-    """The plain types and values that a type hint stands for."""
-    if get_origin(hint) in (Union, UnionType, Literal):
-        for one in get_args(hint):
-            yield from _alternatives(one)
-    else:
-        yield hint
-
-
-def _fits(value: object, hint: Any) -> bool:
-    """Whether a value from YAML is what a hint says: no text for a switch, no switch for a number."""
-    return any(_is(value, one) for one in _alternatives(hint))
-
-
-def _is(value: object, one: Any) -> bool:
-    if (kind := get_origin(one)) in (tuple, Mapping):  # what is in it is looked at where it is used
-        return isinstance(value, (list, tuple) if kind is tuple else kind)
-    if not isinstance(one, type):
-        return isinstance(value, str) and value == one
-    if isinstance(value, bool):
-        return one is bool
-    return isinstance(value, (int, float) if one is float else one)
-
-
-_MANY = {Mapping: "options by name", tuple: "a list"}
-
-
-def _words(hint: Any) -> str:
-    """The alternatives as a user writes them."""
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
-    return ", or ".join(
-        names.get(one) or _MANY.get(get_origin(one) or one, "a list") if not isinstance(one, str) else one
-        for one in _alternatives(hint)
-    )

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pocketsize
 from pocketsize.distributed.world import Solo, World, together
@@ -20,6 +20,7 @@ from pocketsize.exporting.manifest import write_manifest
 from pocketsize.exporting.plain import require_storable
 from pocketsize.exporting.table import EXPORTERS, behaviours, write_all
 from pocketsize.exporting.verify import require_sound, verify_folder
+from pocketsize.io.console import Console
 from pocketsize.io.publish import publish_bytes, scratch, staging
 from pocketsize.measurement.machine import cpu_seconds, machine, peak_rss_bytes, versions
 from pocketsize.measurement.measurement import Measurement
@@ -29,7 +30,7 @@ from pocketsize.models.dtype import NAMES
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.recipes.fingerprint import fingerprint
-from pocketsize.recipes.gate import gates_before, with_gates
+from pocketsize.recipes.gate import gates_before, gates_lose, with_gates
 from pocketsize.recipes.grids import refuse_unstored
 from pocketsize.recipes.journal import Journal, open_journal, working
 from pocketsize.recipes.output import check_output, made_by, refuse_taken, require_finished, work_folder
@@ -42,18 +43,6 @@ from pocketsize.recipes.stop import Stop, stopping
 from pocketsize.recipes.texts import Texts, read_texts, with_own
 from pocketsize.recipes.training import Training
 from pocketsize.recipes.writing import own_windows
-
-
-class Console(Protocol):
-    """Where a run says how far it is."""
-
-    def phase(self, text: str) -> None:
-        """A new phase begins."""
-        ...
-
-    def progress(self, done: int, total: int, what: str) -> None:
-        """`done` of `total` units of this phase are finished, `what` the last."""
-        ...
 
 
 @dataclass(slots=True)
@@ -265,7 +254,11 @@ def publish(
         with clock.phase("latency"):
             timed = latency(done.original, [folder / a.path for a in artifacts if a.format == "gguf"])
         untimed = () if any(row.subject == "original" for row in timed) else (_untimed(done.original),)
-        done.context.findings += [*_apart(done), *_no_smaller(done.original, artifacts)]
+        done.context.findings += [
+            *_apart(done),
+            *_no_smaller(done.original, artifacts),
+            *gates_lose(quality.measurements),
+        ]
         record = _record(done, artifacts, behaviour, (quality.measurements, quality.protocol), clock)
         timing = Timing(
             clock.started,
@@ -297,7 +290,8 @@ def _record(
     clock: Clock,
 ) -> RunRecord:
     origin = done.original.origin
-    measured = (*quality[0], *sizes(origin, {a.path: a.bytes for a in artifacts}))
+    stored = {a.path: a.bytes for a in artifacts}
+    measured = (*quality[0], *sizes(origin, stored, done.model.origin.parameters))
     return RunRecord(
         schema=SCHEMA,
         version=pocketsize.__version__,

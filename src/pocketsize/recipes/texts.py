@@ -29,6 +29,8 @@ from pocketsize.recipes.record import Finding, TextRecord
 OVERLAP = 0.01
 # So does it where no more than this share of the calibration windows differ.
 REPEATS = 0.9
+# Text of no more kinds of tokens tells nothing.
+FEW = 8
 # Tokens of a window of labelled texts, which only stands for them where windows are asked for.
 SHORT = 32
 
@@ -93,10 +95,7 @@ def read_texts(
     ]
     evaluate = [_judging(p, tokenizer, length, task) for p in second]
     findings += [*_about_length(data, length), *_about_overlap(*corpora)]
-    if calibrates:
-        findings += _about_counts("calibration", first, calibrate)
-        findings += _about_repeats(torch.cat([w.input_ids for w in calibrate]))
-    findings += _about_counts("evaluation", second, evaluate) if len(second) > 1 else []
+    findings += _about_windows((first, calibrate), (second, evaluate), calibrates=calibrates)
     records = _records(data, (first, calibrate), (second, evaluate), task, tokenizer)
     if train is not None and standard[0] is not train:
         findings += _about_overlap(train, corpora[1])
@@ -241,6 +240,19 @@ def _about_overlap(calibrate: Corpus, evaluate: Corpus) -> Iterator[Finding]:
         )
 
 
+Cut = tuple[Sequence[_Part], Sequence[Windows]]
+
+
+def _about_windows(first: Cut, second: Cut, *, calibrates: bool) -> Iterator[Finding]:
+    """Windows that are too few or say the same: those that calibrate, if any do, and those that judge."""
+    if calibrates:
+        yield from _about_counts("calibration", *first)
+        yield from _about_repeats("calibration", torch.cat([w.input_ids for w in first[1]]))
+    if len(second[0]) > 1:
+        yield from _about_counts("evaluation", *second)
+    yield from _about_repeats("evaluation", torch.cat([w.input_ids for w in second[1]]))
+
+
 def _about_counts(what: str, parts: Sequence[_Part], cut: Sequence[Windows]) -> Iterator[Finding]:
     """Sources that have less text than their share asks for."""
     total = sum(len(w.input_ids) for w in cut)
@@ -252,13 +264,18 @@ def _about_counts(what: str, parts: Sequence[_Part], cut: Sequence[Windows]) -> 
             yield Finding("little-text", message + share, part.corpus.name if len(parts) > 1 else "")
 
 
-def _about_repeats(ids: Tensor) -> Iterator[Finding]:
-    """Windows that say the same count once: what they add is weight, not knowledge."""
+def _about_repeats(what: str, ids: Tensor) -> Iterator[Finding]:
+    """Windows that say the same count once: what they add is weight, not knowledge.
+
+    So do those of a few tokens in turn, which begin at another place each.
+    """
     distinct, total = len(torch.unique(ids, dim=0)), len(ids)
     if distinct <= REPEATS * total and total > 1:
         tokens = distinct * ids.shape[1]
-        message = f"only {distinct} of {total} calibration windows differ: {tokens} tokens that tell anything"
+        message = f"only {distinct} of {total} {what} windows differ: {tokens} tokens that tell anything"
         yield Finding("repeated-text", message)
+    elif (kinds := len(torch.unique(ids))) <= FEW:
+        yield Finding("repeated-text", f"the {what} text is {kinds} tokens again and again")
 
 
 def _record(role: str, share: float, w: Windows) -> TextRecord:

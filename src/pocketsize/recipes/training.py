@@ -42,6 +42,8 @@ _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
 RATES = {"generate": 3e-4, "embed": 1e-4, "classify": 5e-5}
 # Of the examples, what judges where a training may end early; so many batches at most.
 HELD_OUT, JUDGES = 0.05, 8
+# Steps between looks at them; a training that is shorter than four times that has four looks.
+LOOK, LOOKS = 50, 4
 TOKENS, EPOCHS = 2_000_000, 3.0
 # What a busy core takes, roughly, for the energy that progress tells: an estimate, in no record.
 WATTS = 10
@@ -312,6 +314,7 @@ def _pace(step: Training, order: Order, rate: float, seed: int) -> Pace:
         clip=step.clip,
         average=step.average,
         patience=step.patience,
+        look=LOOK if steps is None else max(1, min(LOOK, steps // LOOKS)),
         seed=seed,
     )
 

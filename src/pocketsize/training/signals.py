@@ -173,7 +173,7 @@ def open_signals(folder: Path, facts: Mapping[str, str], vocabulary: int) -> Sig
     if differ:
         key = differ[0]
         raise IntegrityError(
-            f"{folder}: holds what another teacher, or of other text, was said: {key} was "
+            f"{folder}: holds what teachers said of something else: {key} was "
             f"{before.get(key, 'absent')!r} and is now {facts.get(key, 'absent')!r}; name another folder, or "
             "delete this one"
         )
