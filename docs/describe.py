@@ -58,8 +58,14 @@ CLASSES = (
     api.Rtn,
     api.Hqq,
     api.Rotate,
+    api.Layers,
+    api.Student,
     api.Prune,
     api.Oats,
+    api.Distill,
+    api.Finetune,
+    api.Gradual,
+    api.Gate,
     Data,
     Source,
     Recipe,
@@ -71,7 +77,7 @@ CLASSES = (
     Check,
 )
 FUNCTIONS = (
-    *(api.shrink, api.quantize, api.distill, api.prune, api.run),
+    *(api.shrink, api.quantize, api.distill, api.prune, api.finetune, api.run),
     *(api.plan, api.load, api.gated, api.verify, api.result),
 )
 
