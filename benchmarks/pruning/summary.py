@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,10 +23,18 @@ DRAWS = 2000
 
 
 def record(benches: Mapping[str, tuple[Bench, Sequence[Run]]], path: Path) -> None:
-    """Write the record of all that is finished and scored."""
-    rows: list[dict[str, object]] = []
-    bars: list[Bar] = []
-    found: list[Result] = []
+    """Write the record of all that is finished and scored.
+
+    A model that was not run stays as it was recorded, and its rows name the commit of then.
+    """
+    before = json.loads(path.read_text()) if path.exists() else {"rows": [], "bars": [], "commit": ""}
+    rows = [{"commit": before["commit"][:7]} | one for one in before["rows"] if one["model"] not in benches]
+    bars = [
+        Bar(*(one[key] for key in ("name", "value", "unit", "better", "target")))
+        for one in before["bars"]
+        if one["name"].split(",")[0].split(":")[0] not in benches
+    ]
+    kept, found = len(bars), list[Result]()
     for name, (bench, runs) in benches.items():
         results = [one for run in runs if (one := finished(bench, run)) is not None]
         missing = {run.name for run in runs} - {one.run.name for one in results}
@@ -37,14 +46,14 @@ def record(benches: Mapping[str, tuple[Bench, Sequence[Run]]], path: Path) -> No
         for pattern in PATTERNS:
             bars += contest(name, pattern, results)
         bars += joint(name, results)
-    if not bars:
+    if len(bars) == kept:
         raise SystemExit("no contest is whole; run phases quantize and score first")
     write_record(
         path,
         question=QUESTION,
         threads=1,
         protocol=protocol(),
-        versions=versions(found),
+        versions=before.get("versions", {}) | versions(found),
         rows=rows,
         bars=bars,
     )
@@ -85,16 +94,18 @@ def contest(model: str, pattern: str, results: Sequence[Result]) -> list[Bar]:
         for domain in mine.domains:
             best = min(others, key=lambda one: far(one.domains[domain]))
             ratios.append(far(mine.domains[domain]) / far(best.domains[domain]))
-            highs.append(highest(mine.domains[domain], best.domains[domain]) or ratios[-1])
+            if (high := highest(mine.domains[domain], best.domains[domain])) is not None:
+                highs.append(high)
             costs.append(mine.figures["cpu_s"] / best.figures["cpu_s"])
     if not ratios:
         return []
     seeds = len({one.run.seed for one in results})
     where = f"{model}, {pattern}, worst of {seeds} seed{'s' * (seeds > 1)} and two kinds of text"
     what = "KL" if model.startswith("smol") else "1 - cosine"
+    interval = f"{where}: upper end of its paired 95 % interval"
     return [
         Bar(f"{where}: {what} against the better of SparseGPT and Wanda", max(ratios), "ratio", "lower", 0.9),
-        Bar(f"{where}: upper end of its paired 95 % interval", max(highs), "ratio", "lower", 1.0),
+        *([Bar(interval, max(highs), "ratio", "lower", 1.0)] if highs else []),
         Bar(f"{where}: CPU seconds against that peer", statistics.median(costs), "ratio", "lower", 0.5),
     ]
 
