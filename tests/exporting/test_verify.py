@@ -282,7 +282,7 @@ def test_the_table_says_what_each_format_holds(tiny_llama):
     assert gguf.takes_group(64) and gguf.takes_group(None) and not gguf.takes_group(48)
     assert folder.takes_group(48) and folder.refuses(model) is None is gguf.refuses(model)
     assert sum(folder.parts(model).values()) < folder.predict_bytes(model, lambda _: None)
-    assert gguf.parts(model)["embeddings"] == 320 * 64 * 4
+    assert gguf.parts(model)["embeddings"] == 320 * 64 * 2
 
 
 @pytest.mark.parametrize("family", FAMILIES)

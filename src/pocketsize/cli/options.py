@@ -273,6 +273,14 @@ def _embeddings(text: str) -> Any:
     return text if named(text) is not None else _number(text, words, "--embeddings")
 
 
+def recipe_in(word: str) -> Path | None:
+    """The recipe file that a word names, None where it names a model."""
+    if not word.endswith((".yaml", ".yml")):
+        return None
+    require_recipe(Path(word))
+    return Path(word)
+
+
 def require_recipe(path: Path) -> None:
     """Refuse a recipe that is not there, before anything that takes seconds is imported."""
     if not path.exists():

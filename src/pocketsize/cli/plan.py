@@ -55,9 +55,7 @@ def command(ctx: click.Context, model: str, target: str | None, out: Path, **res
     One block is calibrated, quantized, saved and read back in a temporary folder. Exit code 0: the run
     fits; 4: something cannot be done; 5: there is no room, and the table says what would fit.
     """
-    said = Path(model) if Path(model).suffix in (".yaml", ".yml") else None
-    if said is not None:
-        options.require_recipe(said)
+    said = options.recipe_in(model)
     from pocketsize import api
     from pocketsize.cli.network import fetch_first
     from pocketsize.cli.summary import data_of, formats, use_threads
@@ -70,33 +68,21 @@ def command(ctx: click.Context, model: str, target: str | None, out: Path, **res
     if recipe is not None and given:
         raise click.UsageError(_beside(given[0], model))
     fetch_first(rest["fetch_"], model if recipe is None else recipe.source, json_=rest["json_"])
+    how: dict[str, Any] = {
+        "export": formats(target),
+        "data": data_of(**rest),
+        "dtype": rest["dtype"],
+        "curve": rest["curve"],
+    }
     if recipe is not None:
         found = api.plan(recipe, out=out, curve=rest["curve"])
     elif any(word is not None for word in goal.values()):
         if clash := [name for name in given if name in _OF_STEP]:
             raise click.UsageError(f"{clash[0]}: a goal chooses the scheme itself; leave one of them out")
-        found = api.plan(
-            model,
-            out=out,
-            export=formats(target),
-            data=data_of(**rest),
-            dtype=rest["dtype"],
-            effort=rest["effort"],
-            tune=rest["tune"],
-            curve=rest["curve"],
-            **goal,
-        )
+        found = api.plan(model, out=out, effort=rest["effort"], tune=rest["tune"], **how, **goal)
     else:
         steps = tuple(map(parse_step, options.raw_steps(**rest, arch=lambda: api.arch_of(model))))
-        found = api.plan(
-            model,
-            steps,
-            out=out,
-            export=formats(target),
-            data=data_of(**rest),
-            dtype=rest["dtype"],
-            curve=rest["curve"],
-        )
+        found = api.plan(model, steps, out=out, **how)
     if rest["json_"]:
         click.echo(found.to_json())
     else:

@@ -75,9 +75,9 @@ def read_texts(
     is what the steps make of the model.
     """
     outline, tokenizer = outline or model, tokenizer_of(model)
-    task = outline.arch.task
     length, places = min(data.length, model.positions), (base, model.folder)
     named = _train(data, base, tokenizer, model.folder)
+    task = outline.arch.task
     (*standard, train), findings = _standard(data, named, task, length)
     count = data.sequences - data.written_windows
     first = _parts(data.calibrate, standard[0], count, tokenizer, places)
@@ -89,10 +89,7 @@ def read_texts(
         )
     corpora = [joined([p.corpus for p in parts]) for parts in (first, second)]
     findings += _about_labels((model, outline), train if trains else None, corpora[1], data.seed)
-    calibrate = [
-        windows(p.corpus, tokenizer, count=p.count, length=length, seed=data.seed, special=True)
-        for p in first
-    ]
+    calibrate = [_calibrating(p, tokenizer, length, data.seed) for p in first]
     evaluate = [_judging(p, tokenizer, length, task) for p in second]
     findings += [*_about_length(data, length), *_about_overlap(*corpora)]
     findings += _about_windows((first, calibrate), (second, evaluate), calibrates=calibrates)
@@ -167,6 +164,11 @@ def _about_labels(
     both = original.arch.task == "classify"
     way = "agreement stands for it" if both else "nothing is told of it; name labelled text as `evaluate`"
     return [Finding("no-labels", f"the text to evaluate with has no labels: accuracy is not known, {way}")]
+
+
+def _calibrating(part: _Part, tokenizer: PreTrainedTokenizerBase, length: int, seed: int) -> Windows:
+    """The windows that calibrate."""
+    return windows(part.corpus, tokenizer, count=part.count, length=length, seed=seed, special=True)
 
 
 def _judging(part: _Part, tokenizer: PreTrainedTokenizerBase, length: int, task: str) -> Windows:
