@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pocketsize.cli.setting import budget_of, with_set
 from pocketsize.errors import DataError
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from pocketsize.recipes.quantize import Gptq
 
 F = Callable[..., Any]
-# The keys that say how long a training is.
-_BUDGETS = ("tokens", "epochs", "minutes")
 
 
 def output(function: F) -> F:
@@ -306,13 +304,13 @@ def raw_distill(
     **_: Any,
 ) -> list[dict[str, Any]]:
     """The steps that the options of `distill` stand for, as a recipe has them."""
-    own: dict[str, Any] = {} if budget is None else _budget("--budget", budget)
+    own: dict[str, Any] = {} if budget is None else budget_of("--budget", budget)
     if loss is not None:
         own["loss"] = loss
     if teacher:
         own["teacher"] = teacher[0] if len(teacher) == 1 else list(teacher)
     cut = [] if layers is None else [{"layers": {"keep": layers, "pick": pick}}]
-    return [*cut, {"distill": _with_set(own, set_)}]
+    return [*cut, {"distill": with_set(own, set_)}]
 
 
 def raw_prune(
@@ -338,70 +336,18 @@ def raw_prune(
         keys: dict[str, Any] = {name: word for name, word in words.items() if word is not None}
         if sparsity is not None:
             keys["sparsity"] = parse_share(sparsity, "sparsity")
-        steps = [{"prune": _with_set(keys, set_)}]
+        steps = [{"prune": with_set(keys, set_)}]
     elif given:
         raise click.UsageError(f"{given[0]}: is of single weights, --remove of whole parts; leave one out")
     else:
         cut, chosen = ("layers", {"pick": "kl"}) if by == "depth" else ("student", {"importance": "taylor"})
-        said = _with_set({"remove": parse_share(remove, "remove")}, set_)
+        said = with_set({"remove": parse_share(remove, "remove")}, set_)
         steps = [{cut: chosen | said}]
     if recover is not None:
-        steps.append({"distill": _budget("--recover", recover)})
+        steps.append({"distill": budget_of("--recover", recover)})
     return [*steps, {"gptq": {"scheme": scheme}}] if scheme is not None else steps
 
 
 def raw_finetune(*, budget: str | None, set_: tuple[str, ...], **_: Any) -> list[dict[str, Any]]:
     """The step that the options of `finetune` stand for, as a recipe has it."""
-    return [{"finetune": _with_set({} if budget is None else _budget("--budget", budget), set_)}]
-
-
-def _with_set(own: Mapping[str, Any], words: tuple[str, ...]) -> dict[str, Any]:
-    """The keys that other options stand for, and those of `--set`; refuses to be told one thing twice."""
-    said = _set(words)
-    for key in own:
-        same = _BUDGETS if key in _BUDGETS else (key,)
-        if twice := [name for name in same if name in said]:
-            option = "--budget" if key in _BUDGETS else f"--{key}"
-            raise click.UsageError(f"--set {twice[0]}=: {option} says that already; give one of them")
-    return {**own, **said}
-
-
-def _set(words: tuple[str, ...]) -> dict[str, Any]:
-    """`KEY=VALUE` as keys of a recipe."""
-    chosen: dict[str, Any] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise click.UsageError(f"--set is KEY=VALUE, such as rate=2e-4, got {word!r}")
-        chosen[key.strip()] = _plain(word, value.strip())
-    return chosen
-
-
-def _budget(option: str, words: str) -> dict[str, Any]:
-    """`3epochs`, `30min` or a number of tokens as the key of a recipe."""
-    if not re.fullmatch(r"\d+(\.\d+)?\s*(k|m|b|epochs?|min|minutes)?", words.strip(), re.IGNORECASE):
-        raise click.UsageError(f"{option}: tokens (500k, 2M), 3epochs or 30min, got {words!r}")
-    for ending, key in (
-        ("epochs", "epochs"),
-        ("epoch", "epochs"),
-        ("minutes", "minutes"),
-        ("min", "minutes"),
-    ):
-        if words.strip().lower().endswith(ending):
-            return {key: float(words.strip().lower().removesuffix(ending))}
-    return {"tokens": words.strip()}
-
-
-def _plain(word: str, value: str) -> Any:
-    """What a recipe file would make of the text: a number, a truth, nothing, or the text itself."""
-    import yaml
-
-    try:
-        found = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        said = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise click.UsageError(f"--set {word}: {value!r} is no value of a recipe file: {said}") from error
-    try:
-        return float(found) if isinstance(found, str) else found  # YAML takes 1e-4 for a text
-    except ValueError:
-        return found
+    return [{"finetune": with_set({} if budget is None else budget_of("--budget", budget), set_)}]
