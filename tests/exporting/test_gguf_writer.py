@@ -200,8 +200,9 @@ def test_values_that_float16_cannot_hold(tmp_path, tiny_llama):
     tensors["model.embed_tokens.weight"][3, 0] = -7e4
     save_file(tensors, tmp_path / "in" / "model.safetensors", {"format": "pt"})
     with pytest.raises(NumericalError, match=r"embed_tokens\.weight: 1 of its .* beyond F16, such as -7e"):
-        require_range(load(tmp_path / "in"))
-    require_range(replace(load(tmp_path / "in"), dtype=torch.float32))
+        require_range(load(tmp_path / "in"), model.ends)
+    require_range(replace(load(tmp_path / "in"), dtype=torch.float32), model.ends)
+    require_range(load(tmp_path / "in"), ())
     odd = model.with_quantized({model.linears[0]: large})
     assert predict_bytes(odd, lambda _: None) == predict_bytes(model, lambda _: None)
 
@@ -222,3 +223,12 @@ def test_verify_gguf_sees_swapped_tensors(tmp_path, tiny_llama):
     a.flush() if hasattr(a, "flush") else None
     with pytest.raises(IntegrityError, match=r"blk\.0\.ffn_(up|gate)\.weight does not hold"):
         verify_gguf(model, path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_no_number_is_never_written(tmp_path, tiny_llama, dtype):
+    model = replace(tiny_llama(True), dtype=dtype)
+    nothing = torch.full((64,), float("nan"))
+    with pytest.raises(NumericalError, match=r"model\.norm\.weight: 64 of its 64 values"):
+        write(model.with_quantized({}, {"model.norm.weight": nothing}), tmp_path / "m.gguf")
+    assert not (tmp_path / "m.gguf").exists()

@@ -238,3 +238,24 @@ def test_linears_that_no_override_names_keep_their_scheme(tmp_path: Path) -> Non
     step = Rtn("Q4_K").resolve(model, GGUF)
     assert step.overrides == {} and step.embeddings == 8
     assert {layer_scheme(step, name) for name in model.linears} == {NAMED["Q4_K"]}
+
+
+@pytest.mark.parametrize("spelled", ["model.embed_tokens", "model.embed_tokens.weight"])
+def test_an_override_of_the_embedding_comes_before_the_mix_however_it_is_spelled(
+    spelled: str, tmp_path: Path
+) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama", wide=True, tied=False))
+    step = Gptq("Q4_K_M", overrides={spelled: {"scheme": "Q8_0"}}).resolve(model, ("gguf",))
+    scheme = end_scheme(step, "model.embed_tokens.weight")
+    assert scheme is not None and scheme.bits == 8
+    narrow = load(write_tiny(tmp_path / "n", "llama", tied=False))  # 256 divides no row of it
+    own = Rtn("W4A16", embeddings="Q6_K", overrides={"lm_head.weight": {"scheme": "Q8_0"}})
+    head = end_scheme(own.resolve(narrow, ("gguf",)), "lm_head.weight")
+    assert head is not None and head.bits == 8
+
+
+def test_an_override_of_what_embeddings_null_leaves_is_refused(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama", tied=False))
+    step = Rtn(embeddings=None, overrides={"lm_head": {"scheme": "W8A16"}})
+    with pytest.raises(UsageError, match="embeddings: null leaves embedding and head"):
+        step.resolve(model, ("gguf",))

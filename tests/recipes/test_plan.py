@@ -229,13 +229,16 @@ def rehearsal() -> Rehearsal:
     )
 
 
+SIZE = Size(64, 32, 512, 1024)
+
+
 def took(tmp_path: Path, one: Rehearsal, **options: Any) -> dict[str, tuple[float, float]]:
     """CPU and wall seconds of the stages of a model of two blocks and 3000 parameters."""
     model = load(write_tiny(tmp_path / "m", "llama"))
     model = replace(model, origin=replace(model.origin, parameters=3000))
     recipe = Recipe("m", (Gptq(**options),), ("gguf",), TEXT)
     disk = Written((Export("gguf", "m.gguf", 300),), 300, 0)
-    whole = Whole(model, recipe, Size(64, 32, 512, 1024), disk)
+    whole = Whole(model, recipe, SIZE, disk, model)
     return {t.name: (round(t.cpu_s, 6), round(t.time_s, 6)) for t in durations(whole, one)}
 
 
@@ -289,3 +292,20 @@ def test_planned_stages_are_plain_data(tmp_path: Path, monkeypatch: pytest.Monke
     assert [set(asdict(s)) for s in found.stages] == [
         {"name", "ram_bytes", "child_ram_bytes", "cpu_s", "time_s"}
     ] * 5
+
+
+def test_the_original_is_measured_too_however_small_the_student_is(tmp_path: Path) -> None:
+    """One block stands for both: here the original has six of the kind that the student has one of."""
+    student, original = (
+        load(write_tiny(tmp_path / str(blocks), "llama", blocks=blocks)) for blocks in (1, 6)
+    )
+    recipe = Recipe("m", (Gptq(),), ("gguf",), TEXT)
+    disk = Written((Export("gguf", "m.gguf", 300),), 300, 0)
+    alone, both = (
+        {t.name: t.cpu_s for t in durations(Whole(student, recipe, SIZE, disk, one), rehearsal())}
+        for one in (student, original)
+    )
+    spent = rehearsal().stages
+    assert both["latency"] - alone["latency"] == pytest.approx(5 * spent["latency"].block_s)
+    more = SIZE.evaluated / rehearsal().evaluated_tokens
+    assert both["measure"] - alone["measure"] == pytest.approx(2.5 * more * spent["measure"].block_s)

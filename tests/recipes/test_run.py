@@ -357,3 +357,21 @@ def test_what_the_model_writes_calibrates_and_teaches(tmp_path: Path) -> None:
     assert own == [("calibrate", 4), ("train", 18)]
     (report,) = done.record.steps
     assert report.training is not None and report.training.steps == 10
+
+
+@pytest.mark.parametrize("left", [("lm_head",), ("lm_head.weight", "model.embed_tokens")])
+@pytest.mark.parametrize("kind", ["gptq", "rtn"])
+def test_embedding_and_head_may_be_left(kind: str, left: tuple[str, ...], tmp_path: Path) -> None:
+    write_tiny(tmp_path / "model", "llama", tied=False)
+    path = recipe(tmp_path, steps=[{kind: {"overrides": dict.fromkeys(left)}}], export=["gguf"])
+    write_tiny(tmp_path / "model", "llama", tied=False)
+    found = ps.plan(str(path))
+    assert {one.role for one in found.unquantized if "override" in one.why} == (
+        {"head"} if len(left) == 1 else {"head", "embedding"}
+    )
+    assert main(["run", str(path), "-o", str(tmp_path / "out")]) == 0
+    (file,) = (tmp_path / "out").glob("*.gguf")
+    kinds = {t.name: t.tensor_type.name for t in GGUFReader(file).tensors}
+    assert kinds["output.weight"] == "F16" and kinds["blk.0.attn_v.weight"].startswith("Q")
+    assert kinds["token_embd.weight"] == ("Q8_0" if len(left) == 1 else "F16")
+    assert main(["verify", str(tmp_path / "out")]) == 0

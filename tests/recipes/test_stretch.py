@@ -102,31 +102,57 @@ def test_what_grows_with_the_blocks_grows_as_they_do(tmp_path: Path, monkeypatch
     assert told(Rotate(values=True, residual=True), short) == (3 + 2 * 2, 3 + 2 * 2)
 
 
-def test_healing_grows_with_the_blocks_that_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", [Layers(keep=9, heal=True), Layers(keep=3, pick="taylor", heal=False)])
+def test_all_blocks_are_passed_and_those_that_stay_are_healed(
+    step: Layers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = load(write_tiny(tmp_path / "m", "llama", blocks=12))
-    clockwork(monkeypatch, lambda step, short: step.keep)
-    assert told(Layers(keep=9, heal=True), model) == (3 + 2 * 9, 3 + 2 * 9)
-    assert told(Layers(keep=tuple(range(9)), pick="kl", heal=True), model) == (3 + 2 * 9, 3 + 2 * 9)
+    done = clockwork(monkeypatch, lambda step, short: len(short.blocks) + 5 * step.keep)
+    wanted = 3 + 2 * (12 + 5 * int(step.keep or 0))  # type: ignore[arg-type]
+    assert told(step, model) == (pytest.approx(wanted), pytest.approx(wanted))
+    assert {one.pick for one in done if isinstance(one, Layers)} == {step.pick}
+    listed = Layers(keep=tuple(range(9)), pick="kl", heal=True)
+    assert told(listed, model)[0] == pytest.approx(3 + 2 * (12 + 5 * 9))
 
 
-def test_exits_cost_by_the_exit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exits_cost_by_the_exit_and_by_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(write_tiny(tmp_path / "m", "llama", blocks=9))
-    clockwork(monkeypatch, lambda step, short: len(step.exits))
-    assert told(Gate(skip="exit", exits=(1, 3, 5, 7), agree=0.9), model) == (3 + 2 * 4, 3 + 2 * 4)
+    clockwork(monkeypatch, lambda step, short: 7 * len(short.blocks) + len(step.exits))
+    step = Gate(skip="exit", exits=(1, 3, 5, 7), agree=0.9)
+    assert told(step, model)[0] == pytest.approx(3 + 2 * (7 * 9 + 4))
 
 
 def test_measuring_parts_grows_faster_than_the_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load(write_tiny(tmp_path / "m", "llama", blocks=12))
-    clockwork(monkeypatch, lambda step, short: pick_work(model, len(short.blocks), step.keep))
-    assert told(Layers(keep=9, pick="kl", heal=False), model)[0] == pytest.approx(
-        3 + 2 * pick_work(model, 12, 9)
-    )
-    sizes = Sizes(2, 1, 128, 64, VOCAB)
-    done = clockwork(monkeypatch, lambda step, short: head_work(model, sizes, len(short.blocks)))
-    step = Student(heads=2, kv_heads=1, importance="kl", heal=False)
-    assert told(step, model)[0] == pytest.approx(3 + 2 * head_work(model, sizes, 12))
-    clockwork(monkeypatch, lambda step, short: len(short.blocks))
-    alone, whole = told(step, model)[0], told(Student(heads=2, kv_heads=1, importance="kl", heal=True), model)
-    assert whole[0] == pytest.approx(alone + 3 + 2 * 12) and {*done} == {step}
+
+    def rounds(step: Any, blocks: int, keep: int) -> float:
+        return blocks + 5 * keep + (pick_work(model, blocks, keep) if step.pick == "kl" else 0)
+
+    clockwork(monkeypatch, lambda step, short: rounds(step, len(short.blocks), step.keep))
+    step = Layers(keep=9, pick="kl", heal=True)
+    assert told(step, model)[0] == pytest.approx(3 + 2 * rounds(step, 12, 9))
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 1), (4, 2)])
+def test_heads_that_are_left_out_grow_with_the_square(
+    heads: int, kv_heads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama", blocks=12))
+    sizes = Sizes(heads, kv_heads, 128, 64, VOCAB)
+
+    def work(step: Any, blocks: int) -> float:
+        return 4 * blocks + (head_work(model, sizes, blocks) if step.importance == "kl" else 0)
+
+    clockwork(monkeypatch, lambda step, short: work(step, len(short.blocks)))
+    step = Student(heads=heads, kv_heads=kv_heads, ffn=64, importance="kl", heal=True)
+    assert told(step, model)[0] == pytest.approx(3 + 2 * work(step, 12))
+
+
+def test_what_seems_to_take_less_than_nothing_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama", blocks=12))
+    clockwork(monkeypatch, lambda step, short: -len(short.blocks))
+    assert told(Rotate(values=True, residual=True), model)[0] == 3 - 2

@@ -120,10 +120,11 @@ def pick_work(model: Model, blocks: int, keep: int) -> float:
 
 
 def head_work(model: Model, sizes: Sizes, blocks: int) -> float:
-    """The work of `head_losses` on so many blocks of a model, in passes of the text through a block."""
+    """The work of `head_losses` on so many blocks, in passes through one; 0 where no head goes."""
     own = sizes_of(model)
-    together = _together(own, sizes)
-    parts = own.heads // together if together else 0
+    if (together := _together(own, sizes)) == 0:
+        return 0.0
+    parts = own.heads // together
     return blocks + parts * blocks * (blocks + 1) / 2 + _head(model) * (parts * blocks + 1)
 
 

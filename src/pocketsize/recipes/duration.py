@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,11 +46,21 @@ class Whole:
     recipe: Recipe
     size: Size
     disk: Written
+    original: Model
 
     @property
     def blocks(self) -> int:
         """How many blocks there are."""
         return len(self.model.blocks)
+
+    @property
+    def originals(self) -> float:
+        """How many blocks of the model as it will be are as much work as those that the original has."""
+        one, all_ = (
+            sum(math.prod(model.matrix_shape(name)) for name in model.linears)
+            for model in (self.model, self.original)
+        )
+        return self.blocks * all_ / one if one else float(self.blocks)
 
 
 def durations(whole: Whole, one: Rehearsal) -> list[Took]:
@@ -121,9 +132,10 @@ def _unseen(whole: Whole, one: Rehearsal, spent: Spent) -> float:
 
 
 def _measuring(whole: Whole, one: Rehearsal, spent: Spent) -> float:
-    """Generators read so many tokens, encoders the same sentences each time."""
+    """Generators read so many tokens, encoders the same sentences each time; the original reads them too."""
     more = whole.size.evaluated / one.evaluated_tokens if whole.model.arch.task == "generate" else 1.0
-    return more * (spent.cpu_s + (whole.blocks - 1) * spent.block_s)
+    each = (whole.blocks + whole.originals) / 2  # one block stood for both models
+    return more * (spent.cpu_s + (each - 1) * spent.block_s)
 
 
 def _exporting(whole: Whole, one: Rehearsal, spent: Spent) -> float:
@@ -138,7 +150,7 @@ def _exporting(whole: Whole, one: Rehearsal, spent: Spent) -> float:
 
 
 def _latency(whole: Whole, one: Rehearsal, spent: Spent) -> float:
-    torch = spent.cpu_s + (whole.blocks - 1) * spent.block_s
+    torch = spent.cpu_s + (whole.originals - 1) * spent.block_s  # of the original
     if one.file is None:
         return torch
     prompt = PROMPT * one.file.prompt_s * (whole.blocks - 1)

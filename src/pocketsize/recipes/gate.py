@@ -172,8 +172,9 @@ def gates_lose(measured: Sequence[Measurement]) -> Iterator[Finding]:
     """A finding for gates that ask for more operations than they leave out."""
     for one in measured:
         if one.name == "operations_saved" and one.value <= 0:
-            said = f"on held-out text the gates take {-one.value:.1%} more operations than the whole model"
-            yield Finding("gates-lose", f"{said}; in a model as small as this leave them out", "")
+            more = f"take {-one.value:.1%} more operations than" if one.value else "save nothing of"
+            said = f"on held-out text the gates {more} the whole model; leave them out, or ask for others"
+            yield Finding("gates-lose", said, "")
 
 
 def with_gates(quality: Quality, model: Model, beside: Mapping[str, Path], windows: Windows) -> Quality:

@@ -270,6 +270,8 @@ def _overrides(
         where = f"{step.kind}: overrides: {pattern}"
         if names[pattern][0] in model.ends and exports != ("gguf",):
             raise UnsupportedError(f"{where}: embedding and head have a scheme of their own in gguf alone")
+        if names[pattern][0] in model.ends and step.embeddings is None and other is not None:
+            raise UsageError(f"{where}: embeddings: null leaves embedding and head; leave out one of both")
         if other is None:
             require_packed(where, names[pattern], model, exports)
             yield pattern, None

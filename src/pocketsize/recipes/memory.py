@@ -147,7 +147,7 @@ def stages(model: Model, recipe: Recipe, size: Size, *, base_bytes: int, waiting
     child = CHILD + sum(_all(model, 4)) + _largest(model) if "folder" in recipe.export else 0
     heap.stage("export", _exporting(model, recipe), child=child)
     timed = _all(model, 4) if has_room(model) else []  # what has no room is not timed
-    heap.stage("latency", [[*timed, _stored(model), SCRATCH]])
+    heap.stage("latency", [[*timed, _stored(model, recipe), SCRATCH]])
     return heap.stages
 
 
@@ -366,11 +366,13 @@ def _exporting(model: Model, recipe: Recipe) -> Iterator[list[float]]:
     if "gguf" in recipe.export:
         # The file is mapped twice, by the gguf package and by llama.cpp, which also repacks it.
         prompts = 4.0 * int(model.config.vocab_size) * 32 * 8
-        yield [*_all(model, 4), *[_stored(model)] * 3, 2 * prompts, 2 * SCRATCH]
+        yield [*_all(model, 4), *[_stored(model, recipe)] * 3, 2 * prompts, 2 * SCRATCH]
 
 
-def _stored(model: Model) -> float:
-    """About the bytes of a GGUF file: five bits a weight of the blocks, a byte at the ends."""
+def _stored(model: Model, recipe: Recipe) -> float:
+    """About the bytes of a GGUF file: five bits a weight of the blocks and a byte at the ends, or 16 bits."""
+    if not any(isinstance(step, Quantizer) for step in recipe.steps):
+        return sum(_all(model, 4 if recipe.dtype == "fp32" else 2))
     linears = set(model.linears)
     return sum(_numbers(model, n) * (0.6 if n in linears else 1.1) for n in model.checkpoint.entries)
 

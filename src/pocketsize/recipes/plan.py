@@ -17,7 +17,7 @@ from pocketsize.models.ledger import ledger
 from pocketsize.models.model import Model
 from pocketsize.recipes.disk import Export
 from pocketsize.recipes.duration import Took, Whole, durations
-from pocketsize.recipes.grids import Quantizer, layer_scheme
+from pocketsize.recipes.grids import Quantizer, end_scheme, layer_scheme
 from pocketsize.recipes.mixes import stand_ins
 from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.prune import Prune
@@ -207,7 +207,7 @@ def _with_times(found: Plan, prepared: tuple[Model, Recipe, Texts], room: Room, 
         one = rehearse(model, rest, texts, written=recipe.windows_written)
     except PocketsizeError as error:
         raise type(error)(f"rehearsal of {path}: {error}") from error
-    for t in durations(Whole(model, rest, size_of(recipe, texts), room.disk), one):
+    for t in durations(Whole(model, rest, size_of(recipe, texts), room.disk, original), one):
         own = "qat" if "qat" in took and t.name == walks[-1].kind else t.name
         before = took.get(own, Took(own, 0.0, 0.0))
         took[own] = Took(own, before.cpu_s + t.cpu_s, before.time_s + t.time_s)
@@ -294,6 +294,10 @@ def _unquantized(model: Model, recipe: Recipe) -> Iterator[Kept]:
     if left:
         count = sum(math.prod(model.matrix_shape(name)) for name in left)
         yield Kept("compressible", len(left), count, "an override leaves it")
+    for name in model.ends if ends else ():
+        if all(end_scheme(step, name) is None for step in steps):
+            role = "embedding" if name == model.arch.embedding else "head"
+            yield Kept(role, 1, math.prod(model.checkpoint.entries[name].shape), "an override leaves it")
 
 
 _WHY = {

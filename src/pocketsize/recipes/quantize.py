@@ -379,7 +379,8 @@ def _embeddings(step: Quantizer, model: Model, ctx: Context, gram: Gram | None) 
     reports: list[LayerReport] = []
     for name in model.ends:
         W, scheme = model.original(name), end_scheme(step, name)
-        assert scheme is not None
+        if scheme is None:  # an override leaves it
+            continue
         is_head = gram is not None and (model.tied or name == model.arch.head)
         if is_head and isinstance(step, Gptq):
             assert gram is not None
@@ -394,5 +395,6 @@ def _embeddings(step: Quantizer, model: Model, ctx: Context, gram: Gram | None) 
             even = None if step.kind == "rtn" else torch.ones(W.shape[1])
             weights[name] = rtn(W, scheme, weight=even if H is None else H.diagonal())
             reports.append(replace(layer_report(W, weights[name], H), name=name))
-    ctx.store.keep("embeddings", weights, tuple(reports))
+    if weights:
+        ctx.store.keep("embeddings", weights, tuple(reports))
     return tuple(reports)

@@ -31,7 +31,7 @@ from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.recipes.fingerprint import fingerprint
 from pocketsize.recipes.gate import gates_before, gates_lose, with_gates
-from pocketsize.recipes.grids import refuse_unstored
+from pocketsize.recipes.grids import Quantizer, refuse_unstored, scheme_of
 from pocketsize.recipes.journal import Journal, open_journal, working
 from pocketsize.recipes.output import check_output, made_by, refuse_taken, require_finished, work_folder
 from pocketsize.recipes.recipe import Recipe
@@ -178,7 +178,7 @@ def settle(original: Model, recipe: Recipe) -> tuple[Model, Recipe, Texts]:
     if any(EXPORTERS[name].is_folder for name in recipe.export):
         require_storable(original)
     if "gguf" in recipe.export:
-        require_range(original)
+        require_range(original, _left(original, recipe))
     trains = any(isinstance(step, Training) and step.reads for step in recipe.steps)
     calibrates = any(step.calibrated for step in recipe.steps)
     texts = read_texts(
@@ -190,6 +190,15 @@ def settle(original: Model, recipe: Recipe) -> tuple[Model, Recipe, Texts]:
         outline=recipe.outline(original),
     )
     return original, recipe, texts
+
+
+def _left(model: Model, recipe: Recipe) -> Iterator[str]:
+    """Matrices that a GGUF has as they are: those that a quantizer leaves; without one embedding and head."""
+    last = recipe.steps[-1]
+    of = scheme_of(last, model) if isinstance(last, Quantizer) else None
+    for name in model.ends if of is None else (*model.linears, *model.ends):
+        if of is None or of(name) is None:
+            yield name
 
 
 def apply_steps(job: Job, journal: Journal, clock: Clock) -> Done:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from pocketsize.io.publish import scratch
 from pocketsize.measurement.machine import cpu_seconds
@@ -27,80 +29,90 @@ QUICK_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """A part of a step as it is done on two numbers of blocks, and its work on both and on the whole model.
+class _Trial:
+    """A step on so many blocks, and its work there of each kind: blocks, blocks that stay, passes, exits."""
 
-    Work is in passes of a batch through a block, or in proportion to them.
-    """
-
-    steps: tuple[Stretched, Stretched]
-    blocks: tuple[int, int]
-    work: tuple[float, float, float]
+    step: Stretched
+    blocks: int
+    work: tuple[float, ...]
 
 
 def stretched_time(step: Stretched, model: Model, texts: Texts, *, seed: int) -> tuple[Took, int]:
     """The time of a resolved step, and on how many blocks it was tried at most."""
-    parts = [*_parts(step, model)]
-    most = max(part.blocks[1] for part in parts)
+    trials, whole = _trials(step, model)
+    most = max(trial.blocks for trial in trials)
     if len(model.blocks) <= most:
         return Took(step.kind, *_done(step, model, texts, seed)), len(model.blocks)
-    cpu = clock = 0.0
-    for part in parts:
-        few, many = (_tried(*one, model, texts, seed) for one in zip(part.steps, part.blocks, strict=True))
-        times = (part.work[2] - part.work[0]) / (part.work[1] - part.work[0])
-        cpu += few[0] + times * max(0.0, many[0] - few[0])
-        clock += few[1] + times * max(0.0, many[1] - few[1])
+    taken = [_tried(trial.step, trial.blocks, model, texts, seed) for trial in trials]
+    works = [trial.work for trial in trials]
+    cpu, clock = (_stretched([one[i] for one in taken], works, whole) for i in (0, 1))
     return Took(step.kind, cpu, clock), most
 
 
-def _parts(step: Stretched, model: Model) -> Iterator[_Part]:
-    """What of a step grows in a way of its own; what does not grow counts in each part, and is little."""
-    if isinstance(step, Layers):
-        yield from _of_layers(step, model)
-    elif isinstance(step, Gate):
-        yield _of_gate(step, len(model.blocks))
-    elif isinstance(step, Student) and step.calibrated and step.importance == "kl":
-        yield from _of_heads(step, model)
-    else:
-        yield _Part((step, step), (1, 2), (1, 2, len(model.blocks)))
+def _stretched(taken: Sequence[float], works: Sequence[Sequence[float]], whole: Sequence[float]) -> float:
+    """What the whole takes: a trial more than kinds of work says what each takes, and what does not grow.
+
+    A kind that seems to take less than nothing, as what is over in no time may, takes nothing.
+    """
+    each = np.linalg.solve(np.array([[1.0, *work] for work in works]), np.array(taken))[1:]
+    more = np.array(whole) - np.array(works[0])
+    return float(taken[0] + np.maximum(each, 0) @ more)
 
 
-def _of_layers(step: Layers, model: Model) -> Iterator[_Part]:
-    """Half of the blocks stay; healing goes through those, and measuring again and again through all."""
+Trials = tuple[list[_Trial], tuple[float, ...]]
+
+
+def _trials(step: Stretched, model: Model) -> Trials:
+    """What is tried, and the work of each kind on the whole model."""
     count = len(model.blocks)
-    measured = step.pick == "kl" and isinstance(step.keep, int)
-    keep = step.keep if isinstance(step.keep, int) else len(step.keep or ())
-    if measured:
-        few, many, whole = (pick_work(model, *sizes) for sizes in ((2, 1), (4, 2), (count, keep)))
-        steps = (Layers(keep=1, pick="kl", heal=False), Layers(keep=2, pick="kl", heal=False))
-        yield _Part(steps, (2, 4), (few, many, whole))
-    if step.heal or not measured:
-        pick = "even" if measured else step.pick
-        steps = (Layers(keep=1, pick=pick, heal=step.heal), Layers(keep=2, pick=pick, heal=step.heal))
-        yield _Part(steps, (2, 4), (1, 2, keep))
+    if isinstance(step, Layers):
+        return _of_layers(step, model)
+    if isinstance(step, Gate):
+        return _of_gate(step, count)
+    if isinstance(step, Student) and step.calibrated and step.importance == "kl":
+        return _of_heads(step, model)
+    return [_Trial(step, 1, (1,)), _Trial(step, 2, (2,))], (count,)
 
 
-def _of_heads(step: Student, model: Model) -> Iterator[_Part]:
+def _of_layers(step: Layers, model: Model) -> Trials:
+    """All blocks are passed to choose and to heal; those that stay are healed; rounds measure parts."""
+    count, listed = len(model.blocks), isinstance(step.keep, tuple)
+    keep = len(step.keep) if isinstance(step.keep, tuple) else int(step.keep or 1)
+    measured = step.pick == "kl" and not listed
+    pick = "even" if measured or listed else step.pick
+    sizes = ((2, 1), (4, 1), (4, 2))
+    trials = [_Trial(Layers(keep=k, pick=pick, heal=step.heal), n, (n, k)) for n, k in sizes]
+    if not measured:
+        return trials, (count, keep)
+    trials = [replace(trial, work=(*trial.work, 0.0)) for trial in trials]
+    rounds = Layers(keep=2, pick="kl", heal=step.heal)
+    trials.append(_Trial(rounds, 4, (4, 2, pick_work(model, 4, 2))))
+    return trials, (count, keep, pick_work(model, count, keep))
+
+
+def _of_heads(step: Student, model: Model) -> Trials:
     """Heads are left out one after the other in each block, and what follows is passed each time."""
-    own = sizes_of(model)
+    own, count = sizes_of(model), len(model.blocks)
     heads = step.heads or own.heads
     sizes = replace(own, heads=heads, kv_heads=step.kv_heads or min(heads, own.kv_heads))
-    few, many, whole = (head_work(model, sizes, blocks) for blocks in (1, 2, len(model.blocks)))
-    alone = replace(step, heal=False)
-    yield _Part((alone, alone), (1, 2), (few, many, whole))
-    if step.heal:
-        rest = replace(step, importance="taylor")
-        yield _Part((rest, rest), (1, 2), (1, 2, len(model.blocks)))
+    rest = replace(step, importance="taylor")
+    trials = [_Trial(rest, 1, (1, 0.0)), _Trial(rest, 2, (2, 0.0))]
+    if not (whole := head_work(model, sizes, count)):
+        return [replace(trial, work=trial.work[:1]) for trial in trials], (count,)
+    return [*trials, _Trial(step, 2, (2, head_work(model, sizes, 2)))], (count, whole)
 
 
-def _of_gate(step: Gate, count: int) -> _Part:
+def _of_gate(step: Gate, count: int) -> Trials:
     """How much is left out makes no difference: here as little as can be, which every few blocks allow."""
     if step.skip != "exit":
         little = replace(step, save=1e-3)
-        return _Part((little, little), (1, 2), (1, 2, count))
+        return [_Trial(little, 1, (1,)), _Trial(little, 2, (2,))], (count,)
     assert step.exits != "auto"
-    few, many = (replace(step, exits=exits, save=None, agree=1.0) for exits in ((0,), (0, 1)))
-    return _Part((few, many), (2, 3), (1, 2, len(step.exits)))
+    tried = ((2, (0,)), (3, (0,)), (3, (0, 1)))
+    trials = [
+        _Trial(replace(step, exits=exits, save=None, agree=1.0), n, (n, len(exits))) for n, exits in tried
+    ]
+    return trials, (count, len(step.exits))
 
 
 def _tried(step: Stretched, blocks: int, model: Model, texts: Texts, seed: int) -> tuple[float, float]:

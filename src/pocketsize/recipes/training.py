@@ -314,7 +314,7 @@ def _pace(step: Training, order: Order, rate: float, seed: int) -> Pace:
         clip=step.clip,
         average=step.average,
         patience=step.patience,
-        look=LOOK if steps is None else max(1, min(LOOK, steps // LOOKS)),
+        look=LOOK if steps is None else min(LOOK, math.ceil(steps / LOOKS)),
         seed=seed,
     )
 
