@@ -56,7 +56,7 @@ def write_tiny(
     seed: int = 0,
     wide: bool = False,
     classes: tuple[str, ...] = (),
-    blocks: int = LAYERS,
+    blocks: int | None = None,
 ) -> Path:
     """The folder, now holding a tiny model of a family. `tied` matters to generators.
 
@@ -66,9 +66,10 @@ def write_tiny(
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = tiny_config(family, tied=tied)
-    config.num_hidden_layers = blocks
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[i % LAYERS] for i in range(blocks)]
+    if blocks is not None:
+        config.num_hidden_layers = blocks
+        if getattr(config, "layer_types", None):
+            config.layer_types = [config.layer_types[i % LAYERS] for i in range(blocks)]
     if wide:
         config.hidden_size, config.head_dim, config.intermediate_size = 256, 64, 512
     if classes:

@@ -6,6 +6,7 @@ import importlib.util
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def made(tmp_path_factory):
     """A tiny model and its float GGUF."""
     folder = tmp_path_factory.mktemp("gguf")
     model = load(write_tiny(folder / "tiny", "llama"))
-    write(model, folder / "tiny.gguf")
+    write(replace(model, dtype=torch.float32), folder / "tiny.gguf")
     return model, folder / "tiny.gguf"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import DynamicCache, MistralConfig
@@ -78,7 +80,7 @@ def test_it_is_what_llama_cpp_does(kinds: tuple[str, str], tmp_path, monkeypatch
     config = MistralConfig(**(tiny_configs._SHAPE | one), **tiny_configs._BPE, sliding_window=None)
     monkeypatch.setattr(tiny, "tiny_config", lambda family, tied: config)
     model = load(write_tiny(tmp_path / "m", "mistral"))
-    write(model, tmp_path / "m.gguf")
+    write(replace(model, dtype=torch.float32), tmp_path / "m.gguf")
     module, ids = materialise(model), windows(model, 1, 64).input_ids
     own = module(ids).logits[0].log_softmax(-1)
     with reading(module, cache_for(model, Blockwise(*kinds))):

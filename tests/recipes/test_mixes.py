@@ -244,7 +244,7 @@ def test_linears_that_no_override_names_keep_their_scheme(tmp_path: Path) -> Non
 def test_an_override_of_the_embedding_comes_before_the_mix_however_it_is_spelled(
     spelled: str, tmp_path: Path
 ) -> None:
-    model = load(write_tiny(tmp_path / "m", "llama", wide=True, tied=False))
+    model = llama(tmp_path / "m", tied=False)
     step = Gptq("Q4_K_M", overrides={spelled: {"scheme": "Q8_0"}}).resolve(model, ("gguf",))
     scheme = end_scheme(step, "model.embed_tokens.weight")
     assert scheme is not None and scheme.bits == 8

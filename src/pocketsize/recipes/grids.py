@@ -314,11 +314,9 @@ def _refuse_pattern(step: Quantizer, pattern: str, model: Model) -> None:
     """An override that decides nothing: it matches nothing, or a later one matches all that it does."""
     if any(matches(pattern, module_of(name)) for name in model.linears):
         raise UsageError(f"{step.kind}: overrides: {pattern}: later patterns match all that it does")
-    such, ends = module_of(model.linears[0]), " and ".join(module_of(name) for name in model.ends)
-    raise UsageError(
-        f"{step.kind}: overrides: {pattern}: matches none of {len(model.linears)} linears, such as {such}; "
-        f"nor is it {ends}"
-    )
+    such, ends = module_of(model.linears[0]), " and ".join(map(module_of, model.ends))
+    none = f"matches none of {len(model.linears)} linears, such as {such}; nor is it {ends}"
+    raise UsageError(f"{step.kind}: overrides: {pattern}: {none}")
 
 
 def _resolved(
