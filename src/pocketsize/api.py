@@ -352,11 +352,8 @@ def _recipe(
         given = {"steps": steps, "export": export, "data": data, "dtype": dtype != "bf16"}
         if twice := [name for name, value in given.items() if value]:
             raise UsageError(f"a recipe has {twice[0]} of its own; give a model for these")
-    if isinstance(model, Recipe):
-        return model
-    if _is_recipe(model):
-        return read_recipe(Path(str(model)))
-    source, chosen = source_of(model), check_steps(steps)
+        return model if isinstance(model, Recipe) else read_recipe(Path(str(model)))
+    source, chosen = source_of(cast(str | Path | Model, model)), check_steps(steps)
     if data is not None and not isinstance(data, Data):
         raise UsageError(f"data: a Data, such as Data(calibrate=['a.txt']), got {data!r}")
     return Recipe(source, chosen, _exports(export, source, chosen), data or Data(), dtype=dtype)

@@ -85,6 +85,15 @@ class Stopped(KeyboardInterrupt):
     word: ClassVar[str] = "stopped"
 
 
+def what_differs(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What two sets of facts do not share, a phrase for each, in the order of `now`."""
+    return [
+        f"{key} was {before.get(key, 'absent')!r} and is now {now.get(key, 'absent')!r}"
+        for key in {**now, **before}
+        if before.get(key) != now.get(key)
+    ]
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint to append to an error: `; did you mean 'group'?`, or the list of known words."""
     names = sorted(known)

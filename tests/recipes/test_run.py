@@ -375,3 +375,16 @@ def test_embedding_and_head_may_be_left(kind: str, left: tuple[str, ...], tmp_pa
     assert kinds["output.weight"] == "F16" and kinds["blk.0.attn_v.weight"].startswith("Q")
     assert kinds["token_embd.weight"] == ("Q8_0" if len(left) == 1 else "F16")
     assert main(["verify", str(tmp_path / "out")]) == 0
+
+
+def test_the_output_of_another_run_is_left_and_what_differs_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["run", str(recipe(tmp_path, steps=["rtn"], export=["folder"])), "-o", str(out)]) == 0
+    before, other = hashes(out), recipe(tmp_path, steps=[{"rtn": {"scheme": "W8A16"}}], export=["folder"])
+    capsys.readouterr()
+    assert main(["run", str(other), "-o", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "holds the output of another run: recipe.steps.0.rtn.scheme was 'W4A16' and is now 'W8A16'" in said
+    assert "--overwrite" in said and hashes(out) == before

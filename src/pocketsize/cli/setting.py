@@ -36,16 +36,14 @@ def _set(words: tuple[str, ...]) -> dict[str, Any]:
 
 def budget_of(option: str, words: str) -> dict[str, Any]:
     """`3epochs`, `30min` or a number of tokens as the key of a recipe."""
-    if not re.fullmatch(r"\d+(\.\d+)?\s*(k|m|b|epochs?|min|minutes)?", words.strip(), re.IGNORECASE):
+    found = re.fullmatch(
+        r"(\d+(?:\.\d+)?)\s*(?:[kmb]|(epochs?)|(min|minutes))?", words.strip(), re.IGNORECASE
+    )
+    if found is None:
         raise click.UsageError(f"{option}: tokens (500k, 2M), 3epochs or 30min, got {words!r}")
-    for ending, key in (
-        ("epochs", "epochs"),
-        ("epoch", "epochs"),
-        ("minutes", "minutes"),
-        ("min", "minutes"),
-    ):
-        if words.strip().lower().endswith(ending):
-            return {key: float(words.strip().lower().removesuffix(ending))}
+    number, epochs, minutes = found.groups()
+    if epochs or minutes:
+        return {"epochs" if epochs else "minutes": float(number)}
     return {"tokens": words.strip()}
 
 

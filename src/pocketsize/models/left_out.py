@@ -132,7 +132,7 @@ def _head(model: Model) -> float:
     """The work of the head, in passes through a block: by its weights."""
     if model.arch.task != "generate":
         return 0.0
-    inside = sum(math.prod(model.matrix_shape(name)) for name in model.linears) / len(model.blocks)
+    inside = model.linear_parameters / len(model.blocks)
     return math.prod(model.checkpoint.entries[model.arch.embedding].shape) / inside
 
 

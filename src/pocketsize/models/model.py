@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -92,6 +93,11 @@ class Model:
         """Parameter names of all weights that steps may compress, in running order."""
         names = self.linears_of("")
         return [f"{block}{name}" for block in self.blocks for name in names]
+
+    @property
+    def linear_parameters(self) -> int:
+        """How many weights the linears have together."""
+        return sum(math.prod(self.matrix_shape(name)) for name in self.linears)
 
     @property
     def ends(self) -> list[str]:

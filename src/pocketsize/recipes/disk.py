@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -91,7 +90,7 @@ def _made(model: Model, recipe: Recipe) -> int:
         if isinstance(step, Student | Rotate | Prune | Oats) or healed:
             students += 4 * model.origin.parameters
         if isinstance(step, Prune | Oats) or healed:
-            students += 4 * sum(math.prod(model.matrix_shape(name)) for name in model.linears)
+            students += 4 * model.linear_parameters
     return students + most
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,11 +55,8 @@ class Whole:
     @property
     def originals(self) -> float:
         """How many blocks of the model as it will be are as much work as those that the original has."""
-        one, all_ = (
-            sum(math.prod(model.matrix_shape(name)) for name in model.linears)
-            for model in (self.model, self.original)
-        )
-        return self.blocks * all_ / one if one else float(self.blocks)
+        one = self.model.linear_parameters
+        return self.blocks * self.original.linear_parameters / one if one else float(self.blocks)
 
 
 def durations(whole: Whole, one: Rehearsal) -> list[Took]:

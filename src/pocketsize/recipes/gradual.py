@@ -125,7 +125,7 @@ class Gradual(Distill):
         """The model after it was trained and pruned."""
 
         def lesson() -> Lesson:
-            found = self._by_labels(model, ctx) if self._alone(model) else Distill._lesson(self, model, ctx)
+            found = self._by_labels(model, ctx) if self._alone(model) else self._lesson(model, ctx)
             return replace(found, shaping=lambda module, steps: self._shaping(module, model, steps))
 
         student = trained(self, self.kind, model, ctx, lesson)
@@ -180,7 +180,7 @@ class Gradual(Distill):
 
 def for_zeros(step: Training, model: Model) -> tuple[float, float]:
     """Bytes that a training holds for zeros beside the weights, and those that a checkpoint has of them."""
-    count = sum(math.prod(model.matrix_shape(name)) for name in model.linears)
+    count = model.linear_parameters
     if not isinstance(step, Gradual):
         return (0.0 if model.pattern is None else float(count)), 0.0
     # Scores with slopes and two moments, and the matrix as it is multiplied; slopes that RigL looks at, or

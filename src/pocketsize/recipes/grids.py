@@ -14,7 +14,7 @@ from pocketsize.exporting.table import EXPORTERS
 from pocketsize.models.model import Model
 from pocketsize.quantization.scheme import BITS, GROUPS, Scheme, bits_of, default_group, named
 from pocketsize.recipes.mixes import INSTEAD, MIXES, base_of, by_name
-from pocketsize.recipes.overrides import decides, decides_end, matched, matches, module_of, require_packed
+from pocketsize.recipes.overrides import decides, matched, matches, module_of, require_packed
 from pocketsize.recipes.rounds import check_rounds
 from pocketsize.recipes.step import Context, Step
 from pocketsize.recipes.zeros import float_zeros_of, require_zero_of
@@ -116,10 +116,9 @@ def embedding_scheme(step: Quantizer) -> Scheme | None:
 
 def end_scheme(step: Quantizer, name: str) -> Scheme | None:
     """How a resolved step stores the embedding or the head of this name; None where it leaves it."""
-    pattern = decides_end(step.overrides, name)
-    if pattern is None or step.embeddings is None:
+    if module_of(name) not in step.overrides or step.embeddings is None:
         return embedding_scheme(step)
-    other = step.overrides[pattern]
+    other = step.overrides[module_of(name)]
     return None if other is None else _scheme(other)
 
 
@@ -237,7 +236,7 @@ def chosen(step: Quantizer, model: Model, exports: tuple[str, ...]) -> dict[str,
     others = names[None] or ([] if named(own["scheme"]) else model.linears)
     rest = _resolved(step.kind, own, model, exports, others, mixed=bool(overrides))
     ends = {module_of(name) for name in model.ends}
-    inside = [grid for pattern, grid in overrides.items() if module_of(pattern) not in ends]
+    inside = [grid for pattern, grid in overrides.items() if pattern not in ends]
     kinds = [grid for grid in inside if grid is not None]
     kinds = [rest] * bool(names[None]) + kinds
     if not kinds:

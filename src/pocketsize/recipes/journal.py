@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from pocketsize.errors import IntegrityError
+from pocketsize.errors import IntegrityError, what_differs
 from pocketsize.io.checkpoint import Checkpoint, TensorSpec, open_file, write_safetensors
 from pocketsize.io.lock import lock_file
 from pocketsize.io.publish import (
@@ -342,14 +342,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def _require_same(folder: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
     """Refuse an unfinished run of something else: what is named first comes first in `now`."""
-    differ = [key for key in {**now, **before} if before.get(key) != now.get(key)]
-    if not differ:
+    if not (differ := what_differs(before, now)):
         return
-    key, more = differ[0], f" (and {len(differ) - 1} more differ)" if len(differ) > 1 else ""
+    more = f" (and {len(differ) - 1} more differ)" if len(differ) > 1 else ""
     raise IntegrityError(
-        f"{folder}: holds an unfinished run of something else: {key} was {before.get(key, 'absent')!r} and "
-        f"is now {now.get(key, 'absent')!r}{more}; run it as before to finish it, or delete this folder to "
-        "start anew"
+        f"{folder}: holds an unfinished run of something else: {differ[0]}{more}; run it as before to finish "
+        "it, or delete this folder to start anew"
     )
 
 

@@ -109,7 +109,7 @@ def by_name(
 ) -> tuple[int | str | None, dict[str, Any]]:
     """Embeddings and overrides with a mix told matrix by matrix, and with what stands in for super-blocks."""
     told: dict[str, Any] = {}
-    ends = {module_of(name) for name in model.ends}  # with `.weight` or without
+    ends = {module_of(name) for name in model.ends}  # named with `.weight` or without
     overrides = {module_of(p) if module_of(p) in ends else p: grid for p, grid in overrides.items()}
     for name, kind in mix_of(scheme, model, matched(overrides, model)[None]).items():
         told[module_of(name)] = {"scheme": kind}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from pocketsize.errors import DataError, UsageError
+from pocketsize.errors import DataError, UsageError, what_differs
 from pocketsize.exporting.manifest import NAME as MANIFEST
 from pocketsize.exporting.manifest import added_files, check_manifest
 from pocketsize.io.publish import clear_leftovers, remove
@@ -56,12 +56,10 @@ def refuse_taken(out: Path, *, overwrite: bool, now: Mapping[str, str] = Mapping
         return
     record = _record_of(out) if now else None
     before = {} if record is None else record.fingerprint
-    differs = next((key for key in {**now, **before} if before.get(key) != now.get(key)), None)
-    if before and differs is not None:
-        was, is_ = before.get(differs, "absent"), now.get(differs, "absent")
+    if before and (differ := what_differs(before, now)):
         raise UsageError(
-            f"{out}: holds the output of another run: {differs} was {was!r} and is now {is_!r}; choose "
-            "another output with -o, or replace it with --overwrite"
+            f"{out}: holds the output of another run: {differ[0]}; choose another output with -o, or replace "
+            "it with --overwrite"
         )
     raise UsageError(
         f"{out}: exists and is not an empty folder; choose another output with -o, or replace a finished "

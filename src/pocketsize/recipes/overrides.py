@@ -23,11 +23,6 @@ def decides(overrides: Overrides, name: str) -> str | None:
     return next((p for p in reversed([*overrides]) if matches(p, module_of(name))), None)
 
 
-def decides_end(overrides: Overrides, name: str) -> str | None:
-    """The override that says what embedding or head of this name has: its name, with or without `.weight`."""
-    return next((p for p in reversed([*overrides]) if module_of(p) == module_of(name)), None)
-
-
 def matches(pattern: str, module: str) -> bool:
     """Whether a pattern, a regular expression after `re:`, else a glob, stands for a module."""
     if pattern.startswith("re:"):
@@ -41,8 +36,8 @@ def matched(overrides: Overrides, model: Model) -> dict[str | None, list[str]]:
     for name in model.linears:
         names[decides(overrides, name)].append(name)
     for name in model.ends:
-        if (pattern := decides_end(overrides, name)) is not None:
-            names[pattern].append(name)
+        if module_of(name) in overrides:
+            names[module_of(name)].append(name)
     return names
 
 

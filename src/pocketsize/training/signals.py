@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pocketsize.distillation.signal import Signal, sampled, top_k
-from pocketsize.errors import DataError, IntegrityError
+from pocketsize.errors import DataError, IntegrityError, what_differs
 from pocketsize.io.checkpoint import TensorSpec, write_safetensors
 from pocketsize.io.lock import lock_file
 from pocketsize.io.mapped import mapped
@@ -169,12 +169,9 @@ def open_signals(folder: Path, facts: Mapping[str, str], vocabulary: int) -> Sig
         make_folder(folder)
         publish_bytes(path, json.dumps(dict(facts), indent=1).encode())
     before = _read(path)
-    differ = [key for key in {**facts, **before} if before.get(key) != facts.get(key)]
-    if differ:
-        key = differ[0]
+    if differ := what_differs(before, facts):
         raise IntegrityError(
-            f"{folder}: holds what teachers said of something else: {key} was "
-            f"{before.get(key, 'absent')!r} and is now {facts.get(key, 'absent')!r}; name another folder, or "
+            f"{folder}: holds what teachers said of something else: {differ[0]}; name another folder, or "
             "delete this one"
         )
     found = Signals(folder, facts["signals"], int(facts["kept"]), vocabulary, int(facts["seed"]))
