@@ -36,6 +36,7 @@ from pocketsize.exporting.table import EXPORTERS
 from pocketsize.measurement.classes import chosen_texts, classes_named, logits_of
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
+from pocketsize.models.products import quick_products
 from pocketsize.models.skeleton import materialise
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.distill import Distill, Finetune
@@ -135,8 +136,9 @@ def _made(model: Model, steps: Sequence[Step], train: Corpus, place: Path) -> Mo
     ctx = Context(
         none, none.bool(), open_journal(place, {}), _told(place.name), original=model, corpus=train, seed=0
     )
-    for step in steps:
-        model = step.resolve(model, ("folder",)).apply(model, ctx)
+    with quick_products():
+        for step in steps:
+            model = step.resolve(model, ("folder",)).apply(model, ctx)
     return model
 
 

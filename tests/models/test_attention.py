@@ -4,7 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pocketsize.models.attention import CausalPanels, causal
+from pocketsize.data.written import continued
+from pocketsize.models import attention
+from pocketsize.models.attention import CausalPanels, GroupedRows, causal
+from pocketsize.models.load import load
+from pocketsize.models.skeleton import materialise
+from tiny import write_tiny
 
 
 def heads(length: int, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -48,3 +53,41 @@ def test_grouped_queries_share_keys() -> None:
     with CausalPanels():
         mine = F.scaled_dot_product_attention(Q, K, V, is_causal=True, enable_gqa=True)
     assert float((mine.float() - expected).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "keys"), [(9, 3), (8, 1), (4, 4)])
+def test_one_token_by_rows_is_what_torch_makes_of_it(dtype, heads, keys):
+    generator = torch.Generator().manual_seed(0)
+    Q = torch.randn(5, heads, 1, 16, generator=generator).to(dtype)
+    K, V = (torch.randn(5, keys, 37, 16, generator=generator).to(dtype) for _ in "KV")
+    true = F.scaled_dot_product_attention(Q, K, V, enable_gqa=True, scale=0.3)
+    with GroupedRows():
+        found = F.scaled_dot_product_attention(Q, K, V, enable_gqa=True, scale=0.3)
+    assert found.shape == true.shape
+    torch.testing.assert_close(found, true)
+
+
+def test_what_has_a_mask_or_several_tokens_is_left_to_torch():
+    generator = torch.Generator().manual_seed(0)
+    Q = torch.randn(2, 4, 3, 8, generator=generator)
+    K, V = (torch.randn(2, 2, 3, 8, generator=generator) for _ in "KV")
+    mask = torch.tensor([[True, False, True]])
+    calls = (
+        lambda: F.scaled_dot_product_attention(Q, K, V, is_causal=True, enable_gqa=True),
+        lambda: F.scaled_dot_product_attention(Q[:, :, :1], K, V, attn_mask=mask, enable_gqa=True),
+    )
+    for call in calls:
+        true = call()
+        with GroupedRows():
+            assert torch.equal(call(), true)
+
+
+def test_a_real_decoder_writes_through_rows(tmp_path, monkeypatch):
+    asked = []
+    own = attention._one_token
+    monkeypatch.setattr(attention, "_one_token", lambda *a: asked.append(own(*a)) or asked[-1])
+    module = materialise(load(write_tiny(tmp_path / "m", "llama"))).eval()
+    ids = torch.tensor([[3], [5]])
+    continued(module, ids, 6, torch.Generator().manual_seed(0))
+    assert any(asked)

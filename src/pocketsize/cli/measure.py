@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pocketsize.measurement.measurement import Measurement
     from pocketsize.measurement.quality import Quality
     from pocketsize.models.model import Model
+    from pocketsize.models.products import quick_products
     from pocketsize.quantization.kv import Cache
 
 LENGTH = 512
@@ -75,9 +76,10 @@ def command(
         torch.set_num_threads(threads)
     small = _open(model)
     original = _open(against) if against else small
-    found = _quality(original, small, data, tokens)
-    cached = _cached(small, caches, data, tokens, context) if caches else Quality((), ())
-    gates = _gated(small, data, tokens, threads)
+    with quick_products():
+        found = _quality(original, small, data, tokens)
+        cached = _cached(small, caches, data, tokens, context) if caches else Quality((), ())
+        gates = _gated(small, data, tokens, threads)
     own = (*found.measurements, *cached.measurements, *gates.measurements)
     rows = [*own, *_size_and_speed(original, small, Path(model))]
     protocol = list(dict.fromkeys((*found.protocol, *cached.protocol, *gates.protocol)))

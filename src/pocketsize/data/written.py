@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from pocketsize.models.attention import GroupedRows
+
 BATCH = 64
 LIKELIEST = 1024
 
@@ -56,9 +58,10 @@ def continued(
 ) -> Int64[Tensor, "n length"]:
     """The windows of `length` tokens that begin with these, sampled from a causal model."""
     written, past, device = [ids], _room(module, length), next(module.parameters()).device
-    for _ in range(length - ids.shape[1]):
-        out = module(input_ids=written[-1].to(device), past_key_values=past, use_cache=True)
-        written.append(_sampled(out.logits[:, -1], generator))
+    with GroupedRows():
+        for _ in range(length - ids.shape[1]):
+            out = module(input_ids=written[-1].to(device), past_key_values=past, use_cache=True)
+            written.append(_sampled(out.logits[:, -1], generator))
     return torch.cat(written, dim=1)
 
 

@@ -36,6 +36,7 @@ from pocketsize.io.llamacpp import LlamaCpp, installed
 from pocketsize.io.strictjson import read_json_object
 from pocketsize.models.load import tokenizer_of
 from pocketsize.models.model import Model
+from pocketsize.models.products import quick_products
 
 RECORD = "record.json"
 GGUF = ".gguf"
@@ -53,6 +54,7 @@ class Check:
     detail: str
 
 
+@quick_products()
 def verify_folder(folder: Path, *, llamacpp: bool | None = None) -> list[Check]:
     """Check a finished folder: hashes, weights, tokenizer, behaviour; GGUF files in llama.cpp too.
 

@@ -21,6 +21,7 @@ from pocketsize.measurement.quality import Quality, measurements, protocol
 from pocketsize.measurement.tokens import TokenScores, token_scores
 from pocketsize.models.gated import gated
 from pocketsize.models.model import Model
+from pocketsize.models.products import stock_products
 from pocketsize.models.skeleton import materialise
 from pocketsize.pruning.gate import Gates, Tally
 
@@ -123,6 +124,7 @@ def _logits(module: nn.Module, ids: Int64[Tensor, "s"]) -> Float[Tensor, "t voca
 
 
 @torch.no_grad()
+@stock_products()
 def gated_speed(
     module: nn.Module,
     model: Model,

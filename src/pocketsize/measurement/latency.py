@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pocketsize.measurement.machine import load_average
 from pocketsize.measurement.measurement import Measurement
 from pocketsize.models.model import Model
+from pocketsize.models.products import stock_products
 from pocketsize.models.skeleton import materialise
 
 REPEATS = 5
@@ -45,7 +46,7 @@ def module_latency(
     def ids(batch: int, length: int) -> Int64[Tensor, "batch length"]:
         return torch.randint(vocabulary, (batch, length), generator=generator)
 
-    with torch.no_grad(), _threads(who[1]):
+    with torch.no_grad(), _threads(who[1]), stock_products():
         if task == "generate":
             return _generator(module, ids(1, prompt), tokens, who)
         return _encoder(module, ids, who)

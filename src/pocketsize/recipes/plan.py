@@ -15,6 +15,7 @@ from pocketsize.io.console import Console
 from pocketsize.measurement.machine import cpu_seconds, peak_rss_bytes
 from pocketsize.models.ledger import ledger
 from pocketsize.models.model import Model
+from pocketsize.models.products import quick_products
 from pocketsize.recipes.disk import Export
 from pocketsize.recipes.duration import Took, Whole, durations
 from pocketsize.recipes.grids import Quantizer, end_scheme, layer_scheme
@@ -120,6 +121,7 @@ class Plan:
         return json.dumps(asdict(self) | {"exit_code": self.exit_code})
 
 
+@quick_products()
 def plan(
     recipe: Recipe,
     out: Path,

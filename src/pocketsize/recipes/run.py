@@ -29,6 +29,7 @@ from pocketsize.measurement.suite import latency, quality_of
 from pocketsize.models.dtype import NAMES
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
+from pocketsize.models.products import quick_products
 from pocketsize.recipes.fingerprint import fingerprint
 from pocketsize.recipes.gate import gates_before, gates_lose, with_gates
 from pocketsize.recipes.grids import Quantizer, refuse_unstored, scheme_of
@@ -142,7 +143,7 @@ def follow(recipe: Recipe, world: World) -> None:
 @contextmanager
 def starting(recipe: Recipe, out: Path, console: Console, *, overwrite: bool) -> Iterator[Clock]:
     """What holds while there is work on `out`: nobody else is at it, and a stop loses nothing."""
-    with stopping(console.phase) as stop, working(work_folder(out)):
+    with stopping(console.phase) as stop, working(work_folder(out)), quick_products():
         clock = Clock(console, stop=stop)
         check_output(out, recipe, overwrite=overwrite)
         with memory_explained(lambda: clock.current, recipe.data):

@@ -13,6 +13,7 @@ from pocketsize.io.publish import scratch
 from pocketsize.measurement.embedding import keep_of
 from pocketsize.measurement.suite import quality_of
 from pocketsize.models.model import Model
+from pocketsize.models.products import quick_products
 from pocketsize.quantization.scheme import Scheme
 from pocketsize.recipes.fingerprint import fingerprint
 from pocketsize.recipes.grids import Quantizer, block_scheme, embedding_scheme, scheme_of
@@ -236,6 +237,7 @@ def _job(recipe: Recipe, out: Path, way: Way) -> Job:
     return Job(*prepare(with_way(recipe, way)), out, trial_folder(out, way), way.mixtures)
 
 
+@quick_products()
 def plan(recipe: Recipe, goal: Goal, out: Path, *, console: Console, curve: bool = False) -> Plan:
     """The plan of what `shrink` would do; without `curve` with all linears alike.
 
@@ -262,6 +264,7 @@ def plan(recipe: Recipe, goal: Goal, out: Path, *, console: Console, curve: bool
     return found
 
 
+@quick_products()
 def plan_with_curve(recipe: Recipe, out: Path, *, console: Console) -> Plan:
     """The plan of a recipe, and what each width of each matrix would cost."""
     model = opened(recipe)
