@@ -19,7 +19,7 @@ QUANTIZE = [
 ]
 TRAINING = [
     *("tokens", "epochs", "minutes", "batch", "length", "accumulate"),
-    *("rate", "warmup", "decay", "clip", "average", "patience", "recompute"),
+    *("rate", "warmup", "decay", "clip", "average", "patience", "recompute", "precision"),
 ]
 DISTILL = [
     *TRAINING,

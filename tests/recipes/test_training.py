@@ -244,6 +244,7 @@ def test_text_that_was_read_too_often_is_told(tmp_path: Path) -> None:
         (lambda: Distill(rate=2.0), "rate must be auto or lie between 0 and 1"),
         (lambda: Distill(batch=0), "batch must be above 0"),
         (lambda: Finetune(patience=-1), "patience must be a whole number"),
+        (lambda: Finetune(precision="fp16"), "precision is one of auto, fp32, bf16, got 'fp16'"),
         (lambda: Finetune(average=1.0), "average must be null or lie between 0 and 1"),
     ],
 )

@@ -42,7 +42,7 @@ def test_two_processes_have_the_losses_and_weights_of_one(tmp_path: Path, source
 def test_a_recipe_runs_under_torchrun(tmp_path: Path, source_env: dict[str, str]) -> None:
     source = write_tiny(tmp_path / "m", "llama")
     calibrate, evaluate = write_texts(tmp_path)
-    lesson = {"tokens": 2000, "batch": 4, "length": 32, "rate": 1e-3, "accumulate": 2}
+    lesson = {"tokens": 2000, "batch": 4, "length": 32, "rate": 1e-3, "accumulate": 2, "precision": "fp32"}
     recipe = {
         "model": str(source),
         "data": {"calibrate": calibrate, "evaluate": evaluate, "sequences": 4, "length": 32, "tokens": 256},

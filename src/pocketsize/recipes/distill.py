@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -158,7 +158,7 @@ class Distill(Writing, Heard, Taught, Adapted, Training):
         whole = text or training_examples(model, ctx, self.length)
         if model.arch.task == "classify" and (self.hard or self.weigh == "loss"):
             require_labels(whole, "hard" if self.hard else "weigh: loss")
-        room, kept = Room(model, teachers, maps, whole), list[Signals]()
+        room, kept = Room(model, teachers, maps, whole, self.dtype), list[Signals]()
 
         def hear(rows: Sequence[int]) -> None:
             kept.append(heard(self, self, room, rows, ctx))
@@ -176,21 +176,21 @@ class Distill(Writing, Heard, Taught, Adapted, Training):
         model, first = room.student, room.teachers[0]
         losses = Losses(self.divergence(), self.soft, self.hard, self.pairs)
         if signals is not None:
-            return NextToken(module, losses, signals=signals)
+            return NextToken(module, losses, signals=signals, dtype=self.dtype)
         shares = None if len(room.teachers) == 1 else self.shares
         teachers = frozen(room.teachers, room.maps, shares)
         features = Features(model, first, self.features()).to(working_device()) if self.features() else None
-        by_loss = self.weigh == "loss"
+        own: Any = {"extra": features, "weigh_by_loss": self.weigh == "loss", "dtype": self.dtype}
         if model.arch.task == "generate":
-            found: Objective = NextToken(module, losses, teachers, extra=features, weigh_by_loss=by_loss)
+            found: Objective = NextToken(module, losses, teachers, **own)
         elif model.arch.task == "classify":
-            found = Classes(module, losses, teachers, extra=features, weigh_by_loss=by_loss)
+            found = Classes(module, losses, teachers, **own)
         else:
-            found = _embedding(module, teachers, losses, features, (model, first))
+            found = replace(_embedding(module, teachers, losses, features, (model, first)), dtype=self.dtype)
         if not self.progressive:
             return found
         blocks = Features(model, first, Weights(hidden=1.0)).to(working_device())
-        return Progressive(found, module, teachers[0], blocks)
+        return Progressive(found, module, teachers[0], blocks, self.dtype)
 
     def _reading(
         self, module: nn.Module, order: Order, batches: int | None, blocks: int, seed: int
@@ -283,7 +283,7 @@ class Finetune(Adapted, Training):
 
         def lesson() -> Lesson:
             def objective(module: nn.Module, examples: Examples) -> Objective:
-                return make(module, Losses(soft=0.0, hard=1.0))
+                return make(module, Losses(soft=0.0, hard=1.0), dtype=self.dtype)
 
             def begin() -> nn.Module:
                 return begun(model, student, ctx.seed, working_device())

@@ -170,7 +170,7 @@ class Gradual(Distill):
         make = NextToken if model.arch.task == "generate" else Classes
 
         def objective(module: nn.Module, examples: Examples) -> Objective:
-            return make(module, Losses(soft=0.0, hard=self.hard))
+            return make(module, Losses(soft=0.0, hard=self.hard), dtype=self.dtype)
 
         text = training_examples(model, ctx, self.length)
         if model.arch.task == "classify":

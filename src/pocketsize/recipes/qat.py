@@ -235,7 +235,7 @@ class Qat(Quantizer, Training):
     def _objective(self, module: nn.Module, model: Model) -> Objective:
         frozen = Teacher(materialise(model, torch.float32, working_device()))
         losses = Losses(Divergence(self.loss, self.temperature, self.mix))
-        return NextToken(module, losses, (frozen,))
+        return NextToken(module, losses, (frozen,), dtype=self.dtype)
 
 
 def of_effort(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from pocketsize.errors import UsageError, did_you_mean
@@ -61,6 +62,7 @@ class Room:
     teachers: Sequence[Model]
     maps: Sequence[Tensor | None]
     whole: Examples
+    dtype: torch.dtype = torch.float32
 
 
 def facts_of(step: Heard, taught: Taught, room: Room, seed: int) -> dict[str, str]:
@@ -72,6 +74,8 @@ def facts_of(step: Heard, taught: Taught, room: Room, seed: int) -> dict[str, st
     facts |= {"tokens of the text": room.whole.sha256, "signals": step.signals, "kept": str(step.kept)}
     facts |= {"vocabulary": str(room.student.config.vocab_size), "weigh": taught.weigh}
     facts |= {"shares": str(taught.shares), "seed": str(seed if step.signals == "sampled" else 0)}
+    if room.dtype != torch.float32:
+        facts["products"] = str(room.dtype)
     return facts | {"format": "1"}
 
 
@@ -97,7 +101,8 @@ def _hear(
     if not found.missing(rows):
         return
     vocabulary = int(room.student.config.vocab_size)
-    panel = Panel(frozen(room.teachers, room.maps, taught.shares), vocabulary, taught.weigh == "loss")
+    teachers = frozen(room.teachers, room.maps, taught.shares)
+    panel = Panel(teachers, vocabulary, taught.weigh == "loss", room.dtype)
 
     def says(batch: Batch, kept: Tensor) -> Callable[[slice], Tensor]:
         device = working_device()

@@ -22,6 +22,7 @@ from pocketsize.io.publish import publish_bytes
 from pocketsize.measurement.classes import classes_named
 from pocketsize.measurement.machine import cpu_seconds
 from pocketsize.models.device import working_device
+from pocketsize.models.dtype import NAMES, forward_dtype
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import SPARSITY, Model
 from pocketsize.models.skeleton import materialise
@@ -45,6 +46,8 @@ HELD_OUT, JUDGES = 0.05, 8
 # Steps between looks at them; a training that is shorter than four times that has four looks.
 LOOK, LOOKS = 50, 4
 TOKENS, EPOCHS = 2_000_000, 3.0
+# What products may be made in; fp16 has too few exponents for slopes that nobody scales.
+PRECISIONS = ("auto", "fp32", "bf16")
 # What a busy core takes, roughly, for the energy that progress tells: an estimate, in no record.
 WATTS = 10
 
@@ -59,6 +62,8 @@ class Training(ABC):
     again; `decay` the weight decay, `clip` the largest gradient norm. `average` is the decay of a moving
     average of the weights, which then is the student; `patience` ends a training that was not better on
     held-out text for so many looks. `recompute` computes activations twice instead of keeping them.
+    `precision` is what the blocks multiply in, `fp32` or `bf16`, `auto` for bf16 where the device that works
+    does so in hardware; weights, head, losses and the optimizer are float32 in all.
     """
 
     tokens: int | str | None = None
@@ -74,6 +79,7 @@ class Training(ABC):
     average: float | None = None
     patience: int = 0
     recompute: bool = False
+    precision: str = "auto"
 
     kind: ClassVar[str]
     calibrated: ClassVar[bool] = False
@@ -88,6 +94,11 @@ class Training(ABC):
     def reads(self) -> bool:
         """Whether it reads the training text of the run."""
         return True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the blocks multiply in on this machine."""
+        return forward_dtype() if self.precision == "auto" else NAMES[self.precision]
 
     def __post_init__(self) -> None:
         check(self)
@@ -119,6 +130,8 @@ def check(step: Training) -> None:
             raise UsageError(f"{name} must be from 0 to below 1, got {getattr(step, name)}")
     if step.average is not None and not 0 < step.average < 1:
         raise UsageError(f"average must be null or lie between 0 and 1, got {step.average}")
+    if step.precision not in PRECISIONS:
+        raise UsageError(f"precision is one of {', '.join(PRECISIONS)}, got {step.precision!r}")
     if step.patience < 0:
         raise UsageError(f"patience must be a whole number from 0 upwards, got {step.patience}")
 
