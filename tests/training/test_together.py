@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from pocketsize.distributed import world
 from pocketsize.distributed.world import Processes, Solo, together
 from pocketsize.errors import UsageError
 from pocketsize.training.examples import Order
@@ -70,6 +73,30 @@ def test_a_recipe_runs_under_torchrun(tmp_path: Path, source_env: dict[str, str]
             assert step == other and loss == pytest.approx(same, rel=near)
     assert one[2]["training"]["zeros"] == two[2]["training"]["zeros"]
     assert not (tmp_path / ".two.work").exists()
+
+
+def test_a_tensor_is_waited_for_until_nobody_else_holds_it() -> None:
+    tensor, holder, let_go = torch.ones(3), torch.nn.Parameter(torch.zeros(3)), []
+
+    def release() -> None:
+        time.sleep(0.05)
+        let_go.append(time.monotonic())
+        holder.grad = None
+
+    def collective(T: torch.Tensor) -> None:
+        holder.grad = T
+        threading.Thread(target=release).start()
+
+    world._carried(collective, tensor)
+    assert let_go and holder.grad is None
+
+
+def test_a_tensor_that_is_never_let_go_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "HELD_S", 0.02)
+    tensor, holder = torch.ones(3), torch.nn.Parameter(torch.zeros(3))
+    begun = time.monotonic()
+    world._carried(lambda T: setattr(holder, "grad", T), tensor)
+    assert 0.02 <= time.monotonic() - begun < 1
 
 
 def test_batches_that_cannot_be_shared_are_refused() -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Iterator, Sequence
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, cast
+from functools import partial
+from typing import Any, Protocol, TypeVar, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+# The longest that a tensor is waited for after it has arrived.
+HELD_S = 5.0
 
 
 class World(Protocol):
@@ -63,13 +68,30 @@ class Processes:
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all processes."""
         for tensor in tensors:
-            dist.all_reduce(tensor)
+            _carried(dist.all_reduce, tensor)
 
     def told(self, value: T) -> T:
         """The value that the first process has."""
-        box: list[object] = [value]
-        dist.broadcast_object_list(box, src=0)
-        return cast(T, box[0])
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        said = np.frombuffer(pickle.dumps(value) if self.rank == 0 else b"", dtype=np.uint8).copy()
+        size = torch.tensor(len(said), device=device)
+        _carried(partial(dist.broadcast, src=0), size)
+        data = torch.from_numpy(np.resize(said, int(size))).to(device)
+        _carried(partial(dist.broadcast, src=0), data)
+        return cast(T, pickle.loads(data.cpu().numpy().tobytes()))
+
+
+def _carried(collective: Callable[[Tensor], object], tensor: Tensor) -> None:
+    """Run the collective, and wait until nobody but the caller holds the tensor.
+
+    A thread of gloo lets go of what it carried a moment after it has arrived. If nobody else holds it by
+    then and the interpreter is ending, the process is aborted.
+    """
+    holders = cast(Callable[[], int], cast(Any, tensor)._use_count)
+    before, until = holders(), time.monotonic() + HELD_S
+    collective(tensor)
+    while holders() > before and time.monotonic() < until:
+        time.sleep(0)
 
 
 @contextmanager
@@ -86,6 +108,3 @@ def together() -> Iterator[World]:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
-        # Gloo's threads let go of what was sent a moment after it has arrived. One that still does so while
-        # the interpreter ends aborts the process; collecting takes longer than that.
-        gc.collect()
