@@ -92,8 +92,11 @@ def test_auto_is_bf16_where_the_hardware_multiplies_it(
     hardware: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "forward_dtype", lambda: hardware)
-    for step in (Distill(), Finetune(), Gradual(sparsity=0.5), Qat()):
+    for step in (Distill(), Finetune(), Gradual(sparsity=0.5)):
         assert step.dtype == hardware
+    assert Qat().dtype == torch.float32
+    (rehearsed, _), (rounded, _) = Qat().rehearsal(), Qat(precision="bf16").rehearsal()
+    assert (rehearsed.dtype, rounded.dtype) == (torch.float32, torch.bfloat16)
     assert Distill(precision="fp32").dtype == torch.float32
     assert Distill(precision="bf16").dtype == torch.bfloat16
 

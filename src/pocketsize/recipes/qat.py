@@ -17,6 +17,7 @@ from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
 from pocketsize.io.publish import publish_bytes
 from pocketsize.models.arch import Arch
 from pocketsize.models.device import CPU, working_device
+from pocketsize.models.dtype import NAMES
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
 from pocketsize.quantization.learned import scales_move
@@ -128,11 +129,17 @@ class Qat(Quantizer, Training):
             )
         return replace(made, rate=SCALES_RATE) if made.rate == "auto" else made
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the blocks multiply in; `auto` is float32, since bfloat16 tells no step of scales apart."""
+        return NAMES["fp32" if self.precision == "auto" else self.precision]
+
     def rehearsal(self) -> tuple[Training, int]:
         """The original teaches the whole of itself, at the same pace; or scales alone, of rounded codes."""
         if not self.codes:
             return replace(self, start="rtn", damp=DAMP, alpha=0.0, learn=0), 1
         keys = {field.name: getattr(self, field.name) for field in fields(Training)}
+        keys["precision"] = "fp32" if self.precision == "auto" else self.precision
         return Distill(**keys, loss=self.loss, temperature=self.temperature, mix=self.mix), 1
 
     @property
