@@ -3,12 +3,14 @@
     python benchmarks/training-speed/run.py
 
 SmolLM2 cut to 20 of its 30 blocks learns from the whole one: forward KL on the same tokens, batch by batch,
-in float32 on one thread, the teacher live in both. Sides take turns; each is a process of its own.
+on one thread, the teacher live in both, in float32 and with products of the blocks in bfloat16. Sides take
+turns; each is a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -29,6 +31,7 @@ from pocketsize.distillation.feature import even_blocks
 from pocketsize.models.load import load, tokenizer_of
 
 LENGTH, BLOCKS = 512, 20
+PRECISIONS = ("fp32", "bf16")
 REQUIREMENTS = ("transformers", "accelerate", "trl", "datasets")
 QUESTION = (
     "How many tokens a second does the training loop learn from, and in how much memory, beside "
@@ -44,30 +47,31 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 8], help="windows in a batch")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     chosen = parser.parse_args()
     chosen.work.mkdir(parents=True, exist_ok=True)
     teacher = fetched("sample:smollm2-135m")
     student, tokens = prepared(teacher, chosen.work, chosen.steps * max(chosen.batches))
     peer = python_of(chosen.work / "venv-trainer", REQUIREMENTS)
     rows = []
-    for batch in chosen.batches:
+    for precision, batch in itertools.product(chosen.precisions, chosen.batches):
         found: dict[str, list[dict[str, object]]] = {"trainer": [], "pocketsize": []}
+        given = chosen.work / f"tokens-{batch}.npy"
+        np.save(given, tokens[: chosen.steps * batch])
         for turn in range(chosen.rounds):
             for name, python, script in (
                 ("trainer", peer, "side_trainer.py"),
                 ("pocketsize", Path(sys.executable), "side_ours.py"),
             ):
-                print(f"batch {batch}, turn {turn + 1}: {name}", flush=True)
-                given = chosen.work / f"tokens-{batch}.npy"
-                np.save(given, tokens[: chosen.steps * batch])
-                out = chosen.work / f"{name}-{batch}-{turn}.json"
+                print(f"{precision}, batch {batch}, turn {turn + 1}: {name}", flush=True)
+                out = chosen.work / f"{name}-{precision}-{batch}-{turn}.json"
                 command = [str(python), str(Path(__file__).with_name(script)), str(student), str(teacher)]
-                command += [str(given), str(out), "--batch", str(batch)]
+                command += [str(given), str(out), "--batch", str(batch), "--precision", precision]
                 path = str(ROOT / "src") if name == "pocketsize" else ""
                 env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
                 subprocess.run(command, env=env, check=True)
                 found[name].append(json.loads(out.read_text()))
-        rows += [row(name, batch, runs) for name, runs in found.items()]
+        rows += [row(name, precision, batch, runs) for name, runs in found.items()]
     record(rows, chosen, peer)
 
 
@@ -90,13 +94,14 @@ def prepared(teacher: Path, work: Path, windows: int) -> tuple[Path, np.ndarray]
     return out, np.array(ids[: windows * LENGTH], dtype=np.int32).reshape(-1, LENGTH)
 
 
-def row(name: str, batch: int, runs: list[dict[str, object]]) -> dict[str, object]:
+def row(name: str, precision: str, batch: int, runs: list[dict[str, object]]) -> dict[str, object]:
     """Medians over all steps but the first of each run, which warms up."""
     steps = [s for one in runs for s in one["cpu_s"][1:]]  # type: ignore[index]
     rates = [batch * LENGTH / s for s in steps]
     losses = runs[0]["losses"]
     return {
         "side": name,
+        "precision": precision,
         "batch": batch,
         "tokens_per_cpu_s": round(statistics.median(rates), 2),
         "slowest": round(min(rates), 2),
@@ -110,14 +115,12 @@ def row(name: str, batch: int, runs: list[dict[str, object]]) -> dict[str, objec
 def record(rows: list[dict[str, object]], chosen: argparse.Namespace, peer: Path) -> None:
     """Write the record."""
     bars = []
-    for batch in chosen.batches:
-        own, other = (
-            next(r for r in rows if r["side"] == name and r["batch"] == batch)
-            for name in ("pocketsize", "trainer")
-        )
+    for precision, batch in itertools.product(chosen.precisions, chosen.batches):
+        alike = [r for r in rows if (r["precision"], r["batch"]) == (precision, batch)]
+        own, other = (next(r for r in alike if r["side"] == name) for name in ("pocketsize", "trainer"))
         speed = float(str(own["tokens_per_cpu_s"])) / float(str(other["tokens_per_cpu_s"]))
         memory = int(str(own["rss_peak"])) / int(str(other["rss_peak"]))
-        said = f"batch of {batch} windows"
+        said = f"{precision}, batch of {batch} windows"
         bars.append(Bar(f"{said}: tokens per CPU second over Trainer's", speed, "ratio", "higher", 1.3))
         bars.append(Bar(f"{said}: peak memory over Trainer's", memory, "ratio", "lower", 0.7))
     names = ("transformers", "trl", "torch")
@@ -130,8 +133,8 @@ def record(rows: list[dict[str, object]], chosen: argparse.Namespace, peer: Path
         protocol=[
             f"student: SmolLM2-135M with {BLOCKS} of 30 blocks (99.1M parameters); teacher: the whole "
             f"model, live in both; windows of {LENGTH} tokens without padding",
-            "forward KL at every position but the last of a window; AdamW, clipped at 1; float32 (bfloat16 "
-            "is slower on processors without its matrix units)",
+            "forward KL at every position but the last of a window; AdamW, clipped at 1; fp32: all of it; "
+            "bf16: autocast (`bf16` of Trainer, `precision` of Pocketsize, whose head stays float32)",
             "peer: transformers' Trainer whose compute_loss is TRL's generalized_jsd_loss with beta 0",
             f"{chosen.steps} steps a run, {chosen.rounds} runs turn about; CPU seconds of the process per "
             "step, median, the first step of each run left out; peak memory: VmHWM of the process",

@@ -16,7 +16,9 @@ import torch
 from meter import peak_rss_bytes, write_json
 from torch import Tensor
 
+from pocketsize.models.dtype import NAMES
 from pocketsize.models.load import load
+from pocketsize.models.products import quick_products
 from pocketsize.models.skeleton import materialise
 from pocketsize.training.examples import of_rows
 from pocketsize.training.loop import Pace, train
@@ -50,21 +52,24 @@ def main() -> None:
     for name in ("student", "teacher", "tokens", "out"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), required=True)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     ids = np.load(chosen.tokens)
     student = materialise(load(chosen.student)).requires_grad_(True)
-    objective = NextToken(student, Losses(), [Teacher(materialise(load(chosen.teacher)))])
+    teacher = Teacher(materialise(load(chosen.teacher)))
+    objective = NextToken(student, Losses(), [teacher], dtype=NAMES[chosen.precision])
     examples, clock = of_rows(list(ids), 0, "tokens"), Clock()
     steps = len(ids) // chosen.batch
     pace = Pace(steps=steps, peak=1e-4, warmup=0.0, floor=0.0)
-    course = train(
-        student,
-        objective,
-        lambda n: examples.batch(range(n * chosen.batch, (n + 1) * chosen.batch)),
-        pace,
-        clock,
-    )
+    with quick_products():
+        course = train(
+            student,
+            objective,
+            lambda n: examples.batch(range(n * chosen.batch, (n + 1) * chosen.batch)),
+            pace,
+            clock,
+        )
     facts = {"cpu_s": np.diff(clock.at).tolist(), "losses": [loss for _, loss in course.losses]}
     write_json(chosen.out, facts | {"rss_peak": peak_rss_bytes()})
 

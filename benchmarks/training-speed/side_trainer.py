@@ -53,6 +53,7 @@ def main() -> None:
     for name in ("student", "teacher", "tokens", "out"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), required=True)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     ids = np.load(chosen.tokens)
@@ -74,7 +75,7 @@ def main() -> None:
             save_strategy="no",
             report_to="none",
             use_cpu=True,
-            bf16=False,
+            bf16=chosen.precision == "bf16",
             disable_tqdm=True,
             remove_unused_columns=False,
             dataloader_pin_memory=False,
