@@ -79,6 +79,7 @@ def main() -> None:
     steps = {
         "cut": (),
         "distilled": (ps.Distill(tokens=tokens, **TAUGHT),),
+        "distilled in float32": (ps.Distill(tokens=tokens, precision="fp32", **TAUGHT),),
         "fine-tuned": (ps.Finetune(tokens=tokens, **TAUGHT),),
     }
     names = chosen.rows or [*steps, *BETAS]
@@ -201,6 +202,8 @@ def record(found: dict[str, dict[str, dict[str, float]]], tokens: int, held_out:
             f"SmolLM2-135M-Instruct with {KEEP} of 30 blocks, evenly spaced; {tokens:,} tokens of fiction "
             f"and speeches in windows of {LENGTH}, batches of {BATCH}, rate {RATE:g}, the same for all rows",
             f"judged on {EVALUATED:,} tokens of other books and speeches each; of both kinds the worse",
+            "all as it comes: blocks multiply in bfloat16 where hardware does so, else, and in the row that "
+            "says so, in float32; GKD of TRL in float32",
             "won_back: (log perplexity of the cut less that of the row) / (log perplexity of the cut less "
             "that of the original)",
         ],
