@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 from pocketsize.measurement import doctor
 from pocketsize.measurement.doctor import CORE, EXTRAS, diagnose, import_faults
@@ -65,6 +66,23 @@ def test_a_healthy_machine_is_ready(tmp_path: Path) -> None:
     assert not found.missing and all(part.mend == "" for part in found.parts if part.ok)
     assert set(found.instruction_sets) == {"avx2", "avx512", "bf16", "vnni", "amx"}
     assert found.facts["cores"] and found.facts["torch"] and found.facts["memory_available_bytes"] == 10**10
+
+
+@pytest.mark.usefixtures("healthy")
+def test_what_multiplies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pocketsize.models.products.is_quicker", lambda: True)
+    monkeypatch.setattr("pocketsize.models.dtype.forward_dtype", lambda: torch.bfloat16)
+    assert (
+        diagnose(tmp_path).facts["products"] == "bfloat16 in blocks; float32 by oneDNN, quicker here than MKL"
+    )
+    monkeypatch.setattr("pocketsize.models.products.is_quicker", lambda: False)
+    assert diagnose(tmp_path).facts["products"] == "bfloat16 in blocks"
+
+
+@pytest.mark.usefixtures("healthy")
+def test_a_device_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETSIZE_DEVICE", "cuda:99")
+    assert "cuda:99 is not there" in str(diagnose(tmp_path).facts["products"])
 
 
 @pytest.mark.usefixtures("healthy")

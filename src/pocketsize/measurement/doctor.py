@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
 
+from pocketsize.errors import UsageError
 from pocketsize.io.source import cache_folder
 from pocketsize.measurement.machine import cores, cpu_name, instruction_sets
 from pocketsize.measurement.memory import available_bytes, total_bytes
@@ -125,10 +126,23 @@ def diagnose(output: Path) -> Diagnosis:
         "memory_bytes": total_bytes(),
         "memory_available_bytes": available_bytes(),
         "gpu": _gpu() if torch_works else None,
+        "products": _products() if torch_works else None,
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "transformers", "pocketsize")},
     }
     return Diagnosis(facts, instruction_sets() if torch_works else {}, tuple(parts))
+
+
+def _products() -> str:
+    """What matrices are multiplied in, and by which library where that was chosen."""
+    from pocketsize.models.dtype import forward_dtype
+    from pocketsize.models.products import is_quicker
+
+    try:
+        blocks = str(forward_dtype()).removeprefix("torch.")
+    except UsageError as error:
+        return str(error)
+    return f"{blocks} in blocks{'; float32 by oneDNN, quicker here than MKL' if is_quicker() else ''}"
 
 
 _IMPORTER = """
