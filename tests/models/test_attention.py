@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from pocketsize.data.written import continued
 from pocketsize.models import attention
-from pocketsize.models.attention import CausalPanels, GroupedRows, causal
+from pocketsize.models.attention import CausalPanels, GroupedRows, LearningPanels, causal
 from pocketsize.models.load import load
 from pocketsize.models.skeleton import materialise
 from tiny import write_tiny
@@ -91,3 +94,61 @@ def test_a_real_decoder_writes_through_rows(tmp_path, monkeypatch):
     ids = torch.tensor([[3], [5]])
     continued(module, ids, 6, torch.Generator().manual_seed(0))
     assert any(asked)
+
+
+@pytest.mark.parametrize(("heads", "keys"), [(6, 2), (3, 3), (4, 1)])
+@pytest.mark.parametrize("length", [65, 128, 150])
+def test_panels_that_learn_have_the_slopes_of_torch(heads: int, keys: int, length: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def made(count: int) -> torch.Tensor:
+        return torch.randn(2, count, length, 8, generator=generator).requires_grad_(True)
+
+    given, slope = (
+        [made(heads), made(keys), made(keys)],
+        torch.randn(2, heads, length, 8, generator=generator),
+    )
+    call = partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=heads != keys, scale=0.4)
+    true = call(*(x.double() for x in given))
+    slopes = torch.autograd.grad(true, given, slope.double())
+    with LearningPanels():
+        found = call(*given)
+    torch.testing.assert_close(found.double(), true, rtol=1e-4, atol=1e-5)
+    for own, other in zip(torch.autograd.grad(found, given, slope), slopes, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+
+
+def test_panels_that_learn_are_float32_inside_and_of_the_type_they_were_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = [x.requires_grad_(True) for x in heads(100, torch.bfloat16)]
+    seen: list[torch.dtype] = []
+    own = attention._weights
+    monkeypatch.setattr(attention, "_weights", lambda *a: seen.append(a[0].dtype) or own(*a))
+    true = F.scaled_dot_product_attention(*(x.detach().float() for x in given), is_causal=True)
+    with LearningPanels(), torch.autocast("cpu", torch.bfloat16):
+        found = F.scaled_dot_product_attention(*given, is_causal=True)
+        found.float().sum().backward()
+    assert found.dtype == torch.bfloat16 and {*seen} == {torch.float32}
+    assert all(x.grad.dtype == torch.bfloat16 for x in given)
+    torch.testing.assert_close(found.float(), true, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"is_causal": False}, {"is_causal": True, "dropout_p": 0.5}, {"attn_mask": torch.ones(100, 100).bool()}],
+    ids=["not causal", "dropout", "a mask"],
+)
+def test_panels_that_learn_leave_the_rest_to_torch(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*given: Any) -> None:
+        raise AssertionError("taken over")
+
+    monkeypatch.setattr(attention.Attended, "apply", never)
+    given = heads(100, torch.float32)
+    with LearningPanels():
+        F.scaled_dot_product_attention(*given, **options)
+        F.scaled_dot_product_attention(*heads(attention.LEARNING, torch.float32), is_causal=True)
+    with LearningPanels(), pytest.raises(AssertionError, match="taken over"):
+        F.scaled_dot_product_attention(*given, is_causal=True)

@@ -47,7 +47,7 @@ def test_learns_in_every_family(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheme", ["W3A16", "W2A16"])
 def test_blocks_end_nearer_to_the_original(scheme: str, tmp_path: Path) -> None:
     model = load(write_tiny(tmp_path / "model", "llama"))
-    ctx = context(tmp_path / "work")
+    ctx = context(tmp_path / "work", windows=48)
     applied(model, ctx, Gptq(scheme, learn=40))
     plain, learned = (ctx.store.beside(name).weights() for name in ("gptq", "learned"))
     other = torch.randint(5, VOCAB - 1, (16, 40), generator=torch.Generator().manual_seed(1))
@@ -64,7 +64,7 @@ def test_blocks_end_nearer_to_the_original(scheme: str, tmp_path: Path) -> None:
                     found = sum(float(site.whole.loss(i)) for i in range(len(site.whole.calls)))
         return found
 
-    assert distance(learned) < (0.97 if scheme == "W3A16" else 0.99) * distance(plain)
+    assert distance(learned) < 0.97 * distance(plain)
 
 
 def test_a_block_that_gains_nothing_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

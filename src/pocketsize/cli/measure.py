@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pocketsize.measurement.measurement import Measurement
     from pocketsize.measurement.quality import Quality
     from pocketsize.models.model import Model
-    from pocketsize.models.products import quick_products
     from pocketsize.quantization.kv import Cache
 
 LENGTH = 512
@@ -65,6 +64,7 @@ def command(
     from pocketsize.cli.network import fetch_first
     from pocketsize.measurement.cache import parse_caches
     from pocketsize.measurement.quality import Quality
+    from pocketsize.models.products import quick_products
 
     if context is not None and cache is None:
         raise click.UsageError("--context: tells the bytes of a cache; name one with --cache")

@@ -1,17 +1,24 @@
-"""Attention on a CPU: causal in panels, without the half that the mask removes; one token's by rows."""
+"""Attention on a CPU: causal in panels, without the half that the mask removes; one token's by rows.
+
+Each mode takes over calls of `scaled_dot_product_attention` that it is for, and leaves all others to torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.amp.autocast_mode import custom_bwd, custom_fwd
 from torch.overrides import TorchFunctionMode
 
 PANEL = 128
+_of_softmax: Callable[..., Tensor] = cast(Any, torch)._softmax_backward_data
+# Queries at a time where slopes are taken too: what is made of them stays in a cache.
+LEARNING = 64
 
 
 class CausalPanels(TorchFunctionMode):
@@ -61,6 +68,89 @@ class GroupedRows(TorchFunctionMode):
         return func(*args, **options)
 
 
+class LearningPanels(TorchFunctionMode):
+    """While it is entered, plain causal attention on the CPU runs through `Attended`, forward and backward.
+
+    For 4 windows of 512 tokens, 9 heads of 64 on 3 of keys, torch's own takes 120 ms of one core of an EPYC
+    in bfloat16 and 75 in float32, this one 46.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func is F.scaled_dot_product_attention and len(args) == 3 and _whole(args, options, LEARNING):
+            scale = options.get("scale")
+            return Attended.apply(*args, args[0].shape[-1] ** -0.5 if scale is None else scale)
+        return func(*args, **options)
+
+
+class Attended(torch.autograd.Function):
+    """softmax(Q K^T * scale, later keys left out) V in float32, in panels of queries.
+
+    Q of the shape [batch, heads, seq, d], K and V [batch, key heads, seq, d], of which each serves as many
+    heads as there are more; the result is of Q's type. Heads that share keys are rows of one product. For the
+    slopes the weights are computed once more instead of kept.
+    """
+
+    @staticmethod
+    @custom_fwd(device_type="cpu")
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        Q, K, V, scale = given
+        ctx.save_for_backward(Q, K, V)
+        ctx.scale = scale
+        shape, (q, k, v) = Q.shape, _grouped(Q, K, V)
+        out = torch.empty_like(q)
+        for a, b in _panels(shape[-2]):
+            P = _weights(_rows(q, a, b), k, (a, b), scale)
+            out[:, :, a:b] = (P @ v[:, :b]).view(len(q), -1, b - a, shape[-1])
+        return out.view(shape).to(Q.dtype)
+
+    @staticmethod
+    @custom_bwd(device_type="cpu")
+    def backward(ctx: Any, *outputs: Tensor) -> Any:
+        given, scale = ctx.saved_tensors, ctx.scale
+        q, k, v = _grouped(*given)
+        slope = outputs[0].float().reshape(q.shape)
+        of_q, of_k, of_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for a, b in _panels(q.shape[-2]):
+            own, g = _rows(q, a, b), _rows(slope, a, b)
+            P = _weights(own, k, (a, b), scale)
+            of_v[:, :b] += P.transpose(1, 2) @ g
+            of_scores = _of_softmax(g @ v[:, :b].transpose(1, 2), P, -1, torch.float32)
+            of_q[:, :, a:b] = (of_scores @ k[:, :b]).mul_(scale).view(len(q), -1, b - a, q.shape[-1])
+            of_k[:, :b] += of_scores.transpose(1, 2) @ own
+        slopes = zip((of_q, of_k.mul_(scale), of_v), given, strict=True)
+        return *(found.view(T.shape).to(T.dtype) for found, T in slopes), None
+
+
+def _grouped(Q: Tensor, K: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries as [batch x key heads, heads that share, seq, d], keys and values [.., seq, d]; float32."""
+    k, v = (x.float().reshape(-1, *x.shape[2:]) for x in (K, V))
+    return Q.float().reshape(len(k), -1, *Q.shape[2:]), k, v
+
+
+def _panels(length: int) -> Iterator[tuple[int, int]]:
+    return ((a, min(a + LEARNING, length)) for a in range(0, length, LEARNING))
+
+
+def _rows(x: Tensor, a: int, b: int) -> Tensor:
+    """Positions a .. b of all heads that share keys, one after another."""
+    return x[:, :, a:b].reshape(len(x), -1, x.shape[-1])
+
+
+def _weights(q: Tensor, k: Tensor, panel: tuple[int, int], scale: float) -> Tensor:
+    """What each position of a panel gives to those up to it."""
+    a, b = panel
+    scores = (q * scale) @ k[:, :b].transpose(1, 2)
+    scores.view(len(q), -1, b - a, b)[..., a:] += torch.full((b - a, b - a), float("-inf")).triu(1)
+    return torch.softmax(scores, -1)
+
+
 def causal(
     Q: Float[Tensor, "batch heads seq d"],
     K: Float[Tensor, "batch heads seq d"],
@@ -81,14 +171,19 @@ def causal(
 
 
 def _plain(args: Sequence[Any], options: Mapping[str, Any]) -> bool:
+    return args[0].dtype == torch.bfloat16 and _whole(args, options, PANEL)
+
+
+def _whole(args: Sequence[Any], options: Mapping[str, Any], panel: int) -> bool:
+    """Whether a window of more than a panel looks at itself, causally and without chance."""
     Q, K, V = args
     return (
         bool(options.get("is_causal"))
         and options.get("attn_mask") is None
         and not options.get("dropout_p")
-        and Q.dtype == torch.bfloat16
         and Q.device.type == "cpu"
-        and Q.shape[-2] > PANEL
+        and Q.ndim == 4
+        and Q.shape[-2] > panel
         and K.shape == V.shape
         and Q.shape[-2:] == K.shape[-2:]
         and (Q.shape[1] == K.shape[1] or bool(options.get("enable_gqa")))

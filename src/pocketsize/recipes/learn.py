@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from pocketsize.models.attention import LearningPanels
 from pocketsize.models.calls import windows_per_batch
 from pocketsize.models.device import CPU
 from pocketsize.models.model import Model
@@ -76,7 +77,7 @@ def _teach(
         parameters = {
             name: parameter.requires_grad_() for name, parameter in put(softness(step, len(order))).items()
         }
-        with torch.enable_grad():
+        with torch.enable_grad(), LearningPanels():
             whole.loss(number).backward()
         for name, one in learned.items():
             gradient = parameters[name].grad

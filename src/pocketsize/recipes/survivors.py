@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pocketsize.models.attention import LearningPanels
 from pocketsize.models.device import CPU
 from pocketsize.models.model import Model
 from pocketsize.models.walk import HELD_OUT, Site, Whole
@@ -63,7 +64,7 @@ def _taught(
     seen = dict.fromkeys(X, 0)
     for step, number in enumerate(order):
         parameters = {name: p.requires_grad_() for name, p in put(whole, site, model, X).items()}
-        with torch.enable_grad():
+        with torch.enable_grad(), LearningPanels():
             whole.loss(number).backward()
         for name, p in parameters.items():
             if p.grad is None:  # an expert that no token of this batch reached has none

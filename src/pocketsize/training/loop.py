@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pocketsize.distillation.schedule import rate
 from pocketsize.distributed.world import Solo, World
 from pocketsize.errors import NumericalError, Stopped, UsageError
+from pocketsize.models.attention import LearningPanels
 from pocketsize.training.examples import Batch
 from pocketsize.training.objective import Objective
 
@@ -232,7 +233,7 @@ class _Run:
         counts = [self.objective.count(part) for part in parts]
         value = 0.0
         device = next(iter(self.named.values())).device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), LearningPanels():
             for i in range(self.world.rank, pace.accumulate, self.world.size):
                 torch.manual_seed(pace.seed * 1_000_003 + course.step * pace.accumulate + i)
                 loss = self.objective.loss(parts[i].to(device)) * (counts[i] / max(1, sum(counts)))
