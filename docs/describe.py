@@ -23,6 +23,7 @@ from pocketsize.cli.main import WORDS
 from pocketsize.data.sources import Source
 from pocketsize.exporting.artifact import Artifact
 from pocketsize.exporting.verify import Check
+from pocketsize.measurement import classes as by_class
 from pocketsize.measurement import embedding, quality
 from pocketsize.measurement.measurement import Measurement
 from pocketsize.models.arch import Arch, Linears, arch_of, families
@@ -178,6 +179,7 @@ def measurements() -> str:
     """The measurements of quality, with unit and method."""
     rows = [[f"`{n}`", u, b, m] for n, (u, b, m) in quality._TABLE.items()]
     rows += [[f"`{n}`", "1", b, m] for n, (b, m) in embedding._TABLE.items()]
+    rows += [[f"`{n}`", u, b, m] for n, (u, b, m) in by_class._TABLE.items()]
     return table(["name", "unit", "better", "what it is"], rows)
 
 

@@ -176,7 +176,8 @@ def record(found: list[dict[str, Any]]) -> None:
             f"{SAMPLE} fine-tuned twice, on different definitions of WordNet's 45 classes ({READ} of "
             f"each at most); students: {BLOCKS} of 6 blocks of the first teacher, on other definitions",
             f"all: {PACE['epochs']:g} epochs, batches of {PACE['batch']}, rate {PACE['rate']:g}; all learn "
-            "from the labels, those with teachers also by KL to them, at temperature 1; by loss: weighed by the loss on each text",
+            "from the labels, those with teachers also by KL to them, at temperature 1; by loss: "
+            "weighed by the loss on each text",
             f"loss of the true class, mean over {found[0]['texts']} definitions that nobody read; seeds "
             "change the order of the text; itself: taught by the student of labels alone of the same seed",
         ],

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pocketsize.errors import DataError, UnsupportedError, UsageError
+from pocketsize.errors import DataError, ResourceError, UnsupportedError, UsageError
 from pocketsize.exporting.gguf.writer import write
 from pocketsize.io import llamacpp
 from pocketsize.io.llamacpp import LlamaCpp, installed
@@ -125,3 +125,19 @@ def test_a_missing_package_names_the_extra(made, monkeypatch):
     assert installed() is None
     with pytest.raises(UnsupportedError, match=r"pocketsize\[llamacpp\]"):
         LlamaCpp(made[1], threads=1)
+
+
+def test_a_package_that_does_not_import_is_named_with_the_way_out(monkeypatch, tmp_path):
+    (tmp_path / "broken_llama.py").write_text("raise ImportError('no libfoo')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(llamacpp, "PACKAGES", {"xllamacpp": "broken_llama"})
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ResourceError, match="no libfoo.*--force-reinstall xllamacpp"):
+        LlamaCpp(tmp_path / "m.gguf", threads=1, context=64)
+
+
+@runs
+@pytest.mark.parametrize("package", here)
+def test_a_cache_that_heads_do_not_fit_is_named(made, package):
+    with pytest.raises(DataError, match="with a cache of q8_0 and q8_0: heads must hold whole blocks"):
+        LlamaCpp(made[1], threads=1, context=64, cache=("q8_0", "q8_0"), package=package)

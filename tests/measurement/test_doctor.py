@@ -12,6 +12,7 @@ import torch
 
 from pocketsize.measurement import doctor
 from pocketsize.measurement.doctor import CORE, EXTRAS, diagnose, import_faults
+from pocketsize.models import device
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -82,7 +83,20 @@ def test_what_multiplies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.usefixtures("healthy")
 def test_a_device_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POCKETSIZE_DEVICE", "cuda:99")
-    assert "cuda:99 is not there" in str(diagnose(tmp_path).facts["products"])
+    found = diagnose(tmp_path)
+    assert [(one.name, one.mend) for one in found.missing] == [("device", "unset POCKETSIZE_DEVICE")]
+    assert found.missing[0].found.startswith("POCKETSIZE_DEVICE: cuda:99 is not there")
+    assert found.facts["products"] is None and doctor.VARIABLE == device.VARIABLE
+
+
+@pytest.mark.usefixtures("healthy")
+def test_a_package_that_is_there_but_broken_is_installed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = {"xllamacpp": "ImportError: no libfoo", "llama_cpp": doctor.ABSENT}
+    monkeypatch.setattr(doctor, "import_faults", lambda names: dict.fromkeys(names) | faults)
+    (part,) = (one for one in diagnose(tmp_path).parts if one.name == "extra llamacpp")
+    assert not part.ok and part.mend == "python -m pip install --force-reinstall xllamacpp"
 
 
 @pytest.mark.usefixtures("healthy")
@@ -109,7 +123,7 @@ def test_a_missing_extra_is_not_needed(tmp_path: Path, monkeypatch: pytest.Monke
     absent = {part.name: part.mend for part in found.parts if not part.ok}
     assert not found.missing and absent == {
         "extra llamacpp": "python -m pip install 'pocketsize[llamacpp]'",
-        "extra dev": "python -m pip install 'pocketsize[dev]'",
+        "extra dev": "python -m pip install --force-reinstall beartype",
     }
 
 

@@ -29,6 +29,8 @@ def test_two_runtimes_are_no_before_and_after() -> None:
 def test_what_a_folder_does_in_transformers_is_said_where_one_was_quantized() -> None:
     assert "neither faster nor in less memory" in compare.in_transformers(encoder())
     assert compare.in_transformers(bare()) == ""
+    split = tuple(replace(step, kind="oats") for step in encoder().steps)
+    assert compare.in_transformers(replace(encoder(), steps=split)) == ""
     gguf_only = tuple(a for a in smollm2().artifacts if a.format == "gguf")
     assert compare.in_transformers(replace(smollm2(), artifacts=gguf_only)) == ""
     assert compare.in_transformers(replace(encoder(), steps=())) == ""

@@ -63,6 +63,9 @@ def test_with_a_goal_it_is_what_shrink_will_choose(tmp_path: Path) -> None:
     assert found.ways[0] == mixture.chosen and found.curve == mixture.curve
     assert found.exports[0].bytes == mixture.chosen.bytes <= fit
     assert "widths" in mixture.chosen.name and "overrides" in str(found.recipe)
+    alike = ps.plan(tmp_path / "m", export=["gguf"], out=tmp_path / "o", fit=fit, data=data, console=Silent())
+    told = ["planned-alike" in [one.code for one in each.findings] for each in (alike, found)]
+    assert told == [True, False]
 
 
 def test_what_is_planned_may_be_of_a_turned_model(tmp_path: Path) -> None:

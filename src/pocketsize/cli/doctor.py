@@ -65,7 +65,7 @@ def _show(found: Diagnosis) -> None:
         ("processor", f"{facts['cpu']}, {facts['cores']} cores"),
         ("instruction sets", sets or "not known without torch"),
         ("gpu", facts["gpu"] or "none; none is needed"),
-        ("products", facts["products"] or "not known without torch"),
+        ("products", facts["products"] or "not known"),
     ):
         console.print(f"        {name}: {value}")
     for part in found.parts:

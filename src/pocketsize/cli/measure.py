@@ -217,6 +217,8 @@ def _same_tokens(original: Model, small: Model) -> None:
 
 def _size_and_speed(original: Model, small: Model, source: Path) -> list[Measurement]:
     """Sizes of what lies at `source`, and the speed of each GGUF file there."""
+    from dataclasses import replace
+
     from pocketsize.measurement.size import sizes
     from pocketsize.measurement.suite import latency
 
@@ -228,7 +230,10 @@ def _size_and_speed(original: Model, small: Model, source: Path) -> list[Measure
     if stored and (small is not original or small.quantized):
         counts["."] = stored
     parameters = sum(math.prod(entry.shape) for entry in small.checkpoint.entries.values())
-    return [*sizes(original.origin, counts, parameters), *latency(original, files)]
+    speed = latency(original, files)
+    if small is original:
+        speed = [replace(m, subject="model") if m.subject == "original" else m for m in speed]
+    return [*sizes(original.origin, counts, parameters), *speed]
 
 
 def _print_json(rows: Sequence[Measurement], protocol: Sequence[str]) -> None:

@@ -30,7 +30,8 @@ def command(model: str, llamacpp: bool | None, json_: bool) -> None:
 
     folder = Path(model) if Path(model).is_dir() else fetched_copy(model)
     if folder is None:
-        raise UsageError(f"{model}: no such folder")
+        what = "is a file; name the folder it was written in" if Path(model).is_file() else "no such folder"
+        raise UsageError(f"{model}: {what}")
     checks = verify_folder(folder, llamacpp=llamacpp)
     facts = {"ok": all(check.ok for check in checks), "checks": [asdict(check) for check in checks]}
     if json_ and facts["ok"]:

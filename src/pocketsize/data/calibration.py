@@ -181,7 +181,8 @@ def _windows(
     prefix, suffix = frame
     if not inner:
         raise DataError(
-            f"{corpus.name}: too short for one window of {length} tokens; give more text or a shorter length"
+            f"{corpus.name}: too short for one window of {length} tokens; give more text, or a recipe "
+            "a shorter length"
         )
     ids = torch.tensor([prefix + window + suffix for window in inner], dtype=torch.int64)
     predicted = [window if prefix else window[1:] for window in inner]

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from pocketsize.errors import DataError, UnsupportedError, UsageError
+from pocketsize.errors import DataError, ResourceError, UnsupportedError, UsageError
 
 _FORCED = 1e6
 # Keys and values as they are; attention is then computed plainly.
@@ -132,11 +132,27 @@ class LlamaCpp:
         self.close()
 
 
+def _unloadable(path: str, cache: tuple[str, str] | None) -> str:
+    said = f"{path}: llama.cpp cannot load it"
+    if cache is None or cache == PLAIN:
+        return said
+    return f"{said} with a cache of {' and '.join(cache)}: heads must hold whole blocks of 32; leave it out"
+
+
+def _imported(name: str) -> Any:
+    """The module of a package that is installed; one that does not import is a ResourceError."""
+    try:
+        return importlib.import_module(PACKAGES[name])
+    except ImportError as error:
+        way = f"python -m pip install --force-reinstall {name}"
+        raise ResourceError(f"{name} is installed but does not import ({error}); {way}") from error
+
+
 class _Xllamacpp:
     """llama.cpp's server, asked through its handlers; what has no handler goes over the socket."""
 
     def __init__(self, path: str, threads: int, context: int, cache: tuple[str, str] | None) -> None:
-        xllamacpp: Any = importlib.import_module("xllamacpp")
+        xllamacpp = _imported("xllamacpp")
         params = xllamacpp.CommonParams()
         params.model.path = path
         params.n_ctx, params.n_parallel, params.n_gpu_layers = context, 1, 0
@@ -155,7 +171,7 @@ class _Xllamacpp:
         try:
             self._server: Any = xllamacpp.Server(params)
         except RuntimeError as error:
-            raise DataError(f"{path}: llama.cpp cannot load it") from error
+            raise DataError(_unloadable(path, cache)) from error
         self._path, self._begun = path, False
         self._bias = [[self.tokenize("a", False)[0], _FORCED]]
 
@@ -231,7 +247,7 @@ class _LlamaCppPython:
     """The `llama_cpp` bindings; prompts that continue the last one reuse its keys and values."""
 
     def __init__(self, path: str, threads: int, context: int, cache: tuple[str, str] | None) -> None:
-        llama_cpp: Any = importlib.import_module("llama_cpp")
+        llama_cpp = _imported("llama-cpp-python")
         types = cache or ("f16", "f16")
         kinds = [GGMLQuantizationType[kind.upper()].value for kind in types]
         try:
@@ -247,7 +263,7 @@ class _LlamaCppPython:
                 verbose=False,
             )
         except ValueError as error:
-            raise DataError(f"{path}: llama.cpp cannot load it") from error
+            raise DataError(_unloadable(path, None if types == PLAIN else types)) from error
         self._path = path
 
     def top(self, ids: list[int], n: int) -> list[tuple[int, float]]:
@@ -294,7 +310,7 @@ class _LlamaCppPython:
 
     def _logits(self, ids: list[int]) -> Any:
         """Logits after `ids`; only what the last call did not see is computed."""
-        llama_cpp: Any = importlib.import_module("llama_cpp")
+        llama_cpp = _imported("llama-cpp-python")
         seen = self._llama.input_ids[: self._llama.n_tokens].tolist()
         same = next(
             (i for i, (a, b) in enumerate(zip(seen, ids, strict=False)) if a != b), min(len(seen), len(ids))

@@ -60,13 +60,14 @@ def class_quality(original: Model | None, compressed: Model, corpus: Corpus, *, 
     if original is not None and (a := classes_named(original)) != (b := classes_named(compressed)):
         raise UnsupportedError(f"{compressed.folder}: its classes are {', '.join(b)}, not {', '.join(a)}")
     chosen = chosen_texts(corpus, classes_named(compressed), seed)
-    logits = [logits_of(model, chosen) for model in models]
+    length = min(LENGTH, *(model.positions for model in models))
+    logits = [logits_of(model, chosen, length) for model in models]
     found = [] if original is None else list(_compared(logits[0], logits[1], seed))
     if chosen.labels is not None:
         subjects = ("original", "compressed")[-len(models) :]
         found += _scored([x.argmax(1) for x in logits], subjects, chosen.labels, seed)
     rows = [_row(figure, len(chosen.texts)) for figure in found]
-    return Quality(tuple(rows), (*_protocol(corpus, chosen, seed), *rounding_said(compressed)))
+    return Quality(tuple(rows), (*_protocol(corpus, chosen, length, seed), *rounding_said(compressed)))
 
 
 def class_distance(
@@ -91,7 +92,8 @@ def chosen_texts(corpus: Corpus, classes: Sequence[str], seed: int) -> Chosen:
     labels, documents = class_numbers(corpus, classes), corpus.documents
     if len(documents) < LEAST:
         raise DataError(
-            f"{corpus.name}: {len(documents)} labelled texts, {LEAST} are needed; give more to evaluate with"
+            f"{corpus.name}: {len(documents)} labelled texts, {LEAST} are needed; give more, or name "
+            "labelled texts of their own to evaluate with (`evaluate`)"
         )
     if len({*labels.tolist()}) < 2:
         raise DataError(
@@ -212,11 +214,11 @@ _TABLE: dict[str, tuple[str, Literal["lower", "higher"], str]] = {
 }
 
 
-def _protocol(corpus: Corpus, chosen: Chosen, seed: int) -> tuple[str, ...]:
+def _protocol(corpus: Corpus, chosen: Chosen, length: int, seed: int) -> tuple[str, ...]:
     kind = "sentences without labels" if chosen.labels is None else "labelled texts"
     return (
         f"Evaluation text: {corpus.name} (documents: {len(corpus.documents)}; SHA-256 {corpus.sha256}).",
-        f"{len(chosen.texts)} {kind}, drawn with seed {seed}, cut at {LENGTH} tokens where they are longer; "
+        f"{len(chosen.texts)} {kind}, drawn with seed {seed}, cut at {length} tokens where they are longer; "
         "the models run in float32.",
         f"Intervals: 95 % percentile bootstrap over texts, {RESAMPLES} draws, seed {seed}.",
     )

@@ -20,10 +20,13 @@ from pocketsize.io.source import cache_folder
 from pocketsize.measurement.machine import cores, cpu_name, instruction_sets
 from pocketsize.measurement.memory import available_bytes, total_bytes
 
+# As in `models.device`, which imports torch.
+VARIABLE = "POCKETSIZE_DEVICE"
 # What a model of 135 million parameters takes with room to spare; larger ones take more.
 MEMORY_BYTES = 2_000_000_000
 DISK_BYTES = 2_000_000_000
 _IMPORT_SECONDS = 120
+ABSENT = "not installed"
 
 # Distribution (with the oldest version that will do): the module it brings.
 CORE: Mapping[str, str] = MappingProxyType(
@@ -111,9 +114,11 @@ def diagnose(output: Path) -> Diagnosis:
     modules = [*CORE.values(), *(m for extra in EXTRAS.values() for m in extra.modules.values())]
     broken = import_faults(modules)
     torch_works = broken["torch"] is None
+    device = _device() if torch_works else Part("device", False, False, "not known without torch")
     parts = [
         _python(),
         *(_package(wanted, broken[module]) for wanted, module in CORE.items()),
+        *([device] if VARIABLE in os.environ and torch_works else []),
         _memory(),
         _disk("output", output),
         _disk("cache", cache_folder()),
@@ -126,7 +131,7 @@ def diagnose(output: Path) -> Diagnosis:
         "memory_bytes": total_bytes(),
         "memory_available_bytes": available_bytes(),
         "gpu": _gpu() if torch_works else None,
-        "products": _products() if torch_works else None,
+        "products": _products() if device.ok else None,
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "transformers", "pocketsize")},
     }
@@ -138,10 +143,7 @@ def _products() -> str:
     from pocketsize.models.dtype import forward_dtype
     from pocketsize.models.products import is_quicker
 
-    try:
-        blocks = str(forward_dtype()).removeprefix("torch.")
-    except UsageError as error:
-        return str(error)
+    blocks = str(forward_dtype()).removeprefix("torch.")
     return f"{blocks} in blocks{'; float32 by oneDNN, quicker here than MKL' if is_quicker() else ''}"
 
 
@@ -160,7 +162,7 @@ for name in sys.argv[1:]:
 
 def import_faults(modules: Sequence[str]) -> dict[str, str | None]:
     """Why each module does not import; None for those that do."""
-    faults: dict[str, str | None] = {m: "not installed" for m in modules if not _spec(m)}
+    faults: dict[str, str | None] = {m: ABSENT for m in modules if not _spec(m)}
     left = [m for m in modules if m not in faults]
     while left:
         said, end = _import(left)
@@ -218,7 +220,18 @@ def _extra(name: str, extra: Extra, broken: Mapping[str, str | None]) -> Part:
         return Part(f"extra {name}", True, False, f"{said}; {extra.gives}")
     package, fault = next((p, f) for p, f in faults.items() if f is not None)
     said = f"{package}: {_line(fault)}; for: {extra.gives}"
-    return Part(f"extra {name}", False, False, said, f"python -m pip install 'pocketsize[{name}]'")
+    way = f"'pocketsize[{name}]'" if fault == ABSENT else f"--force-reinstall {package}"
+    return Part(f"extra {name}", False, False, said, f"python -m pip install {way}")
+
+
+def _device() -> Part:
+    """The device that works, if it is there."""
+    from pocketsize.models.device import working_device
+
+    try:
+        return Part("device", True, True, str(working_device()))
+    except UsageError as error:
+        return Part("device", False, True, str(error).partition(";")[0], f"unset {VARIABLE}")
 
 
 def _memory() -> Part:

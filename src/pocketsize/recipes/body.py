@@ -168,10 +168,9 @@ def _kept(remove: float, count: int) -> int:
     gone = round(remove * count)
     if not 0 < gone < count:
         what = "all" if gone else "none"
-        raise UsageError(
-            f"layers: remove: {remove:g} of {count} blocks is {what} of them; use {1 / count:.3g} to "
-            f"{1 - 1 / count:.3g}"
-        )
+        least, most = (f"{share:.3g}" for share in (1 / count, 1 - 1 / count))
+        way = f"use {least}" if least == most else f"use {least} to {most}"
+        raise UsageError(f"layers: remove: {remove:g} of {count} blocks is {what} of them; {way}")
     return count - gone
 
 

@@ -41,6 +41,7 @@ from pocketsize.recipes.room import require_room
 from pocketsize.recipes.shortage import memory_explained
 from pocketsize.recipes.step import Context
 from pocketsize.recipes.stop import Stop, stopping
+from pocketsize.recipes.stored import as_written
 from pocketsize.recipes.texts import Texts, read_texts, with_own
 from pocketsize.recipes.training import Training
 from pocketsize.recipes.writing import own_windows
@@ -55,6 +56,7 @@ class Clock:
     phases_s: dict[str, float] = field(default_factory=dict)
     stop: Stop = field(default_factory=Stop)
     current: str = "load"
+    cpu_before: float = field(default_factory=cpu_seconds)
 
     @contextmanager
     def phase(self, name: str, *, layers: bool = False) -> Iterator[None]:
@@ -251,10 +253,11 @@ def publish(
 ) -> RunRecord:
     """Measure, export and read back, then let the finished folder appear under its name."""
     with clock.phase("measure"):
+        written = as_written(done.model, done.recipe.export)
         quality = quality_of(
-            done.original, done.model, done.texts.evaluate, done.texts.corpus, seed=done.recipe.data.seed
+            done.original, written, done.texts.evaluate, done.texts.corpus, seed=done.recipe.data.seed
         )
-        quality = with_gates(quality, done.model, done.context.beside, done.texts.evaluate)
+        quality = with_gates(quality, written, done.context.beside, done.texts.evaluate)
     with staging(out, replace=overwrite) as folder:
         with clock.phase("export"):
             artifacts = write_all(done.model, done.recipe.export, folder)
@@ -273,7 +276,7 @@ def publish(
         timing = Timing(
             clock.started,
             clock.phases_s,
-            cpu_seconds(),
+            cpu_seconds() - clock.cpu_before,
             peak_rss_bytes(),
             journal.resumed,
             tuple(timed),

@@ -85,7 +85,7 @@ def front_matter(record: RunRecord) -> str:
     formats = {artifact.format for artifact in record.artifacts}
     kinds = list(dict.fromkeys(step.kind for step in record.steps))
     library = "gguf" if formats == {"gguf"} else "transformers"
-    packed = "folder" in formats and _quantized(record)
+    packed = "folder" in formats and compare.quantizes(record)
     tags = ["pocketsize", *(["compressed-tensors"] if packed else []), *kinds]
     tags += [
         form
@@ -95,18 +95,13 @@ def front_matter(record: RunRecord) -> str:
     facts: dict[str, object] = {**_licence(record.origin.licence)}
     # A hub takes only its own kind of name here; a local path would make the card invalid.
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", record.origin.name, re.ASCII):
-        relation = "quantized" if _quantized(record) else "finetune"
+        relation = "quantized" if compare.quantizes(record) else "finetune"
         facts |= {"base_model": record.origin.name, "base_model_relation": relation}
     facts["library_name"] = library
     if record.task in _PIPELINE:
         facts["pipeline_tag"] = _PIPELINE[record.task]
     facts["tags"] = [_line(tag) for tag in tags]
     return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=10**6)}---"
-
-
-def _quantized(record: RunRecord) -> bool:
-    """Whether a step stored linears in fewer bits."""
-    return any(step.layers and step.kind not in ("prune", "oats") for step in record.steps)
 
 
 def plain(text: str) -> str:
@@ -145,7 +140,7 @@ def _how_to_run(record: RunRecord) -> str:
             parts.append(f"With llama.cpp, {figure.size(artifact.bytes)}:\n\n```sh\n{command}\n```")
         elif artifact.format == "folder":
             snippet = _SNIPPETS.get(record.task, _GENERATE)
-            packages = f"transformers{' compressed-tensors' if _quantized(record) else ''}"
+            packages = f"transformers{' compressed-tensors' if compare.quantizes(record) else ''}"
             parts.append(
                 f"With transformers, {figure.size(artifact.bytes)}, in this folder "
                 f"(`pip install {packages}`):\n\n```python\n{snippet}\n```"

@@ -217,10 +217,14 @@ def summary(record: RunRecord) -> str:
     return ", ".join(parts) if parts else f"{record.origin.name}, compressed"
 
 
+def quantizes(record: RunRecord) -> bool:
+    """Whether a step stored linears in fewer bits."""
+    return any(step.layers and step.kind not in ("prune", "oats") for step in record.steps)
+
+
 def in_transformers(record: RunRecord) -> str:
     """What the folder does in stock transformers; nothing where none was written, or nothing quantized."""
-    quantized = any(step.layers and step.kind != "prune" for step in record.steps)
-    if not quantized or not any(artifact.format == "folder" for artifact in record.artifacts):
+    if not quantizes(record) or not any(artifact.format == "folder" for artifact in record.artifacts):
         return ""
     return (
         "Stock transformers unpacks the folder to a dense model as it loads it: the folder is smaller to "

@@ -37,7 +37,8 @@ class Plot:
 
 
 # What the errors of a step are held against, where that is not round-to-nearest.
-_BESIDE = {"prune": ("dropping as many of the smallest weights", "dropping the smallest")}
+_SMALLEST = ("dropping as many of the smallest weights", "dropping the smallest")
+_BESIDE = {"prune": _SMALLEST, "oats": _SMALLEST}
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from pocketsize.recipes.plan import Plan
 from pocketsize.recipes.plan import plan as plan_recipe
 from pocketsize.recipes.quantize import Gptq
 from pocketsize.recipes.recipe import Recipe
-from pocketsize.recipes.record import Mixture, RunRecord, SizedLoss
+from pocketsize.recipes.record import Finding, Mixture, RunRecord, SizedLoss
 from pocketsize.recipes.room import require_room
 from pocketsize.recipes.rotate import Rotate
 from pocketsize.recipes.run import (
@@ -39,6 +39,7 @@ from pocketsize.recipes.run import (
     starting,
 )
 from pocketsize.recipes.shortage import memory_explained
+from pocketsize.recipes.stored import as_written
 from pocketsize.recipes.texts import Texts
 from pocketsize.search.ladder import Rung, ladder
 from pocketsize.search.mixed import Progress, Table, best_mixture, measured
@@ -237,6 +238,12 @@ def _job(recipe: Recipe, out: Path, way: Way) -> Job:
     return Job(*prepare(with_way(recipe, way)), out, trial_folder(out, way), way.mixtures)
 
 
+_ALIKE = Finding(
+    "planned-alike",
+    "all linears are planned alike; shrink measures and mixes their widths, and so does plan --curve",
+)
+
+
 @quick_products()
 def plan(recipe: Recipe, goal: Goal, out: Path, *, console: Console, curve: bool = False) -> Plan:
     """The plan of what `shrink` would do; without `curve` with all linears alike.
@@ -256,6 +263,8 @@ def plan(recipe: Recipe, goal: Goal, out: Path, *, console: Console, curve: bool
     chosen = max(ways, key=lambda way: way.bytes)
     trials = 1 if goal.keep is None else len(ways)
     found = plan_recipe(with_way(recipe, chosen), out, console=console, model=model, trials=trials)
+    if not curve and mixes(model, recipe.export):
+        found = replace(found, findings=(*found.findings, _ALIKE))
     for mixture in chosen.mixtures:
         others = (way for way in mixture.alike if way.name != mixture.chosen.name)
         found = replace(found, curve=mixture.curve, ways=(mixture.chosen, *others))
@@ -373,9 +382,9 @@ def _kept(job: Job, clock: Clock) -> float:
     with memory_explained(lambda: clock.current, job.recipe.data, job.original):
         done = apply_steps(job, journal, clock)
         with clock.phase("measure"):
-            texts = job.texts
+            texts, written = job.texts, as_written(done.model, job.recipe.export)
             quality = quality_of(
-                job.original, done.model, texts.evaluate, texts.corpus, seed=job.recipe.data.seed
+                job.original, written, texts.evaluate, texts.corpus, seed=job.recipe.data.seed
             )
     return keep_of(quality.measurements, job.original.arch.task)
 

@@ -187,7 +187,9 @@ def refuses(model: Model) -> str | None:
     except UnsupportedError as error:
         return str(error)
     odd = [n for n in model.linears if model.checkpoint.entries[n].shape[1] % BLOCK]
-    return f"{odd[0]}: GGUF blocks hold {BLOCK} weights, its rows are no multiple of that" if odd else None
+    if not odd:
+        return None
+    return f"{odd[0]}: GGUF blocks hold {BLOCK} weights, its rows are no multiple of that; export folder"
 
 
 def _add_rope(writer: GGUFWriter, model: Model) -> None:
