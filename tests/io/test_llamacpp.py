@@ -132,7 +132,7 @@ def test_a_package_that_does_not_import_is_named_with_the_way_out(monkeypatch, t
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(llamacpp, "PACKAGES", {"xllamacpp": "broken_llama"})
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ResourceError, match="no libfoo.*--force-reinstall xllamacpp"):
+    with pytest.raises(ResourceError, match=r"no libfoo.*--force-reinstall xllamacpp"):
         LlamaCpp(tmp_path / "m.gguf", threads=1, context=64)
 
 
