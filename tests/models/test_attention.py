@@ -118,20 +118,19 @@ def test_panels_that_learn_have_the_slopes_of_torch(heads: int, keys: int, lengt
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
 
 
-def test_panels_that_learn_are_float32_inside_and_of_the_type_they_were_given(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_panels_that_learn_are_float32_inside_and_of_the_type_they_were_given() -> None:
     given = [x.requires_grad_(True) for x in heads(100, torch.bfloat16)]
-    seen: list[torch.dtype] = []
-    own = attention._weights
-    monkeypatch.setattr(attention, "_weights", lambda *a: seen.append(a[0].dtype) or own(*a))
-    true = F.scaled_dot_product_attention(*(x.detach().float() for x in given), is_causal=True)
+    exact = [x.detach().float().requires_grad_(True) for x in given]
+    true = F.scaled_dot_product_attention(*exact, is_causal=True)
+    true.square().sum().backward()
     with LearningPanels(), torch.autocast("cpu", torch.bfloat16):
         found = F.scaled_dot_product_attention(*given, is_causal=True)
-        found.float().sum().backward()
-    assert found.dtype == torch.bfloat16 and {*seen} == {torch.float32}
-    assert all(x.grad.dtype == torch.bfloat16 for x in given)
-    torch.testing.assert_close(found.float(), true, rtol=0.02, atol=0.02)
+    found.float().square().sum().backward()
+    # Of numbers that were rounded once; scores in bfloat16 would be off by more.
+    assert (found == true.to(torch.bfloat16)).double().mean() > 0.99
+    for x, y in zip(given, exact, strict=True):
+        assert x.grad.dtype == torch.bfloat16
+        assert float((x.grad - y.grad).norm() / y.grad.norm()) < 0.004
 
 
 @pytest.mark.parametrize(

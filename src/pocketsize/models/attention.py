@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.amp.autocast_mode import custom_bwd, custom_fwd
 from torch.overrides import TorchFunctionMode
 
 PANEL = 128
@@ -98,7 +97,7 @@ class Attended(torch.autograd.Function):
     """
 
     @staticmethod
-    @custom_fwd(device_type="cpu")
+    @torch.autocast("cpu", enabled=False)
     def forward(ctx: Any, *given: Any) -> Tensor:
         Q, K, V, scale = given
         ctx.save_for_backward(Q, K, V)
@@ -111,7 +110,7 @@ class Attended(torch.autograd.Function):
         return out.view(shape).to(Q.dtype)
 
     @staticmethod
-    @custom_bwd(device_type="cpu")
+    @torch.autocast("cpu", enabled=False)
     def backward(ctx: Any, *outputs: Tensor) -> Any:
         given, scale = ctx.saved_tensors, ctx.scale
         q, k, v = _grouped(*given)
