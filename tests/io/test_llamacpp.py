@@ -139,5 +139,5 @@ def test_a_package_that_does_not_import_is_named_with_the_way_out(monkeypatch, t
 @runs
 @pytest.mark.parametrize("package", here)
 def test_a_cache_that_heads_do_not_fit_is_named(made, package):
-    with pytest.raises(DataError, match="with a cache of q8_0 and q8_0: heads must hold whole blocks"):
+    with pytest.raises(DataError, match="with a cache of q8_0 and q8_0, for which heads"):
         LlamaCpp(made[1], threads=1, context=64, cache=("q8_0", "q8_0"), package=package)

@@ -64,3 +64,14 @@ def test_a_processor_that_rounds_inside_a_product_is_left_alone(monkeypatch):
     monkeypatch.setattr(products, "EXACT", math.inf)
     is_quicker.cache_clear()
     assert is_quicker() == torch.backends.mkldnn.is_available()
+
+
+def test_what_was_inherited_is_inherited_afterwards():
+    before = torch.backends.mkldnn.fp32_precision
+    torch.backends.fp32_precision = "ieee"
+    try:
+        with quick_products():
+            pass
+    finally:
+        torch.backends.fp32_precision = "none"
+    assert torch.backends.mkldnn.fp32_precision == before and MATMUL.fp32_precision == "none"

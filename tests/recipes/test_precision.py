@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pocketsize.errors import IntegrityError
+from pocketsize.models import attention
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.recipes import training
@@ -108,5 +109,22 @@ def test_what_a_teacher_said_in_bf16_is_not_taken_for_what_it_says_in_float32(
     kept = {"signals": "top_k", "kept": 16, "cache": str(tmp_path / "kept")}
     taught(tmp_path / "a", student, model, precision="bf16", **kept)
     taught(tmp_path / "b", student, model, precision="bf16", **kept)
-    with pytest.raises(IntegrityError, match="products"):
+    with pytest.raises(IntegrityError, match=r"is now .fp32.; use precision: bf16"):
         taught(tmp_path / "c", student, model, precision="fp32", **kept)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_is_computed_again_is_what_was_computed(
+    precision: str, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[bool] = []
+    own = attention.Attended.apply
+    monkeypatch.setattr(attention.Attended, "apply", lambda *given: taken.append(True) or own(*given))
+    student = Layers(keep=1).apply(model, context(tmp_path / "short", model))
+    long = {"length": attention.LEARNING + 32, "precision": precision, "tokens": 2000}
+    plain, again = (
+        taught(tmp_path / f"{recompute}", student, model, recompute=recompute, **long)[1]
+        for recompute in (False, True)
+    )
+    assert losses(plain) == losses(again) and len(losses(plain)) > 2
+    assert taken  # a real training comes here

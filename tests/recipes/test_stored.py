@@ -9,13 +9,16 @@ import pytest
 import torch
 
 import pocketsize as ps
+from pocketsize.data.calibration import evaluation_windows
 from pocketsize.data.text import read_corpus
 from pocketsize.exporting.read_back import read_folder
 from pocketsize.measurement.embedding import embedding_quality
-from pocketsize.models.load import load
+from pocketsize.measurement.quality import quality
+from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import Model
 from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import named
+from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.record import read_record
 from pocketsize.recipes.stored import as_written
 from tiny import write_texts, write_tiny
@@ -65,3 +68,18 @@ def test_what_a_record_says_is_what_its_folder_does(tmp_path: Path) -> None:
     assert recorded["one_minus_cosine"] > 0
     for one in found:
         assert one.value == pytest.approx(recorded[one.name], rel=1e-4), one.name
+
+
+def test_a_sparse_folder_gives_back_the_sum_of_its_rounded_parts(tmp_path: Path) -> None:
+    source = write_tiny(tmp_path / "m", "llama")
+    calibrate, evaluate = write_texts(tmp_path)
+    data = ps.Data(calibrate=(calibrate,), evaluate=(evaluate,), sequences=4, length=32, tokens=512)
+    steps = [Oats(sparsity=0.5, rank=0.2)]
+    out = ps.run(source, steps, out=tmp_path / "out", export=["sparse"], data=data).folder
+    recorded = {m.name: m.value for m in read_record(out / "record.json").measurements}
+    original = load(source)
+    small = replace(read_folder(out), origin=original.origin)
+    corpus, tokenizer = read_corpus([evaluate], Path()), tokenizer_of(original)
+    windows = evaluation_windows(corpus, tokenizer, tokens=512, length=32, special=True)
+    found = {m.name: m.value for m in quality(original, small, windows, seed=0).measurements}
+    assert found["kl_mean"] == pytest.approx(recorded["kl_mean"], rel=1e-3)

@@ -67,8 +67,7 @@ class Processes:
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all processes."""
-        for tensor in tensors:
-            _carried(dist.all_reduce, tensor)
+        _carried(dist.all_reduce, *tensors)
 
     def told(self, value: T) -> T:
         """The value that the first process has."""
@@ -81,16 +80,18 @@ class Processes:
         return cast(T, pickle.loads(data.cpu().numpy().tobytes()))
 
 
-def _carried(collective: Callable[[Tensor], object], tensor: Tensor) -> None:
-    """Run the collective, and wait until nobody but the caller holds the tensor.
+def _carried(collective: Callable[[Tensor], object], *tensors: Tensor) -> None:
+    """Run the collective on each tensor, and wait until nobody but the caller holds any.
 
     A thread of gloo lets go of what it carried a moment after it has arrived. If nobody else holds it by
     then and the interpreter is ending, the process is aborted.
     """
-    holders = cast(Callable[[], int], cast(Any, tensor)._use_count)
-    before, until = holders(), time.monotonic() + HELD_S
-    collective(tensor)
-    while holders() > before and time.monotonic() < until:
+    holders = [cast(Callable[[], int], cast(Any, tensor)._use_count) for tensor in tensors]
+    before = [count() for count in holders]
+    for tensor in tensors:
+        collective(tensor)
+    until = time.monotonic() + HELD_S
+    while any(count() > n for count, n in zip(holders, before, strict=True)) and time.monotonic() < until:
         time.sleep(0)
 
 

@@ -136,7 +136,7 @@ def _unloadable(path: str, cache: tuple[str, str] | None) -> str:
     said = f"{path}: llama.cpp cannot load it"
     if cache is None or cache == PLAIN:
         return said
-    return f"{said} with a cache of {' and '.join(cache)}: heads must hold whole blocks of 32; leave it out"
+    return f"{said} with a cache of {' and '.join(cache)}, for which heads hold whole blocks of 32"
 
 
 def _imported(name: str) -> Any:
@@ -263,7 +263,7 @@ class _LlamaCppPython:
                 verbose=False,
             )
         except ValueError as error:
-            raise DataError(_unloadable(path, None if types == PLAIN else types)) from error
+            raise DataError(_unloadable(path, cache)) from error
         self._path = path
 
     def top(self, ids: list[int], n: int) -> list[tuple[int, float]]:

@@ -5,6 +5,7 @@ Each mode takes over calls of `scaled_dot_product_attention` that it is for, and
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -20,12 +21,16 @@ _of_softmax: Callable[..., Tensor] = cast(Any, torch)._softmax_backward_data
 LEARNING = 64
 
 
-class CausalPanels(TorchFunctionMode):
-    """While it is entered, plain causal attention in bfloat16 on the CPU runs through `causal`.
+class _Attention(TorchFunctionMode, ABC):
+    """A mode in which some calls of `scaled_dot_product_attention` are computed otherwise."""
 
-    torch's own kernel for it takes nearly twice the time at 512 tokens (34 against 18 ms for 4 x 9 heads
-    of 64, one core). Everything else, and whatever has a mask of its own, is left to torch.
-    """
+    @abstractmethod
+    def takes(self, args: Sequence[Any], options: Mapping[str, Any]) -> bool:
+        """Whether it is for this call."""
+
+    @abstractmethod
+    def instead(self, Q: Tensor, K: Tensor, V: Tensor, scale: float | None) -> Tensor:
+        """What the call gives."""
 
     def __torch_function__(
         self,
@@ -35,15 +40,31 @@ class CausalPanels(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         options = dict(kwargs or {})
-        if func is F.scaled_dot_product_attention and len(args) == 3 and _plain(args, options):
+        if func is F.scaled_dot_product_attention and len(args) == 3 and self.takes(args, options):
             Q, K, V = args
-            repeat = Q.shape[1] // K.shape[1]  # grouped queries: each key head serves several
-            K, V = (x.repeat_interleave(repeat, dim=1) if repeat > 1 else x for x in (K, V))
-            return causal(Q, K, V, scale=options.get("scale"))
+            return self.instead(Q, K, V, options.get("scale"))
         return func(*args, **options)
 
 
-class GroupedRows(TorchFunctionMode):
+class CausalPanels(_Attention):
+    """While it is entered, plain causal attention in bfloat16 on the CPU runs through `causal`.
+
+    torch's own kernel for it takes nearly twice the time at 512 tokens (34 against 18 ms for 4 x 9 heads
+    of 64, one core). Everything else, and whatever has a mask of its own, is left to torch.
+    """
+
+    def takes(self, args: Sequence[Any], options: Mapping[str, Any]) -> bool:
+        """Whether it is for this call."""
+        return _plain(args, options)
+
+    def instead(self, Q: Tensor, K: Tensor, V: Tensor, scale: float | None) -> Tensor:
+        """Attention of each head on its own keys, in panels."""
+        repeat = Q.shape[1] // K.shape[1]  # grouped queries: each key head serves several
+        K, V = (x.repeat_interleave(repeat, dim=1) if repeat > 1 else x for x in (K, V))
+        return causal(Q, K, V, scale=scale)
+
+
+class GroupedRows(_Attention):
     """While it is entered, one token's query heads that share keys are rows of one product.
 
     Torch reads the keys once for each head: 64 windows of 256 tokens, 9 heads on 3 of keys, take 11.8 ms in
@@ -51,41 +72,31 @@ class GroupedRows(TorchFunctionMode):
     torch's own, row by row.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        options = dict(kwargs or {})
-        if func is F.scaled_dot_product_attention and len(args) == 3 and _one_token(args, options):
-            Q, K, V = args
-            rows = Q.reshape(len(Q), K.shape[1], Q.shape[1] // K.shape[1], Q.shape[-1])
-            out = F.scaled_dot_product_attention(rows, K, V, scale=options.get("scale"))
-            return out.reshape(*Q.shape[:-1], V.shape[-1])
-        return func(*args, **options)
+    def takes(self, args: Sequence[Any], options: Mapping[str, Any]) -> bool:
+        """Whether it is for this call."""
+        return _one_token(args, options)
+
+    def instead(self, Q: Tensor, K: Tensor, V: Tensor, scale: float | None) -> Tensor:
+        """Attention of as many tokens as heads share keys, one beside the other."""
+        rows = Q.reshape(len(Q), K.shape[1], Q.shape[1] // K.shape[1], Q.shape[-1])
+        out = F.scaled_dot_product_attention(rows, K, V, scale=scale)
+        return out.reshape(*Q.shape[:-1], V.shape[-1])
 
 
-class LearningPanels(TorchFunctionMode):
+class LearningPanels(_Attention):
     """While it is entered, plain causal attention on the CPU runs through `Attended`, forward and backward.
 
     For 4 windows of 512 tokens, 9 heads of 64 on 3 of keys, torch's own takes 120 ms of one core of an EPYC
     in bfloat16 and 75 in float32, this one 46.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        options = dict(kwargs or {})
-        if func is F.scaled_dot_product_attention and len(args) == 3 and _whole(args, options, LEARNING):
-            scale = options.get("scale")
-            return Attended.apply(*args, args[0].shape[-1] ** -0.5 if scale is None else scale)
-        return func(*args, **options)
+    def takes(self, args: Sequence[Any], options: Mapping[str, Any]) -> bool:
+        """Whether it is for this call."""
+        return _whole(args, options, LEARNING)
+
+    def instead(self, Q: Tensor, K: Tensor, V: Tensor, scale: float | None) -> Tensor:
+        """Attention whose slopes are known."""
+        return Attended.apply(Q, K, V, Q.shape[-1] ** -0.5 if scale is None else scale)
 
 
 class Attended(torch.autograd.Function):
@@ -181,7 +192,9 @@ def _whole(args: Sequence[Any], options: Mapping[str, Any], panel: int) -> bool:
         and options.get("attn_mask") is None
         and not options.get("dropout_p")
         and Q.device.type == "cpu"
-        and Q.ndim == 4
+        and Q.dtype in (torch.float32, torch.bfloat16)
+        and Q.ndim == K.ndim == 4
+        and len(Q) == len(K)
         and Q.shape[-2] > panel
         and K.shape == V.shape
         and Q.shape[-2:] == K.shape[-2:]

@@ -67,9 +67,10 @@ def _asked() -> str:
 
 @contextmanager
 def _matmul(precision: str) -> Iterator[None]:
-    before = _asked()
+    before, parent = _asked(), _ONEDNN.fp32_precision
     _ONEDNN.matmul.fp32_precision = precision
     try:
         yield
     finally:
-        _ONEDNN.matmul.fp32_precision = before
+        # What was asked for may have been inherited, and stays so.
+        _ONEDNN.matmul.fp32_precision = "none" if before == parent else before

@@ -37,6 +37,7 @@ from pocketsize.recipes.quantize import drifts, steps_learned
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.rotate import Rotate
 from pocketsize.recipes.shares import TOKENS as SCORED
+from pocketsize.recipes.stored import rounds
 from pocketsize.recipes.student import Student
 from pocketsize.recipes.training import Training
 from pocketsize.training.head import LOGITS as CHUNK
@@ -345,7 +346,7 @@ def _measuring(model: Model, recipe: Recipe, size: Size, waiting: float) -> Iter
         running = 3 * BATCH * SENTENCE_TOKENS * max(waiting, 1)
         yield [*around, block, *_reading(model, 4)[:1], states, running, SCRATCH]
         return
-    if _ends_change(recipe):
+    if _ends_change(recipe) or any(rounds(model, recipe.export, name) for name in ends):
         around += [4.0 * _numbers(model, name) for name in model.checkpoint.entries if name in ends]
     states = min(size.evaluated * hidden, STATES // 2)
     room = 3 * 4 * max(LOGITS, int(model.config.vocab_size))

@@ -135,7 +135,7 @@ def follow(recipe: Recipe, world: World) -> None:
     """Take part in the trainings of a recipe that another process runs."""
     original, recipe, texts = prepare(recipe)
     trainings = [i for i, step in enumerate(recipe.steps) if isinstance(step, Training)]
-    with scratch("follow") as work:
+    with scratch("follow") as work, quick_products():
         ctx = _context(original, recipe, texts, open_journal(work, {}), lambda done, total, what: None)
         ctx.world, model = world, original
         for step in recipe.steps[: max(trainings, default=-1) + 1]:

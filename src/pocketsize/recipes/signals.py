@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pocketsize.errors import UsageError, did_you_mean
 from pocketsize.models.device import working_device
+from pocketsize.models.dtype import NAMES
 from pocketsize.models.model import Model
 from pocketsize.recipes.step import Context, Place
 from pocketsize.recipes.teachers import Taught, frozen, print_of
@@ -74,8 +75,7 @@ def facts_of(step: Heard, taught: Taught, room: Room, seed: int) -> dict[str, st
     facts |= {"tokens of the text": room.whole.sha256, "signals": step.signals, "kept": str(step.kept)}
     facts |= {"vocabulary": str(room.student.config.vocab_size), "weigh": taught.weigh}
     facts |= {"shares": str(taught.shares), "seed": str(seed if step.signals == "sampled" else 0)}
-    if room.dtype != torch.float32:
-        facts["products"] = str(room.dtype)
+    facts["precision"] = next(name for name, dtype in NAMES.items() if dtype == room.dtype)
     return facts | {"format": "1"}
 
 

@@ -1,4 +1,4 @@
-"""The model that is written, digit for digit: what is not quantized, in the type that it is stored in."""
+"""The model that is written, digit for digit: what is not quantized as the artefact gives it back."""
 
 from __future__ import annotations
 
@@ -14,31 +14,47 @@ from pocketsize.models.model import Model
 
 
 def as_written(model: Model, exports: Sequence[str]) -> Model:
-    """The model as its exports have it: figures are to be of what is written, not of float32 numbers.
+    """The model as an export gives it back: figures are to be of what is written, not of float32 numbers.
 
-    A folder stores all that is not quantized in the model's `dtype`. Where a GGUF is written the figures are
-    of that: matrices are float16 and vectors float32, unless all digits were asked for.
+    That is the GGUF where one is written, else the first folder. What is quantized is the same in all.
     """
     if model.dtype == torch.float32:
         return model
-    if all(EXPORTERS[name].is_folder for name in exports):
-        return replace(model, changed=_Stored(model, model.dtype, model.dtype))
-    return replace(model, changed=_Stored(model, torch.float16, torch.float32))
+    export = _measured(exports)
+    names = {
+        name
+        for name in model.checkpoint.entries
+        if name not in model.quantized and (name in model.changed or rounds(model, exports, name))
+    }
+    return replace(model, changed=_Stored(model, export, names))
+
+
+def rounds(model: Model, exports: Sequence[str], name: str) -> bool:
+    """Whether a tensor that is not quantized is stored in another type than the checkpoint has it in."""
+    entry = model.checkpoint.entries[name]
+    kind = DTYPES[entry.dtype]
+    if not kind.is_floating_point or model.dtype == torch.float32:
+        return False
+    if EXPORTERS[_measured(exports)].is_folder:
+        return kind != model.dtype
+    return len(entry.shape) > 1 and kind != torch.float16
+
+
+def _measured(exports: Sequence[str]) -> str:
+    """The export that figures are of."""
+    return min(exports, key=lambda name: EXPORTERS[name].is_folder)
 
 
 class _Stored(Mapping[str, Tensor]):
-    """What is not quantized, rounded to the types of matrices and of vectors as it is asked for."""
+    """Tensors as an export gives them back, made as they are asked for."""
 
-    def __init__(self, model: Model, matrices: torch.dtype, vectors: torch.dtype) -> None:
-        self.model, self.kinds = model, (vectors, matrices)
-        entries = model.checkpoint.entries
-        self.names = {n for n, e in entries.items() if DTYPES[e.dtype].is_floating_point} - {*model.quantized}
+    def __init__(self, model: Model, export: str, names: set[str]) -> None:
+        self.model, self.stored, self.names = model, EXPORTERS[export].stored, names
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.names:
             raise KeyError(name)
-        W = self.model.kept(name)
-        return W.to(self.kinds[W.ndim > 1]).to(torch.float32)
+        return self.stored(self.model, name)
 
     def __contains__(self, name: object) -> bool:
         return name in self.names

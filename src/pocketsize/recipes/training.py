@@ -34,6 +34,7 @@ from pocketsize.training.examples import Batch, Examples, Order
 from pocketsize.training.loop import Course, Memory, Pace, Shaping, train
 from pocketsize.training.masked import zeros_held
 from pocketsize.training.objective import Objective
+from pocketsize.training.recompute import recompute
 from pocketsize.training.texts import examples_of
 
 Auto = Literal["auto"]
@@ -255,7 +256,7 @@ def _trainable(module: nn.Module, step: Training) -> nn.Module:
 def as_trained(module: nn.Module, step: Training) -> nn.Module:
     """The module in the mode of training, with activations computed twice if the step says so."""
     if step.recompute:
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        recompute(module)
     return module.train()
 
 

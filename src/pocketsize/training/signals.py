@@ -21,6 +21,7 @@ from pocketsize.io.mapped import mapped
 from pocketsize.io.publish import make_folder, move, publish_bytes, remove, sha256_of
 from pocketsize.training.examples import Batch, Examples
 
+PRECISION = "precision"
 KINDS = ("top_k", "sampled")
 # What pins a folder of signals, beside its parts.
 FACTS, PARTS, LOCK = "signals.json", "parts", "lock"
@@ -169,11 +170,13 @@ def open_signals(folder: Path, facts: Mapping[str, str], vocabulary: int) -> Sig
         make_folder(folder)
         publish_bytes(path, json.dumps(dict(facts), indent=1).encode())
     before = _read(path)
+    if PRECISION in facts:
+        before = {PRECISION: "fp32"} | before  # folders of old do not say it
     if differ := what_differs(before, facts):
-        raise IntegrityError(
-            f"{folder}: holds what teachers said of something else: {differ[0]}; name another folder, or "
-            "delete this one"
-        )
+        way = "name another folder, or delete this one"
+        if differ[0].startswith(PRECISION):
+            way = f"use {PRECISION}: {before[PRECISION]}, or name another folder"
+        raise IntegrityError(f"{folder}: holds what teachers said of something else: {differ[0]}; {way}")
     found = Signals(folder, facts["signals"], int(facts["kept"]), vocabulary, int(facts["seed"]))
     found.look()
     return found
