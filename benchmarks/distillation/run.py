@@ -42,6 +42,7 @@ from pocketsize.recipes.body import Layers
 from pocketsize.recipes.distill import Distill, Finetune
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.step import Context, Step
+from pocketsize.recipes.student import Student
 
 QUESTION = "What does a student keep of a fine-tuned encoder, and what does its teacher add?"
 LENGTH, BATCH, TEACHER_EPOCHS, STUDENT_EPOCHS, RATE = 64, 8, 3.0, 4.0, 1e-4
@@ -50,7 +51,10 @@ TOKENS, TURNS = 128, 15
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A teacher, how many blocks its students keep, and how many times the texts of the quick row train."""
+    """A teacher, how many blocks its students keep, and how many times the texts of the quick row train.
+
+    `vocabulary` is how many tokens students keep.
+    """
 
     name: str
     sample: str
@@ -58,17 +62,19 @@ class Row:
     small: int
     times: int = 1
     rate: float = 1e-4
+    vocabulary: int | None = None
 
 
 ROWS = {
     "quick": Row("quick", "sample:minilm-l6", 3, 1),
-    "full": Row("full", "sample:mpnet-base", 6, 2, times=3, rate=5e-5),
+    "full": Row("full", "sample:mpnet-base", 6, 2, times=3, rate=5e-5, vocabulary=29_000),
 }
 
 
 PROTOCOL = [
     "Quick row: sample:minilm-l6, students of 3 blocks and of 1 out of 6; full row: sample:mpnet-base, "
-    "6 and 2 out of 12. A student begins as some of the blocks of the fine-tuned teacher.",
+    "6 and 2 out of 12. A student begins as some of the blocks of the fine-tuned teacher. In the full row it "
+    "loses the tokens that the training texts use least (29,000 of 30,527 stay) once it has learned.",
     "Every class has as many texts as every other, as far as there are so many; texts are cut at 200 "
     f"characters and {LENGTH} tokens. No text that evaluates has trained.",
     f"Batches of {BATCH}; teacher: {TEACHER_EPOCHS:g} epochs on the labels. Students: {STUDENT_EPOCHS:g} "
@@ -129,6 +135,9 @@ def run(row: Row, labelled: Task, work: Path) -> None:
                 student = _made(
                     teacher, [Layers(keep=kept, heal=False), step], train, place / f"{size}-{way}"
                 )
+                if row.vocabulary is not None:
+                    trim = Student(vocabulary=row.vocabulary)
+                    student = _made(student, [trim], train, place / f"{size}-{way}-trimmed")
                 _scored(student, teacher, judge, path)
 
 
