@@ -36,6 +36,16 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward passes in float32, as where no hardware multiplies bfloat16: for what is exact."""
+    import torch
+
+    lacking = dict.fromkeys(("amx_bf16", "avx512_bf16", "bf16"), False)
+    flags = torch.cpu.get_capabilities() | lacking
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+
+
+@pytest.fixture
 def source_env() -> dict[str, str]:
     """The environment for a child process that imports this source tree, offline."""
     path = os.pathsep.join([str(SRC), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -64,7 +64,7 @@ CASES = [
         "no width of its own for embedding and head; use same",
     ),
     ("quantize m --sequences -1 -o out", 2, "data: sequences must be a positive number, got -1"),
-    ("verify file", 2, "file: no such folder"),
+    ("verify file", 2, "file: is a file; name the folder it was written in"),
     ("report m", 3, "m/record.json: not there"),
     ("chat m --prompt x", 2, "m: no GGUF files here"),
     ("measure m --against absent", 2, "absent: no such folder or file"),

@@ -31,8 +31,8 @@ def test_every_family_computes_what_stock_transformers_does(family: str, tmp_pat
     ids = torch.randint(5, 300, (1, 12))
     with torch.no_grad():
         found, wanted = materialise(model)(input_ids=ids).logits, stock(input_ids=ids).logits
-    # Grouped convolutions are products here, which round otherwise.
-    assert torch.equal(found, wanted) if family != "squeezebert" else torch.allclose(found, wanted, atol=1e-5)
+    # Grouped convolutions are products here, and where a matrix lies in memory may change its last digit.
+    assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-5 if family == "squeezebert" else 1e-6)
     assert {row.name for row in ledger(model).rows if row.role == "compressible"} == set(model.linears)
 
 

@@ -102,7 +102,7 @@ def test_a_soft_matrix_lies_between_the_original_and_what_is_stored(scheme: Sche
 
 def test_two_bits_that_harden_end_nearer_than_two_that_were_always_hard() -> None:
     """Two matrices around a kink, each from GPTQ: what they give together on inputs that taught neither."""
-    assert _mean_after(soft=True) < _mean_after(soft=False) - 0.01 < 0.95
+    assert _mean_after(soft=True) < _mean_after(soft=False) - 0.01 < 0.97
 
 
 def _mean_after(*, soft: bool) -> float:

@@ -50,6 +50,7 @@ def ran(tmp_path: Path, family: str, *steps: Any, out: str = "o", **options: Any
     return ps.run(source, list(steps), out=tmp_path / out, data=data(tmp_path), console=Quiet(), **options)
 
 
+@pytest.mark.usefixtures("in_float32")
 @pytest.mark.parametrize(
     ("family", "step"),
     [

@@ -55,6 +55,7 @@ def kl(model: Model, small: Model, found: Texts) -> float:
     return float(compare(model, small, found.evaluate, torch.float32).kl.mean())
 
 
+@pytest.mark.usefixtures("in_float32")
 @pytest.mark.parametrize("word", ["W8A8", "FP8"])
 def test_loud_inputs_are_smoothed_away(word: str, tmp_path: Path) -> None:
     model = loud(tmp_path / "model")

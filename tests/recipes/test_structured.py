@@ -191,7 +191,7 @@ def test_options_that_make_no_sense(step: Any, options: dict[str, Any], why: str
 
 
 UNFIT: list[tuple[str, Any, str]] = [
-    ("llama", Layers(remove=0.1), "0.1 of 2 blocks is none of them; use 0.5 to 0.5"),
+    ("llama", Layers(remove=0.1), "0.1 of 2 blocks is none of them; use 0.5"),
     ("llama", Layers(remove=0.9), "0.9 of 2 blocks is all of them"),
     ("gpt2", Layers(keep=1, heal=True), "which linears of a gpt2 write to what passes its blocks"),
     ("gpt2", Layers(keep=1, pick="taylor"), "slices of a gpt2 model go together"),
