@@ -114,11 +114,11 @@ def diagnose(output: Path) -> Diagnosis:
     modules = [*CORE.values(), *(m for extra in EXTRAS.values() for m in extra.modules.values())]
     broken = import_faults(modules)
     torch_works = broken["torch"] is None
-    device = _device() if torch_works else Part("device", False, False, "not known without torch")
+    device = _device() if torch_works else None
     parts = [
         _python(),
         *(_package(wanted, broken[module]) for wanted, module in CORE.items()),
-        *([device] if VARIABLE in os.environ and torch_works else []),
+        *([device] if device and VARIABLE in os.environ else []),
         _memory(),
         _disk("output", output),
         _disk("cache", cache_folder()),
@@ -131,7 +131,7 @@ def diagnose(output: Path) -> Diagnosis:
         "memory_bytes": total_bytes(),
         "memory_available_bytes": available_bytes(),
         "gpu": _gpu() if torch_works else None,
-        "products": _products() if device.ok else None,
+        "products": _products() if device and device.ok else None,
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "transformers", "pocketsize")},
     }

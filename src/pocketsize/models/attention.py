@@ -40,9 +40,10 @@ class _Attention(TorchFunctionMode, ABC):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         options = dict(kwargs or {})
-        if func is F.scaled_dot_product_attention and len(args) == 3 and self.takes(args, options):
+        if func is F.scaled_dot_product_attention and len(args) == 3 and _bare(args[0], options):
             Q, K, V = args
-            return self.instead(Q, K, V, options.get("scale"))
+            if self.takes(args, options):
+                return self.instead(Q, K, V, options.get("scale"))
         return func(*args, **options)
 
 
@@ -55,7 +56,7 @@ class CausalPanels(_Attention):
 
     def takes(self, args: Sequence[Any], options: Mapping[str, Any]) -> bool:
         """Whether it is for this call."""
-        return _plain(args, options)
+        return args[0].dtype == torch.bfloat16 and _whole(args, options, PANEL)
 
     def instead(self, Q: Tensor, K: Tensor, V: Tensor, scale: float | None) -> Tensor:
         """Attention of each head on its own keys, in panels."""
@@ -180,18 +181,16 @@ def causal(
     return out
 
 
-def _plain(args: Sequence[Any], options: Mapping[str, Any]) -> bool:
-    return args[0].dtype == torch.bfloat16 and _whole(args, options, PANEL)
+def _bare(Q: Tensor, options: Mapping[str, Any]) -> bool:
+    """Whether a call is on the CPU, without a mask of its own and without chance."""
+    return options.get("attn_mask") is None and not options.get("dropout_p") and Q.device.type == "cpu"
 
 
 def _whole(args: Sequence[Any], options: Mapping[str, Any], panel: int) -> bool:
-    """Whether a window of more than a panel looks at itself, causally and without chance."""
+    """Whether a window of more than a panel looks at itself, causally."""
     Q, K, V = args
     return (
         bool(options.get("is_causal"))
-        and options.get("attn_mask") is None
-        and not options.get("dropout_p")
-        and Q.device.type == "cpu"
         and Q.dtype in (torch.float32, torch.bfloat16)
         and Q.ndim == K.ndim == 4
         and len(Q) == len(K)
@@ -207,10 +206,7 @@ def _one_token(args: Sequence[Any], options: Mapping[str, Any]) -> bool:
     Q, K, _ = args
     return (
         bool(options.get("enable_gqa"))
-        and options.get("attn_mask") is None
         and not options.get("is_causal")
-        and not options.get("dropout_p")
-        and Q.device.type == "cpu"
         and Q.shape[-2] == 1
         and Q.shape[1] > K.shape[1]
     )

@@ -132,14 +132,18 @@ class Qat(Quantizer, Training):
     @property
     def dtype(self) -> torch.dtype:
         """What the blocks multiply in; `auto` is float32, since bfloat16 tells no step of scales apart."""
-        return NAMES["fp32" if self.precision == "auto" else self.precision]
+        return NAMES[self._precision]
+
+    @property
+    def _precision(self) -> str:
+        return "fp32" if self.precision == "auto" else self.precision
 
     def rehearsal(self) -> tuple[Training, int]:
         """The original teaches the whole of itself, at the same pace; or scales alone, of rounded codes."""
         if not self.codes:
             return replace(self, start="rtn", damp=DAMP, alpha=0.0, learn=0), 1
         keys = {field.name: getattr(self, field.name) for field in fields(Training)}
-        keys["precision"] = "fp32" if self.precision == "auto" else self.precision
+        keys["precision"] = self._precision
         return Distill(**keys, loss=self.loss, temperature=self.temperature, mix=self.mix), 1
 
     @property

@@ -18,7 +18,7 @@ from pocketsize.recipes.step import Context, Place
 from pocketsize.recipes.teachers import Taught, frozen, print_of
 from pocketsize.training.examples import Batch, Examples
 from pocketsize.training.objective import Panel
-from pocketsize.training.signals import KINDS, Signals, open_signals
+from pocketsize.training.signals import KINDS, PRECISION, Signals, open_signals
 
 LIVE = "live"
 
@@ -75,7 +75,7 @@ def facts_of(step: Heard, taught: Taught, room: Room, seed: int) -> dict[str, st
     facts |= {"tokens of the text": room.whole.sha256, "signals": step.signals, "kept": str(step.kept)}
     facts |= {"vocabulary": str(room.student.config.vocab_size), "weigh": taught.weigh}
     facts |= {"shares": str(taught.shares), "seed": str(seed if step.signals == "sampled" else 0)}
-    facts["precision"] = next(name for name, dtype in NAMES.items() if dtype == room.dtype)
+    facts[PRECISION] = next(name for name, dtype in NAMES.items() if dtype == room.dtype)
     return facts | {"format": "1"}
 
 
