@@ -34,7 +34,7 @@ SAMPLE, MOST_MB, MOST_RATIO = "sample:smollm2-135m", 69.9, 1.10
 GRID = ("--scheme", "W4A16", "--group", "192", "--embeddings", "same", "--target", "folder")
 HOW = ("--effort", "balanced")
 # The options of each way beside those of all.
-WAYS = {"default": ("--tune", "64k"), "alike": ("--tune", "128k", "--asymmetric", "--sequences", "128")}
+WAYS = {"default": ("--tune", "64k"), "alike": ("--tune", "256k", "--asymmetric", "--sequences", "256")}
 ON = {"default": "the default text", "alike": "other fiction and speeches"}
 # Of the speeches that may calibrate one in so many does: about as much text as of fiction.
 EVERY = 5
