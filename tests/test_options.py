@@ -19,7 +19,7 @@ QUANTIZE = [
 ]
 TRAINING = [
     *("tokens", "epochs", "minutes", "batch", "length", "accumulate"),
-    *("rate", "warmup", "decay", "clip", "average", "patience", "recompute", "precision"),
+    *("rate", "warmup", "decay", "clip", "average", "patience", "recompute", "precision", "sharded"),
 ]
 DISTILL = [
     *TRAINING,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pocketsize.distributed.world import own_gpus
 from pocketsize.errors import UsageError
 from pocketsize.models.device import CPU, VARIABLE, working_device
 from pocketsize.models.dtype import forward_dtype
@@ -37,6 +38,20 @@ def test_a_gpu_works_where_there_is_one_unless_the_processor_is_asked_for(
     assert working_device() == torch.device("cuda", 1)
     monkeypatch.setenv(VARIABLE, "cpu")
     assert working_device() == CPU
+
+
+def test_processes_that_train_together_share_out_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    found = []
+    for rank in range(3):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        found.append(working_device().index)
+    assert found == [0, 1, 0] and not own_gpus()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert own_gpus()
 
 
 @pytest.mark.parametrize(

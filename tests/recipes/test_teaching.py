@@ -269,6 +269,7 @@ def test_blocks_first_then_all_of_the_student(model: Model, student: Model, tmp_
         ({"on_policy": 1.5}, "a share from 0 to 1"),
         ({"replay": 0.5}, "nothing was written"),
         ({"on_policy": 0.5, "soft": 0.0, "hard": 1.0}, "has to judge"),
+        ({"on_policy": 0.5, "sharded": True}, "texts of different lengths"),
         ({"written": "student"}, "null or teacher"),
         ({"teacher": []}, "an empty list"),
         ({"teacher": ["a", "b"], "shares": [1.0]}, "for each of the 2 teachers"),

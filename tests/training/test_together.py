@@ -31,13 +31,17 @@ def run(port: int, *words: str, env: dict[str, str]) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_two_processes_have_the_losses_and_weights_of_one(tmp_path: Path, source_env: dict[str, str]) -> None:
+@pytest.mark.parametrize("how", [[], ["sharded"]])
+def test_two_processes_have_the_losses_and_weights_of_one(
+    how: list[str], tmp_path: Path, source_env: dict[str, str]
+) -> None:
     env = source_env | {"PYTHONPATH": f"{source_env['PYTHONPATH']}:{TESTS}"}
-    run(29531, str(TESTS / "training" / "two.py"), str(tmp_path / "out.pt"), env=env)
+    run(29531 + 2 * len(how), str(TESTS / "training" / "two.py"), str(tmp_path / "out.pt"), *how, env=env)
     both = torch.load(tmp_path / "out.pt", weights_only=True)
     module = model()
     course = train(module, Regression(module), Order(EXAMPLES, 3, seed=1).batch, PACE, Memory())
     assert torch.allclose(both["weights"], weights(module), atol=1e-6)
+    assert both["step"] == course.step
     ours, theirs = ([loss for _, loss in losses] for losses in (both["losses"], course.losses))
     assert ours == pytest.approx(theirs, rel=1e-5)
 
@@ -51,7 +55,8 @@ def test_a_recipe_runs_under_torchrun(tmp_path: Path, source_env: dict[str, str]
         "data": {"calibrate": calibrate, "evaluate": evaluate, "sequences": 4, "length": 32, "tokens": 256},
         "steps": [
             {"layers": {"keep": 1, "pick": "influence"}},
-            {"distill": lesson},
+            {"distill": lesson | {"sharded": True, "hidden": 1.0, "progressive": 0.5}},
+            {"finetune": lesson | {"sharded": True, "lora": 4, "recompute": True, "patience": 9}},
             {"gradual": lesson | {"pattern": "2:4", "method": "rigl", "begin": 0.0, "every": 2}},
             {"rtn": {}},
         ],
@@ -66,12 +71,12 @@ def test_a_recipe_runs_under_torchrun(tmp_path: Path, source_env: dict[str, str]
     )
     one, two = (json.loads((tmp_path / n / "record.json").read_text())["steps"] for n in ("one", "two"))
     # Of gradients that are all but equal another one may be the largest: masks differ in few weights.
-    for number, near in ((1, 1e-4), (2, 0.02)):
+    for number, near in ((1, 1e-4), (2, 1e-4), (3, 0.02)):
         ours, theirs = (steps[number]["training"]["losses"] for steps in (one, two))
         assert len(ours) == len(theirs) > 5
         for (step, loss), (other, same) in zip(ours, theirs, strict=True):
             assert step == other and loss == pytest.approx(same, rel=near)
-    assert one[2]["training"]["zeros"] == two[2]["training"]["zeros"]
+    assert one[3]["training"]["zeros"] == two[3]["training"]["zeros"]
     assert not (tmp_path / ".two.work").exists()
 
 

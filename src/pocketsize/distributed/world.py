@@ -71,13 +71,12 @@ class Processes:
 
     def told(self, value: T) -> T:
         """The value that the first process has."""
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         said = np.frombuffer(pickle.dumps(value) if self.rank == 0 else b"", dtype=np.uint8).copy()
-        size = torch.tensor(len(said), device=device)
+        size = torch.tensor(len(said))
         _carried(partial(dist.broadcast, src=0), size)
-        data = torch.from_numpy(np.resize(said, int(size))).to(device)
+        data = torch.from_numpy(np.resize(said, int(size)))
         _carried(partial(dist.broadcast, src=0), data)
-        return cast(T, pickle.loads(data.cpu().numpy().tobytes()))
+        return cast(T, pickle.loads(data.numpy().tobytes()))
 
 
 def _carried(collective: Callable[[Tensor], object], *tensors: Tensor) -> None:
@@ -95,16 +94,21 @@ def _carried(collective: Callable[[Tensor], object], *tensors: Tensor) -> None:
         time.sleep(0)
 
 
+def own_gpus() -> bool:
+    """Whether each process on this machine has a GPU of its own."""
+    return torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 @contextmanager
 def together() -> Iterator[World]:
     """The world that `torchrun` made, by its variables; without them, this process alone.
 
-    Gradients travel by gloo, or by NCCL where each process has a GPU of its own.
+    What is in memory of the CPU travels by gloo; gradients on GPUs by NCCL, where each process has its own.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield Processes(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Solo()
         return
-    dist.init_process_group("nccl" if torch.cuda.device_count() > 1 else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if own_gpus() else "gloo")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:

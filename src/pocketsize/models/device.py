@@ -15,7 +15,8 @@ VARIABLE = "POCKETSIZE_DEVICE"
 def working_device() -> torch.device:
     """The first GPU that CUDA has, else the processor; or what POCKETSIZE_DEVICE names (cpu, cuda, cuda:1).
 
-    A GPU that was asked for and is not there is a UsageError: nothing falls back to the processor.
+    Of processes that torchrun starts each has the next GPU, beginning anew where there are fewer. A GPU
+    that was asked for and is not there is a UsageError: nothing falls back to the processor.
     """
     there = torch.cuda.is_available()
     asked = os.environ.get(VARIABLE) or ("cuda" if there else "cpu")
@@ -25,6 +26,8 @@ def working_device() -> torch.device:
     if kind != "cuda" or not (number or "0").isdecimal():
         raise UsageError(f"{VARIABLE}: unknown device {asked!r}; it is cpu, cuda or cuda:NUMBER")
     count = torch.cuda.device_count() if there else 0
+    if not number and count:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % count)
     if int(number or 0) >= count:
         raise UsageError(
             f"{VARIABLE}: {asked} is not there, torch sees {count} GPUs; look at `pocketsize doctor`"

@@ -223,6 +223,8 @@ def _check_together(step: Distill) -> None:
         raise UsageError(
             "distill: cache: the teacher of a second generation is of one run alone; leave it out"
         )
+    if step.on_policy and step.sharded:
+        raise UsageError("distill: sharded: processes write texts of different lengths; use on_policy: 0")
     if step.on_policy and not step.soft:
         raise UsageError("distill: on_policy: the teacher has to judge what the student writes; use soft")
     if not step.cached:

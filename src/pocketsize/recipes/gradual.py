@@ -229,6 +229,8 @@ def _check_training(step: Gradual) -> None:
         raise UsageError("gradual: average would mix weights of several cycles; leave it or rewind out")
     if step.patience:
         raise UsageError("gradual: patience: the best weights may be those before all was cut; leave it out")
+    if step.sharded:
+        raise UsageError("gradual: sharded: masks are made of whole matrices; leave it out")
     for key, plain in (("progressive", 0.0), ("generations", 1), ("lora", None)):
         if getattr(step, key) != plain:
             raise UsageError(f"gradual: {key} is for distill; leave it out")

@@ -14,6 +14,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
+from pocketsize.distributed.shards import spread
+from pocketsize.distributed.world import Solo
 from pocketsize.errors import UsageError
 from pocketsize.exporting.companions import copy_companions
 from pocketsize.exporting.plain import CONFIG, as_json, config_of_plain
@@ -42,10 +44,9 @@ COURSE = "course.json"
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
 # The highest learning rates that are chosen where none is named.
 RATES = {"generate": 3e-4, "embed": 1e-4, "classify": 5e-5}
-# Of the examples, what judges where a training may end early; so many batches at most.
-HELD_OUT, JUDGES = 0.05, 8
-# Steps between looks at them; a training that is shorter than four times that has four looks.
-LOOK, LOOKS = 50, 4
+# Of the examples, what judges where a training may end early; so many batches at most. Steps between looks
+# at them; a training that is shorter than four times that has four looks.
+HELD_OUT, JUDGES, LOOK, LOOKS = 0.05, 8, 50, 4
 TOKENS, EPOCHS = 2_000_000, 3.0
 # What products may be made in; fp16 has too few exponents for slopes that nobody scales.
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -64,7 +65,8 @@ class Training(ABC):
     average of the weights, which then is the student; `patience` ends a training that was not better on
     held-out text for so many looks. `recompute` computes activations twice instead of keeping them.
     `precision` is what the blocks multiply in, `fp32` or `bf16`, `auto` for bf16 where the device that works
-    does so in hardware; weights, head, losses and the optimizer are float32 in all.
+    does so in hardware; weights, head, losses and the optimizer are float32 in all. `sharded`: of several
+    processes each keeps a part of the blocks' weights, gradients and moments; alone it means nothing.
     """
 
     tokens: int | str | None = None
@@ -81,6 +83,7 @@ class Training(ABC):
     patience: int = 0
     recompute: bool = False
     precision: str = "auto"
+    sharded: bool = False
 
     kind: ClassVar[str]
     calibrated: ClassVar[bool] = False
@@ -193,7 +196,8 @@ def trained(step: Training, kind: str, model: Model, ctx: Context, lesson: Calla
         module = _trainable(
             given.begin() if given.begin else materialise(model, device=working_device()), step
         )
-        with learning(step, module, model, ctx.seed) as narrow:
+        world = ctx.world if step.sharded else Solo()
+        with learning(step, module, model, ctx.seed) as narrow, spread(module, model.blocks, world):
             held = None if given.shaping or narrow else zeros_held(module, model)
             course, examples = taught(step, kind, module, given, ctx, model.arch.task, held=held)
         facts = course_report(course, given, examples, module)

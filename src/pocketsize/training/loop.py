@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketsize.distillation.schedule import rate
+from pocketsize.distributed.shards import clip_gradients, is_spread, laid_as, whole
 from pocketsize.distributed.world import Solo, World
 from pocketsize.errors import NumericalError, Stopped, UsageError
 from pocketsize.models.attention import LearningPanels
@@ -244,7 +245,7 @@ class _Run:
         done = pace.done(course.step, course.elapsed_s)
         if self.shaping is not None:
             self.shaping.gradients(course.step, done)
-        norm = torch.nn.utils.clip_grad_norm_(self.named.values(), pace.clip, foreach=True)
+        norm = clip_gradients(self.named.values(), pace.clip, self.world)
         course.tokens += sum(part.tokens for part in parts)
         if math.isfinite(value) and bool(norm.isfinite()):
             self._update(done)
@@ -260,15 +261,18 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _added(self, value: float) -> float:
-        """The loss of all processes; their gradients become sums as well."""
+        """The loss of all processes; their gradients become sums as well, where any of them has one."""
         if self.world.size == 1:
             return value
-        whole = torch.tensor([value], dtype=torch.float64)
-        for p in self.named.values():
-            if p.grad is None:  # a parameter that no batch of this process reached
+        given = list(self.named.values())
+        said = torch.tensor([value, *(float(p.grad is not None) for p in given)], dtype=torch.float64)
+        self.world.add([said])
+        reached = [p for p, count in zip(given, said[1:].tolist(), strict=True) if count]
+        for p in reached:
+            if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        self.world.add([whole, *(p.grad for p in self.named.values() if p.grad is not None)])
-        return float(whole)
+        self.world.add([p.grad for p in reached if p.grad is not None and not is_spread(p)])
+        return float(said[0])
 
     def _update(self, done: float) -> None:
         course, pace, shaping = self.course, self.pace, self.shaping
@@ -299,9 +303,14 @@ class _Run:
                 kept.copy_(self.average.get(name, self.named[name].detach()))
 
     def save(self) -> None:
-        """A checkpoint."""
+        """A checkpoint, which the first process keeps; parts come from all."""
+        tensors: dict[str, Tensor] = {}
+        for name, value in self._tensors():
+            together = whole(value)
+            if self.world.rank == 0:
+                tensors[name] = together
         if self.world.rank == 0:
-            self.keeper.save(dict(self._tensors()), asdict(self.course))
+            self.keeper.save(tensors, asdict(self.course))
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -332,11 +341,11 @@ class _Run:
             if kind in remembered:
                 remembered[kind][name] = value
             elif kind == "weight":
-                self.named[name].copy_(value)
+                self.named[name].copy_(laid_as(value, self.named[name]))
             elif kind in ("average", "best"):
-                getattr(self, kind)[name].copy_(value)
+                getattr(self, kind)[name].copy_(laid_as(value, self.named[name]))
             else:
-                self.optimizer.state[self.named[name]][kind] = value.clone()
+                self.optimizer.state[self.named[name]][kind] = laid_as(value.clone(), self.named[name])
         for kind, part in (("memory", self.memory), ("shape", self.shaping)):
             if part is not None:
                 part.restore(remembered[kind])
@@ -361,10 +370,13 @@ def _named(module: nn.Module, extra: nn.Module | None) -> Iterator[tuple[str, nn
 def _groups(named: Mapping[str, nn.Parameter], pace: Pace, own: Mapping[str, float]) -> list[dict[str, Any]]:
     """The parameters as AdamW is told of them: matrices decay, vectors do not, some have their own rate."""
     others = [p for name, p in named.items() if name not in own]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in others if p.ndim >= 2], "weight_decay": pace.decay, "peak": pace.peak},
-        {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0, "peak": pace.peak},
-    ]
+    groups: list[dict[str, Any]] = []
+    for apart in (False, True):  # one kernel takes both kinds of tensors, not together
+        some = [p for p in others if is_spread(p) is apart]
+        groups += [
+            {"params": [p for p in some if p.ndim >= 2], "weight_decay": pace.decay, "peak": pace.peak},
+            {"params": [p for p in some if p.ndim < 2], "weight_decay": 0.0, "peak": pace.peak},
+        ]
     for peak in sorted({*own.values()}):
         params = [p for name, p in named.items() if own.get(name) == peak]
         groups.append({"params": params, "weight_decay": 0.0, "peak": peak})
