@@ -36,7 +36,7 @@ KEYS = {
     "layers": ["keep", "pick", "remove", "heal"],
     "student": [
         *("family", "heads", "kv_heads", "ffn", "hidden", "layers", "vocabulary", "tied"),
-        *("parameters", "megabytes", "latency_ms", "embedding", "window", "norm"),
+        *("parameters", "megabytes", "latency_ms", "embedding", "window", "norm", "start"),
         *("remove", "importance", "heal"),
     ],
     "prune": [

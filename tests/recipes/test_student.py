@@ -18,6 +18,7 @@ from pocketsize.models.load import load
 from pocketsize.recipes import timing
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.distill import Distill
+from pocketsize.recipes.lookup import token_vectors
 from pocketsize.recipes.quantize import Gptq, Rtn
 from pocketsize.recipes.recipe import Data, Recipe
 from pocketsize.recipes.student import Student
@@ -85,6 +86,46 @@ def test_a_built_encoder_is_taught_and_stock_transformers_loads_it(family: str, 
 
     mine = materialise(ours)(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
     torch.testing.assert_close(mine, stock(ids).last_hidden_state, rtol=1e-4, atol=1e-5)
+
+
+TABLES: list[dict[str, Any]] = [
+    {"family": "bert"},
+    {"family": "distilbert"},
+    {"family": "squeezebert"},
+    {"family": "electra", "embedding": 32},
+    {"family": "mobilebert"},
+    {"family": "mobilebert", "norm": "layer_norm", "embedding": 48},
+    {"family": "bert", "vocabulary": 200},
+    {"family": "bert", "hidden": 96},
+]
+
+
+@pytest.mark.parametrize("options", TABLES)
+def test_a_student_that_starts_as_a_table_of_tokens_lets_them_pass(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    student = Student(start="tokens", **{"layers": 2, "hidden": 128, **options})
+    ran(tmp_path, "bert", student)
+    ours, source = load(tmp_path / "o"), load(tmp_path / "m")
+    ids = torch.arange(5, 25)[None]
+    stock = AutoModel.from_pretrained(tmp_path / "o").eval()
+    states = stock(ids, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(states[1], states[-1], rtol=1e-4, atol=1e-4)
+
+    table = ours.weight(ours.arch.embedding)
+    width = min(table.shape[1], int(source.config.hidden_size))
+    before, after = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("m", "o"))
+    words = after.convert_ids_to_tokens(range(len(after)))
+    known = before.convert_tokens_to_ids(words) if "vocabulary" in options else range(len(table))
+    wanted = token_vectors(source, known, width)
+    torch.testing.assert_close(table[: len(known), :width], wanted.float(), rtol=1e-3, atol=1e-4)
+
+
+def test_what_a_table_of_tokens_adds_is_learned(tmp_path: Path) -> None:
+    steps = [Student(family="bert", layers=2, hidden=64, start="tokens"), Distill(tokens="1k", **SHORT)]
+    ran(tmp_path, "bert", *steps)
+    adds = load(tmp_path / "o").weight("encoder.layer.1.output.dense.weight")
+    assert bool((adds != 0).any(1).all())
 
 
 def test_a_built_generator_is_quantized_after_it_was_taught(tmp_path: Path) -> None:
@@ -218,6 +259,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"family": "bert", "vocabulary": "corpus"}, "give a number of tokens"),
     ({"family": "bert", "parameters": "1M", "megabytes": 2}, "one budget at a time"),
     ({"hidden": 32, "tied": False}, "tied: false would add a head"),
+    ({"hidden": 32, "start": "tokens"}, "start is for a student that is built"),
+    ({"family": "bert", "parameters": "1M", "start": "token"}, "unknown start 'token'; did you mean .tokens"),
 ]
 
 
@@ -232,6 +275,11 @@ UNFIT: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"heads": 3}, "3 heads cannot share 2 keys and values evenly; give kv_heads too"),
     ("llama", {"heads": 3, "kv_heads": 2}, "3 heads cannot share 2 keys"),
     ("llama", {"hidden": 63}, "stock llama models cannot be so"),
+    (
+        "llama",
+        {"family": "llama", "parameters": "1M", "start": "tokens"},
+        "no llama can be built so; use one of",
+    ),
     ("bert", {"kv_heads": 2}, "every head has keys of its own"),
     ("bert", {"hidden": 40}, "use hidden: 48, heads: 3|use hidden: 32, heads: 2"),
     ("bert", {"hidden": 32, "heads": 4}, "do not go together"),

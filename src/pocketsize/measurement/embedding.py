@@ -84,10 +84,25 @@ def window_distance(
     windows.
     """
     batches = list(zip(ids.split(BATCH), mask.split(BATCH), strict=True))
-    x, y = (torch.cat(_pooled(model, batches)) for model in (original, compressed))
+    x, y = (torch.cat(embedded(model, batches)) for model in (original, compressed))
     if x.shape != y.shape:
         return float((x @ x.T - y @ y.T).square().mean())
     return float(((x - y) ** 2).sum(1).mean() / 2)
+
+
+def embedded(
+    model: Model, batches: Sequence[tuple[Int64[Tensor, "b s"], Bool[Tensor, "b s"]]]
+) -> list[Float64[Tensor, "b hidden"]]:
+    """The embeddings of each batch of tokens, one block in memory at a time."""
+    module, device = without_blocks(model, model.weight), working_device()
+    round_inputs(module, model.rounds)
+
+    def pooled(ids: Int64[Tensor, "b s"], mask: Bool[Tensor, "b s"]) -> Float64[Tensor, "b hidden"]:
+        ids, mask = ids.to(device), mask.to(device)
+        hidden = module(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        return mean_pool(hidden, mask).cpu()
+
+    return stream(module, model, model.weight, [partial(pooled, *batch) for batch in batches])
 
 
 def _embed(
@@ -103,26 +118,11 @@ def _embed(
         )
         batches.append((batch["input_ids"], batch["attention_mask"].bool()))
     rows = np.empty((len(texts), int(model.config.hidden_size)))
-    for index, found in zip(parts, _pooled(model, batches), strict=True):
+    for index, found in zip(parts, embedded(model, batches), strict=True):
         rows[index] = found.numpy()
     if not np.isfinite(rows).all():
         raise NumericalError(f"{model.folder}: embeddings of the evaluation sentences are NaN or infinite")
     return rows
-
-
-def _pooled(
-    model: Model, batches: Sequence[tuple[Int64[Tensor, "b s"], Bool[Tensor, "b s"]]]
-) -> list[Float64[Tensor, "b hidden"]]:
-    """The embeddings of each batch of tokens, one block in memory at a time."""
-    module, device = without_blocks(model, model.weight), working_device()
-    round_inputs(module, model.rounds)
-
-    def pooled(ids: Int64[Tensor, "b s"], mask: Bool[Tensor, "b s"]) -> Float64[Tensor, "b hidden"]:
-        ids, mask = ids.to(device), mask.to(device)
-        hidden = module(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        return mean_pool(hidden, mask).cpu()
-
-    return stream(module, model, model.weight, [partial(pooled, *batch) for batch in batches])
 
 
 def _measurements(

@@ -49,7 +49,8 @@ class Family:
 
     `ratio` is how many channels wide it is for each block, `step` what its width is a multiple of, `head`
     the width of a head, `expand` inner channels for each channel, `share` how many queries share a key and a
-    value. `config` makes what stock transformers reads.
+    value. `config` makes what stock transformers reads. `adds` are the ends of the names of the matrices
+    whose products blocks add to what passes through them, `lifts` is what widens a narrower embedding.
     """
 
     ratio: float
@@ -59,6 +60,8 @@ class Family:
     config: Callable[[Body], dict[str, Any]]
     share: int = 1
     narrow: int = 1
+    adds: tuple[str, ...] = ()
+    lifts: str = ""
 
     def body(self, model: Model, family: str, layers: int, hidden: int) -> Body:
         """The usual shape of this depth and width, for the tokenizer and the texts of `model`."""
@@ -131,6 +134,7 @@ def _mobilebert(body: Body) -> dict[str, Any]:
     return _bert(body) | sizes | {"normalization_type": body.norm}
 
 
+_BERT_ADDS = ("output.dense.weight",)
 # Width for each block: TinyLlama 93, SmolLM2 19 and what small models gain by depth (arXiv:2402.14905);
 # BERT 64, DistilBERT 128, MobileBERT 21.
 FAMILIES: Mapping[str, Family] = MappingProxyType(
@@ -138,11 +142,20 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "llama": Family(24, 64, 64, 8 / 3, _llama, share=4),
         "qwen2": Family(24, 64, 64, 8 / 3, _qwen2, share=4),
         "mistral": Family(24, 64, 64, 8 / 3, _mistral, share=4),
-        "bert": Family(64, 32, 32, 4, _bert),
-        "electra": Family(64, 32, 32, 4, _bert),
-        "distilbert": Family(128, 32, 32, 4, _distilbert),
-        "squeezebert": Family(64, 32, 32, 4, _squeezebert),
-        "mobilebert": Family(21, 128, 32, 1, _mobilebert, narrow=4),
+        "bert": Family(64, 32, 32, 4, _bert, adds=_BERT_ADDS),
+        "electra": Family(64, 32, 32, 4, _bert, adds=_BERT_ADDS, lifts="embeddings_project.weight"),
+        "distilbert": Family(
+            128, 32, 32, 4, _distilbert, adds=("attention.out_lin.weight", "ffn.lin2.weight")
+        ),
+        "squeezebert": Family(
+            64, 32, 32, 4, _squeezebert, adds=("post_attention.conv1d.weight", "output.conv1d.weight")
+        ),
+        "mobilebert": Family(
+            *(21, 128, 32, 1, _mobilebert),
+            narrow=4,
+            adds=("output.bottleneck.dense.weight",),
+            lifts="embeddings.embedding_transformation.weight",
+        ),
     }
 )
 

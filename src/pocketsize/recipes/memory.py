@@ -38,7 +38,7 @@ from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.rotate import Rotate
 from pocketsize.recipes.shares import TOKENS as SCORED
 from pocketsize.recipes.stored import rounds
-from pocketsize.recipes.student import Student
+from pocketsize.recipes.student import TOKENS, Student
 from pocketsize.recipes.training import Training
 from pocketsize.training.head import LOGITS as CHUNK
 
@@ -232,7 +232,6 @@ def _pruned(model: Model, step: Prune | Oats, size: Size, waiting: float) -> Ite
     width = forward_dtype().itemsize
     states = size.tokens * model.config.hidden_size * width
     block = sum(_numbers(model, name) for name in model.linears_of(model.blocks[0]))
-    scores: list[float] = []
     if "taylor" in (step.score, step.allocation):
         scores = [4.0 * block * len(model.blocks)]
         before = 4.0 * min(SCORED, size.tokens) * model.config.hidden_size
@@ -276,6 +275,9 @@ def _training(teacher: Model, student: Model, step: Training) -> Iterator[list[f
 def _cut(model: Model, step: Student) -> Iterator[list[float]]:
     """What lies around the blocks and one block, as the text passes; then a tensor at a time, or all."""
     if step.family is not None:
+        made = [12.0 * _numbers(model, model.arch.embedding)] * 3  # of each token, and narrower
+        if step.start == TOKENS:
+            yield from ([*held, *made] for held in _looked_at(model))
         yield [*_all(step.outline(model), 4), SCRATCH]
         return
     if step.calibrated:

@@ -20,6 +20,7 @@ from pocketsize.io.checkpoint import SINGLE, TensorSpec, write_safetensors
 from pocketsize.io.publish import publish_bytes
 from pocketsize.models.arch import arch_of
 from pocketsize.models.load import load, tokenizer_of
+from pocketsize.models.lookup import looked_up, require_lookup
 from pocketsize.models.model import Model
 from pocketsize.models.shares import sizes_without
 from pocketsize.models.student import (
@@ -34,6 +35,7 @@ from pocketsize.models.student import (
 from pocketsize.models.surgery import Sizes, cut_config, cuts_of, outlined, promised, sizes_of
 from pocketsize.models.vocabulary import Speller, kept_tokens, read_vocabulary, renumbered_config
 from pocketsize.recipes import heal as healing
+from pocketsize.recipes.lookup import token_vectors
 from pocketsize.recipes.record import Finding, StepReport
 from pocketsize.recipes.slicing import IMPORTANCES, STAGES, healed, selected, stages_of, tensor
 from pocketsize.recipes.step import Context
@@ -42,6 +44,7 @@ from pocketsize.recipes.training import count_of
 from pocketsize.recipes.trimming import TOKENIZER, copy_trimmed, same_words
 from pocketsize.training.texts import examples_of
 
+RANDOM, TOKENS = "random", "tokens"
 _CUT = ("heads", "kv_heads", "ffn", "hidden")
 _BUDGETS = ("parameters", "megabytes", "latency_ms")
 # Of the file that a budget in megabytes allows, what is left for the names and shapes of tensors.
@@ -64,7 +67,8 @@ class Student:
     With `family` it is built, with random weights: `layers`, `hidden`, `heads`, `kv_heads` and `ffn` where
     they are given, the rest by a budget: `parameters` (20M), `megabytes` of the folder, or `latency_ms` of a
     text of 128 tokens (of a token, where the model generates) on this machine. `embedding` is the width of a
-    factorised embedding, `window` how far attention sees back, `norm` that of MobileBERT.
+    factorised embedding, `window` how far attention sees back, `norm` that of MobileBERT. `start: tokens`,
+    for embedders: instead of at random it begins as a table of what the model makes of each token alone.
     """
 
     family: str | None = None
@@ -81,6 +85,7 @@ class Student:
     embedding: int | None = None
     window: int | None = None
     norm: str | None = None
+    start: str = RANDOM
     remove: float | None = None
     importance: str = "activation"
     heal: bool | Literal["auto"] = "auto"
@@ -102,6 +107,9 @@ class Student:
             raise UsageError(f"student: unknown importance {self.importance!r}{hint}")
         if self.heal not in (True, False, "auto"):
             raise UsageError(f"student: heal is auto, true or false, got {self.heal!r}")
+        if self.start not in (RANDOM, TOKENS):
+            hint = did_you_mean(self.start, (RANDOM, TOKENS))
+            raise UsageError(f"student: unknown start {self.start!r}{hint}")
         if self.family is None:
             self._check_cut(given)
         elif self.remove is not None or self.heal is True:
@@ -118,7 +126,8 @@ class Student:
     def _check_cut(self, budgets: Sequence[str]) -> None:
         """Refuse what only a student has that is built."""
         built = ("layers", "embedding", "window", "norm")
-        if alone := [*budgets, *(name for name in built if getattr(self, name) is not None)]:
+        tokens = ["start"] if self.start == TOKENS else []
+        if alone := [*budgets, *(name for name in built if getattr(self, name) is not None), *tokens]:
             way = "use the step layers, or " if alone == ["layers"] else ""
             raise UsageError(f"student: {alone[0]} is for a student that is built; {way}name its family")
         if self.tied is False:
@@ -203,6 +212,10 @@ class Student:
         if self.family is not None:
             body = self._body(model)
             made = random_weights(body, ctx.seed)
+            if self.start == TOKENS:
+                width = made[arch_of(body.family).embedding].shape[1]
+                known = tokens or range(int(model.config.vocab_size))
+                made = looked_up(made, body, token_vectors(model, known, width))
             specs = [TensorSpec(n, torch.float32, tuple(t.shape), lambda t=t: t) for n, t in made.items()]
             raw = config_of(body)
         else:
@@ -287,6 +300,8 @@ class Student:
         """The shape of a student that is built."""
         assert self.family is not None
         family = family_of(self.family, model)
+        if self.start == TOKENS:
+            require_lookup(self.family)
         start = partial(self._start, model, family)
         if self.latency_ms is not None:
             return quickest_within(self.latency_ms, start, family)

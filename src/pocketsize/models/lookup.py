@@ -1,0 +1,45 @@
+"""Students that at first look their tokens up in a table, and learn from there to read them together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pocketsize.errors import UnsupportedError
+from pocketsize.models.arch import arch_of
+from pocketsize.models.student import FAMILIES, Body
+
+
+def require_lookup(family: str) -> None:
+    """Refuse a family whose blocks cannot let pass what they are given."""
+    if not FAMILIES[family].adds:
+        able = ", ".join(name for name, one in FAMILIES.items() if one.adds)
+        raise UnsupportedError(f"student: start: tokens: no {family} can be built so; use one of {able}")
+
+
+@torch.no_grad()
+def looked_up(
+    weights: Mapping[str, Tensor], body: Body, vectors: Float[Tensor, "tokens width"]
+) -> dict[str, Tensor]:
+    """The weights of a student whose embeddings are these vectors, and whose blocks add nothing to them.
+
+    What each block adds to its input is a product with a matrix that is zero now, so that all of them let the
+    embeddings pass (SkipInit, arXiv:2002.10444) and yet get gradients. A narrower embedding begins in the
+    first channels of the model; of a wider one those that no vector reaches stay as they were drawn, as do
+    rows beyond the last vector.
+    """
+    arch, family = arch_of(body.family), FAMILIES[body.family]
+    found = {name: torch.zeros_like(T) if name.endswith(family.adds) else T for name, T in weights.items()}
+    table = found[arch.embedding].clone()
+    table[: len(vectors), : vectors.shape[1]] = vectors.to(table.dtype)
+    found[arch.embedding] = table
+    if family.lifts in found:
+        lift = found[family.lifts] = torch.zeros_like(found[family.lifts])
+        beside = (lift.shape[1] // table.shape[1] - 1) // 2 * table.shape[1]  # neighbours of the token
+        lift[: table.shape[1], beside : beside + table.shape[1]].fill_diagonal_(1.0)
+    for name in [name for name in found if name.endswith("token_type_embeddings.weight")]:
+        found[name] = torch.zeros_like(found[name])
+    return found

@@ -1,0 +1,38 @@
+"""What a student's embeddings begin with: what the model that it stands for makes of each token alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pocketsize.data.calibration import frame_of
+from pocketsize.distillation.tokens import principal
+from pocketsize.errors import NumericalError
+from pocketsize.measurement.embedding import embedded
+from pocketsize.models.load import tokenizer_of
+from pocketsize.models.model import Model
+
+# Tokens whose hidden states wait together for the next block; in batches of so many.
+PART, BATCH = 2**15, 256
+
+
+def token_vectors(model: Model, tokens: Sequence[int], width: int) -> Float[Tensor, "tokens width"]:
+    """What the model makes of a text of each of these tokens alone, in at most `width` numbers.
+
+    Raises NumericalError where all of them come out the same.
+    """
+    before, after = frame_of(tokenizer_of(model))
+    ids = torch.tensor([[*before, token, *after] for token in tokens])
+    parts = [
+        embedded(model, [(b, torch.ones_like(b).bool()) for b in p.split(BATCH)]) for p in ids.split(PART)
+    ]
+    vectors = torch.cat([rows for part in parts for rows in part])
+    if not bool(vectors.isfinite().all()):
+        raise NumericalError(f"student: start: {model.folder}: embeddings of single tokens are not finite")
+    try:
+        return torch.from_numpy(principal(vectors.numpy(), width))
+    except ValueError as error:
+        raise NumericalError(f"student: start: tokens: {model.folder}: {error}") from error
