@@ -95,6 +95,15 @@ def test_nothing_matched_a_folder_a_pipe_no_names(tmp_path):
         read_corpus([], tmp_path)
 
 
+def test_a_column_of_plain_text_is_refused_unless_there_are_rows_too(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.jsonl").write_text('{"said": "two"}\n')
+    with pytest.raises(UsageError, match=r"a.txt: is plain text, which has no column said; leave column out"):
+        read_corpus(Source(("*.txt",), column="said"), tmp_path)
+    found = read_corpus(Source(("*",), column="said"), tmp_path)
+    assert [document.text for document in found.documents] == ["one", "two"]
+
+
 def test_too_much_text_is_refused_before_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "LIMIT_BYTES", 2**20)
     (tmp_path / "a.txt").write_text("a" * (2**20 + 1))
