@@ -15,7 +15,9 @@ import pocketsize as ps
 from pocketsize.errors import DataError, IntegrityError, ResourceError, Stopped, UnsupportedError, UsageError
 from pocketsize.exporting import table
 from pocketsize.io.checkpoint import open_checkpoint
+from pocketsize.models.depth import with_blocks
 from pocketsize.models.load import load
+from pocketsize.models.skeleton import materialise
 from pocketsize.recipes import journal as journals
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.distill import Distill, Finetune
@@ -212,6 +214,34 @@ def test_another_teacher_and_finetuning(tmp_path: Path) -> None:
     assert outs[1].training is not None and outs[1].training.teachers == ()
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_model_that_learns_to_stop_early_is_better_there(recompute: bool, tmp_path: Path) -> None:
+    source, other = (write_tiny(tmp_path / n, "llama", seed=i) for i, n in enumerate(("m", "t")))
+    losses = {}
+    for name, keys in (("plain", {}), ("early", {"exits": "auto", "early": 2.0})):
+        step = Distill(tokens="3k", teacher=str(other), recompute=recompute, **keys, **SHORT)
+        done = ps.run(
+            source, [step], out=tmp_path / name, export=["folder"], data=data(tmp_path), console=Quiet()
+        )
+        module, ids = materialise(with_blocks(load(tmp_path / name), [0])), torch.arange(5, 60)[None]
+        with torch.no_grad():
+            asked = materialise(load(other))(input_ids=ids).logits.softmax(-1)
+            losses[name] = float(-(asked * module(input_ids=ids).logits.log_softmax(-1)).sum(-1).mean())
+        assert done.record.steps[0].options["exits"] == ((0,) if keys else None)
+    assert losses["early"] < losses["plain"] - 0.01
+
+
+def test_exits_that_a_model_cannot_learn_are_refused(tmp_path: Path) -> None:
+    llama, gpt2, bert = (load(write_tiny(tmp_path / f, f)) for f in ("llama", "gpt2", "bert"))
+    with pytest.raises(UsageError, match="distill: exits: 1; the model has 2 blocks"):
+        Distill(exits=(0, 1)).resolve(llama, ("folder",))
+    with pytest.raises(UnsupportedError, match="bert predicts no tokens; keep fewer blocks"):
+        Finetune(exits=(0,)).resolve(bert, ("folder",))
+    with pytest.raises(UnsupportedError, match=r"a gpt2 has no transformer\.norm to read"):
+        Distill(exits=(0,)).resolve(gpt2, ("folder",))
+    assert Finetune(exits="auto").resolve(llama, ("folder",)).exits == (0,)
+
+
 def test_text_that_was_read_too_often_is_told(tmp_path: Path) -> None:
     source = write_tiny(tmp_path / "m", "llama")
     few = tmp_path / "few.txt"
@@ -245,6 +275,9 @@ def test_text_that_was_read_too_often_is_told(tmp_path: Path) -> None:
         (lambda: Distill(batch=0), "batch must be above 0"),
         (lambda: Finetune(patience=-1), "patience must be a whole number"),
         (lambda: Finetune(precision="fp16"), "precision is one of auto, fp32, bf16, got 'fp16'"),
+        (lambda: Finetune(exits=(3, 1)), "finetune: exits lists numbers of blocks, rising"),
+        (lambda: Distill(exits=(1,), early=0.0), "distill: early must be above 0"),
+        (lambda: Distill(early=2.0), "early is what the loss behind exits counts; name exits"),
         (lambda: Finetune(average=1.0), "average must be null or lie between 0 and 1"),
     ],
 )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,12 @@ from oracles import distillation as oracle
 from pocketsize.distillation.divergence import Divergence
 from pocketsize.distillation.signal import top_k
 from pocketsize.errors import UnsupportedError, UsageError
+from pocketsize.models.body import body_of
 from pocketsize.models.depth import with_blocks
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
+from pocketsize.training.early import Early
 from pocketsize.training.examples import Batch, of_rows
 from pocketsize.training.features import Features, Weights
 from pocketsize.training.objective import Embedding, Losses, NextToken, Teacher, pooled, states
@@ -65,6 +69,50 @@ def test_a_teacher_that_is_the_student_leaves_nothing_to_learn(tmp_path: Path) -
     features = Features(model, model, Weights(hidden=1, cosine=1, relations=1, heads=2))
     objective = NextToken(module(model), Losses(), [Teacher(materialise(model))], extra=features)
     assert float(objective.loss(batch(8, 5)).detach()) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_behind_an_earlier_block_the_loss_is_that_of_a_model_that_ends_there(
+    family: str, tmp_path: Path
+) -> None:
+    student, teacher = (load(write_tiny(tmp_path / str(i), family, seed=i)) for i in range(2))
+    taught, frozen = module(student), Teacher(materialise(teacher))
+    early = Early((student.blocks[0],), body_of(taught).get_submodule("norm"), 0.3)
+    plain, both = (NextToken(taught, Losses(), [frozen], early=e) for e in (None, early))
+    given = batch(9, 6)
+    whole, found = plain.loss(given), both.loss(given)
+    shallow = module(with_blocks(student, [0]))
+    alone = NextToken(shallow, Losses(), [frozen]).loss(given)
+    assert float(found.detach()) == pytest.approx(float((whole + 0.3 * alone).detach()), rel=1e-5)
+
+    taught.zero_grad()
+    (found - whole).backward()
+    (0.3 * alone).backward()
+    for name, p in shallow.named_parameters():
+        ours = taught.get_parameter(name).grad
+        assert (p.grad is None) == (ours is None)
+        assert p.grad is None or torch.allclose(ours, p.grad, atol=1e-6 + 1e-4 * float(p.grad.abs().max())), (
+            name
+        )
+    last = dict(taught.get_submodule(student.blocks[-1]).named_parameters())
+    assert all(p.grad is None or float(p.grad.abs().max()) < 1e-6 for p in last.values())
+
+
+def test_batches_take_turns_behind_blocks_and_a_model_that_is_done_there_has_nothing_to_learn(
+    tmp_path: Path,
+) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama"))
+    taught = module(model)
+    for name, p in taught.get_submodule(model.blocks[-1]).named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            p.data.zero_()
+    early = Early((model.blocks[-2],), body_of(taught).get_submodule("norm"), 1.0)
+    frozen = Teacher(copy.deepcopy(taught))
+    assert float(
+        NextToken(taught, Losses(), [frozen], early=early).loss(batch(8, 5)).detach()
+    ) == pytest.approx(0, abs=1e-5)
+    turns = Early(("a", "b", "c"), early.norm, 1.0)
+    assert [turns.path(replace(batch(4), rows=(row, 1))) for row in range(4)] == ["b", "c", "a", "b"]
 
 
 def test_several_teachers_are_a_mixture_and_the_better_one_counts_more(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pocketsize.models.device import working_device
 from pocketsize.models.model import Model
 from pocketsize.recipes.adapters import Adapted, check_adapters, settle_adapters
 from pocketsize.recipes.classifier import begun, with_classes
+from pocketsize.recipes.early import Shallow, check_shallow, early_of, settle_shallow
 from pocketsize.recipes.generations import JUDGES, generations
 from pocketsize.recipes.signals import Heard, Room, check_signals, heard
 from pocketsize.recipes.step import Context
@@ -39,7 +40,7 @@ from pocketsize.training.signals import Signals
 
 
 @dataclass(frozen=True, slots=True)
-class Distill(Writing, Heard, Taught, Adapted, Training):
+class Distill(Shallow, Writing, Heard, Taught, Adapted, Training):
     """Recipe step `distill`: the student learns to say what its teacher says.
 
     The keys of `finetune` but `classes`; those that name teachers (`Taught`), that say what is kept of them
@@ -78,6 +79,7 @@ class Distill(Writing, Heard, Taught, Adapted, Training):
         check_teachers(self)
         check_signals(self)
         check_writing(self)
+        check_shallow(self, self.kind)
         if self.loss not in DIVERGENCES:
             raise UsageError(f"distill: unknown loss {self.loss!r}{did_you_mean(self.loss, DIVERGENCES)}")
         try:
@@ -128,7 +130,8 @@ class Distill(Writing, Heard, Taught, Adapted, Training):
                     )
             if self.generations > 1:
                 raise UnsupportedError("distill: generations are judged by their tokens; leave it out")
-        return cast(Distill, budgeted(self, model.arch.task))
+        step = replace(self, exits=settle_shallow(self, model, self.kind))
+        return cast(Distill, budgeted(step, model.arch.task))
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The student after it was taught."""
@@ -175,14 +178,15 @@ class Distill(Writing, Heard, Taught, Adapted, Training):
     def _objective(self, module: nn.Module, room: Room, signals: Signals | None) -> Objective:
         model, first = room.student, room.teachers[0]
         losses = Losses(self.divergence(), self.soft, self.hard, self.pairs)
+        early = early_of(self, model, module)
         if signals is not None:
-            return NextToken(module, losses, signals=signals, dtype=self.dtype)
+            return NextToken(module, losses, signals=signals, dtype=self.dtype, early=early)
         shares = None if len(room.teachers) == 1 else self.shares
         teachers = frozen(room.teachers, room.maps, shares)
         features = Features(model, first, self.features()).to(working_device()) if self.features() else None
         own: Any = {"extra": features, "weigh_by_loss": self.weigh == "loss", "dtype": self.dtype}
         if model.arch.task == "generate":
-            found: Objective = NextToken(module, losses, teachers, **own)
+            found: Objective = NextToken(module, losses, teachers, **own, early=early)
         elif model.arch.task == "classify":
             found = Classes(module, losses, teachers, **own)
         else:
@@ -241,11 +245,12 @@ def _check_together(step: Distill) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Finetune(Adapted, Training):
+class Finetune(Shallow, Adapted, Training):
     """Recipe step `finetune`: the true tokens or labels alone teach.
 
     Of an encoder it makes a classifier of the `classes`, `auto` for those that the labels of the training
-    text name. The other keys are those of every training, and `lora` and `alpha` (`Adapted`).
+    text name. The other keys are those of every training, `lora` and `alpha` (`Adapted`), and `exits` and
+    `early` (`Shallow`).
     """
 
     classes: tuple[str, ...] | Auto = "auto"
@@ -255,6 +260,7 @@ class Finetune(Adapted, Training):
     def __post_init__(self) -> None:
         check(self)
         check_adapters(self, self.kind)
+        check_shallow(self, self.kind)
         if self.classes == "auto":
             return
         names = tuple(map(str, self.classes))
@@ -272,7 +278,8 @@ class Finetune(Adapted, Training):
             raise UsageError(f"finetune: classes: {model.config.model_type} writes text; leave them out")
         if task == "classify" and self.classes not in ("auto", own := classes_named(model)):
             raise UsageError(f"finetune: classes: the model's own are {', '.join(own)}; leave them out")
-        return cast(Finetune, budgeted(self, "generate" if task == "generate" else "classify"))
+        step = replace(self, exits=settle_shallow(self, model, self.kind))
+        return cast(Finetune, budgeted(step, "generate" if task == "generate" else "classify"))
 
     def outline(self, model: Model) -> Model:
         """The same model, with a head for the classes if it is an encoder."""
@@ -281,11 +288,13 @@ class Finetune(Adapted, Training):
     def apply(self, model: Model, ctx: Context) -> Model:
         """The model after it was trained."""
         student = self.outline(model)
-        make = NextToken if student.arch.task == "generate" else Classes
 
         def lesson() -> Lesson:
             def objective(module: nn.Module, examples: Examples) -> Objective:
-                return make(module, Losses(soft=0.0, hard=1.0), dtype=self.dtype)
+                losses = Losses(soft=0.0, hard=1.0)
+                if student.arch.task != "generate":
+                    return Classes(module, losses, dtype=self.dtype)
+                return NextToken(module, losses, dtype=self.dtype, early=early_of(self, model, module))
 
             def begin() -> nn.Module:
                 return begun(model, student, ctx.seed, working_device())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pocketsize.data.calibration import Windows
 from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
@@ -19,13 +19,14 @@ from pocketsize.models.gating import Choice, gauged, settled
 from pocketsize.models.model import Model
 from pocketsize.models.skipping import Leave, early_exits, skipped_halves
 from pocketsize.pruning.gate import CONFIDENCES, KINDS, Gates
+from pocketsize.recipes.early import Exits, check_exits, settled_exits
 from pocketsize.recipes.record import Finding, StepReport
 from pocketsize.recipes.step import Context, Step
 
 SCORES, SPREADS = ("sensitivity", "magnitude"), ("global", "uniform")
 # Windows that calibrate.
 WINDOWS = 16
-EXITS, SAVE, AGREE = 4, 0.25, 0.95
+SAVE, AGREE = 0.25, 0.95
 # Options that mean something for some kinds alone, with their defaults.
 _OF: dict[str, tuple[tuple[str, ...], object]] = {
     "score": (("inputs", "channels"), "sensitivity"),
@@ -61,7 +62,7 @@ class Gate:
     head: bool = True
     tokens: bool = True
     confidence: str = "probe"
-    exits: tuple[int, ...] | Literal["auto"] = "auto"
+    exits: Exits = "auto"
     rank: int = 64
 
     kind: ClassVar[str] = "gate"
@@ -92,20 +93,11 @@ class Gate:
             )
         if self.rank < 0:
             raise UsageError(f"gate: rank must be 0 (none) or more, got {self.rank}")
-        self._check_exits()
-
-    def _check_exits(self) -> None:
-        if self.exits == "auto":
-            return
-        whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in self.exits)
-        if not self.exits or not whole or list(self.exits) != sorted({*self.exits}):
-            raise UsageError(
-                f"gate: exits lists numbers of blocks, rising, each once; got {list(self.exits)}"
-            )
+        check_exits(self.exits, self.kind)
 
     def resolve(self, model: Model, exports: tuple[str, ...]) -> Gate:
         """The step with its aim and its exits decided; refuses what cannot have gates, or keep them."""
-        places = sites(model, self.skip)
+        sites(model, self.skip)
         if not any(EXPORTERS[name].is_folder for name in exports):
             raise UnsupportedError(
                 f"gate: {exports[0]} has no place for gates, and its runtimes have none; export a folder too"
@@ -115,12 +107,7 @@ class Gate:
             step = replace(step, agree=AGREE) if self.skip == "exit" else replace(step, save=SAVE)
         if self.skip != "exit":
             return step
-        if self.exits != "auto" and self.exits[-1] >= len(places):
-            raise UsageError(
-                f"gate: exits: {self.exits[-1]}; the model has {len(model.blocks)} blocks (from 0), and "
-                "behind the last there is nothing to leave out"
-            )
-        return replace(step, exits=_even(len(model.blocks))) if self.exits == "auto" else step
+        return replace(step, exits=settled_exits(self.exits, model, self.kind))
 
     def outline(self, model: Model) -> Model:
         """The same model: gates change no weight."""
@@ -184,9 +171,3 @@ def with_gates(quality: Quality, model: Model, beside: Mapping[str, Path], windo
     own = gated_quality(model, read_gates(model, beside[NAME]), windows, seed=0)
     said = dict.fromkeys((*quality.protocol, *own.protocol))
     return Quality((*quality.measurements, *own.measurements), tuple(said))
-
-
-def _even(count: int) -> tuple[int, ...]:
-    """Exits spread over the second half of so many blocks."""
-    first, last = (count - 1) // 2, count - 2
-    return tuple(sorted({first + round((last - first) * i / EXITS) for i in range(EXITS)}))

@@ -231,7 +231,7 @@ def _check_training(step: Gradual) -> None:
         raise UsageError("gradual: patience: the best weights may be those before all was cut; leave it out")
     if step.sharded:
         raise UsageError("gradual: sharded: masks are made of whole matrices; leave it out")
-    for key, plain in (("progressive", 0.0), ("generations", 1), ("lora", None)):
+    for key, plain in (("progressive", 0.0), ("generations", 1), ("lora", None), ("exits", None)):
         if getattr(step, key) != plain:
             raise UsageError(f"gradual: {key} is for distill; leave it out")
     if step.scope == ERK and step.pattern != UNSTRUCTURED:

@@ -17,6 +17,7 @@ from pocketsize.distillation.feature import pair_distance
 from pocketsize.distillation.signal import Signal, signal_divergence
 from pocketsize.errors import DataError
 from pocketsize.models.body import body_of, uncached
+from pocketsize.training.early import Early, heard_early
 from pocketsize.training.examples import Batch
 from pocketsize.training.features import Features, followed
 from pocketsize.training.head import Head, Score, head_of, mean_over_vocabulary
@@ -80,7 +81,8 @@ class NextToken:
 
     Teachers are several models mixed by their shares, or by their loss on each text where `by_loss`; or
     `signals` gives what a teacher said earlier. With no teacher at all only the true tokens teach. What the
-    student wrote itself is nobody's truth: there true tokens do not count.
+    student wrote itself is nobody's truth: there true tokens do not count. Behind `early` blocks it is to say
+    the same.
     """
 
     student: nn.Module
@@ -90,6 +92,7 @@ class NextToken:
     extra: Features | None = None
     weigh_by_loss: bool = False
     dtype: torch.dtype = torch.float32
+    early: Early | None = None
 
     def __post_init__(self) -> None:
         width = head_of(self.student).weight.shape[0]
@@ -103,13 +106,17 @@ class NextToken:
         """The mean over predicted tokens, and what features add."""
         kept = _predicted(batch.mask)
         targets = batch.ids.roll(-1, dims=1)[kept]
-        with followed(self.extra, self.student, *(one.module for one in self.teachers[:1])) as apart:
+        with (
+            followed(self.extra, self.student, *(one.module for one in self.teachers[:1])) as apart,
+            heard_early(self.early, self.student, batch) as behind,
+        ):
             hidden = states(self.student, batch.ids, batch.mask, self.dtype)[kept]
             said = self.panel.says(batch, kept) if self.teachers else None
         signal = self.signals(batch, kept) if self.signals is not None else None
         hard = 0.0 if batch.written else self.losses.hard
         # Asked for anew: a head on a grid is made of what has learned.
-        found = mean_over_vocabulary(hidden, head_of(self.student), self._score(targets, said, signal, hard))
+        head, score = head_of(self.student), self._score(targets, said, signal, hard)
+        found = mean_over_vocabulary(hidden, head, score) + behind(kept, head, score)
         return found + apart(batch.mask)
 
     def _score(
