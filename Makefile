@@ -59,6 +59,7 @@ bench: $(VENV)/ready
 	$(BIN)/python benchmarks/teaching/run.py
 	$(BIN)/python benchmarks/teaching-classes/run.py
 	$(BIN)/python benchmarks/embedder/run.py
+	$(BIN)/python benchmarks/early-exits/run.py
 	$(BIN)/python benchmarks/recovery/run.py
 	$(BIN)/python benchmarks/training-speed/run.py
 	$(BIN)/python benchmarks/kquants/run.py
