@@ -186,12 +186,12 @@ def record(path: Path, rows: list[dict[str, Any]], tokens: int, cost: dict[str, 
         threads=torch.get_num_threads(),
         protocol=[
             f"SmolLM2-135M-Instruct, 30 blocks; distill with exits {list(EXITS)}, its own teacher, "
-            f"{tokens:,} tokens of fiction and speeches in windows of {LENGTH}, batches of {BATCH}, rate {RATE:g}: "
-            f"{cost['cpu_s']:.0f} CPU seconds, {cost['rss_peak'] / 1e6:.0f} MB",
-            f"judged on {EVALUATED:,} tokens of other books and speeches each; ratios are over the perplexity "
-            "of the released model, of both kinds the worse",
-            "blocks: so many from the front, then norm and head; or gates of kind exit, calibrated on 16 windows "
-            "so that 95 % of tokens stay the same (rank: of the map that foretells the last block's output); "
+            f"{tokens:,} tokens of fiction and speeches, windows of {LENGTH}, batches of {BATCH}, "
+            f"rate {RATE:g}: {cost['cpu_s']:.0f} CPU seconds, {cost['rss_peak'] / 1e6:.0f} MB",
+            f"judged on {EVALUATED:,} tokens of other books and speeches each; ratios are over the released "
+            "model's perplexity, of both kinds the worse",
+            "blocks: so many from the front, then norm and head; or gates of kind exit, calibrated on 16 "
+            "windows so that 95 % of tokens stay the same (rank: of the map that foretells the last block's)",
             "saved: of all operations",
         ],
         versions={name: version(name) for name in ("torch", "transformers")},
