@@ -43,6 +43,22 @@ def ratio_bars(rows: Mapping[str, Mapping[str, object]], target: float) -> list[
     return [Bar(name, float(str(row["ratio"])), "ratio", "lower", target) for name, row in rows.items()]
 
 
+def gain_bars(
+    contests: Mapping[str, tuple[str, str]], losses: Mapping[str, Mapping[int, float]], seeds: Sequence[int]
+) -> list[Bar]:
+    """How much less the first of each contest loses than the second, in nats: the worst of all seeds.
+
+    `losses` are by name and seed; a contest of which a seed is missing has no bar.
+    """
+    found = []
+    for name, sides in contests.items():
+        ours, control = (losses.get(side, {}) for side in sides)
+        gains = [control[seed] - ours[seed] for seed in seeds if seed in ours and seed in control]
+        if len(gains) == len(seeds):
+            found.append(Bar(f"{name}, the worst of {len(seeds)} seeds", min(gains), "nats", "higher", 0.0))
+    return found
+
+
 def write_record(
     path: Path,
     *,

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch
-from bars import Bar, write_record
+from bars import gain_bars, write_record
 from contest import fetched
 from meter import cpu_seconds, write_json
 from tasks import rows_of, split
@@ -159,12 +159,8 @@ def record(found: list[dict[str, Any]]) -> None:
         by_arm.setdefault(one["arm"], {})[one["seed"]] = one
     names = [name for name in ("teacher 1", "teacher 2", *ARMS) if name in by_arm]
     rows = [row(name, list(by_arm[name].values())) for name in names]
-    bars = []
-    for name, (ours, control) in CONTESTS.items():
-        own, other = by_arm.get(ours, {}), by_arm.get(control, {})
-        gains = [other[s]["nll"] - own[s]["nll"] for s in SEEDS if s in own and s in other]
-        if len(gains) == len(SEEDS):
-            bars.append(Bar(f"{name}, the worst of {len(SEEDS)} seeds", min(gains), "nats", "higher", 0.0))
+    losses = {arm: {seed: one["nll"] for seed, one in runs.items()} for arm, runs in by_arm.items()}
+    bars = gain_bars(CONTESTS, losses, SEEDS)
     if not bars:
         return
     write_record(

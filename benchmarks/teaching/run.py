@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from bars import Bar, write_record
+from bars import gain_bars, write_record
 from meter import cpu_seconds, write_json
 
 from pocketsize.data.calibration import Windows, evaluation_windows
@@ -171,13 +171,6 @@ def record(found: list[dict[str, Any]]) -> None:
         "two teachers over the other alone": ("two teachers", "one teacher, the other"),
         "its own teacher over no teacher": ("its own teacher", "no teacher"),
     }
-    bars = []
-    for name, (ours, control) in pairs.items():
-        gains = [
-            by_arm[control][s] - by_arm[ours][s] for s in SEEDS if s in by_arm[ours] and s in by_arm[control]
-        ]
-        if len(gains) == len(SEEDS):
-            bars.append(Bar(f"{name}, the worst of {len(SEEDS)} seeds", min(gains), "nats", "higher", 0.0))
     write_record(
         Path(__file__).with_name("record.json"),
         question=QUESTION,
@@ -192,7 +185,7 @@ def record(found: list[dict[str, Any]]) -> None:
         ],
         versions={name: version(name) for name in ("torch", "transformers")},
         rows=rows,
-        bars=bars,
+        bars=gain_bars(pairs, by_arm, SEEDS),
     )
 
 
