@@ -1,6 +1,6 @@
 """A large embedder taught to students of 6 blocks of 384 channels, on plain sentences and nothing else.
 
-    python benchmarks/embedder/run.py                    2M tokens a student: two hours on a core
+    python benchmarks/embedder/run.py                    two hours on a core
     python benchmarks/embedder/run.py --tokens 200k
 
 The students differ in what they begin with. Beside them stands MiniLM-L6, of the same shape, which its makers
@@ -170,6 +170,8 @@ def bars(rows: Sequence[dict[str, Any]]) -> list[Bar]:
     """The student that began as a table, over MiniLM-L6 and over the others after as many tokens."""
     peer = next(row for row in rows if row["student"] == PEERS_NAME)
     own = [row for row in rows if row["student"] == FIRST]
+    if not own:
+        raise SystemExit(f"the bars are those of the {FIRST}: name it among --students")
     best, least = (pick(own, key=lambda row: row["tokens"]) for pick in (max, min))
     where = f"{best['tokens'] / 1e6:g}M tokens, over {PEERS_NAME}"
     found = []

@@ -98,7 +98,7 @@ def test_nothing_matched_a_folder_a_pipe_no_names(tmp_path):
 def test_a_column_of_plain_text_is_refused_unless_there_are_rows_too(tmp_path):
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "b.jsonl").write_text('{"said": "two"}\n')
-    with pytest.raises(UsageError, match=r"a.txt: is plain text, which has no column said; leave column out"):
+    with pytest.raises(UsageError, match=r"a\.txt: is plain text, which has no rows; leave column out"):
         read_corpus(Source(("*.txt",), column="said"), tmp_path)
     found = read_corpus(Source(("*",), column="said"), tmp_path)
     assert [document.text for document in found.documents] == ["one", "two"]

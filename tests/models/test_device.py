@@ -52,6 +52,11 @@ def test_processes_that_train_together_share_out_the_gpus(monkeypatch: pytest.Mo
     assert found == [0, 1, 0] and not own_gpus()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert own_gpus()
+    monkeypatch.setenv(VARIABLE, "cuda:1")
+    with pytest.raises(
+        UsageError, match="cuda:1 would be all processes' of torchrun; cuda gives each its own"
+    ):
+        working_device()
 
 
 @pytest.mark.parametrize(

@@ -288,6 +288,7 @@ def test_matrices_that_end_up_empty_are_told(tmp_path: Path) -> None:
         ({"sparsity": 0.9, "patience": 3}, "the best weights may be those before all was cut"),
         ({"sparsity": 0.9, "generations": 2}, "generations is for distill"),
         ({"sparsity": 0.9, "progressive": 0.3}, "progressive is for distill"),
+        ({"sparsity": 0.9, "exits": (0,)}, "exits is for distill"),
         ({"sparsity": 0.9, "sharded": True}, "masks are made of whole matrices"),
         ({"scope": "erk", "pattern": "2:4"}, "leaves every matrix the same share"),
         ({"sparsity": 0.9, "loss": "kl"}, "^gradual: unknown loss"),

@@ -301,6 +301,7 @@ def test_how_many_numbers_learn(model: Model) -> None:
         ({"start": "awq"}, "unknown start"),
         ({"loss": "kl"}, "unknown loss"),
         ({"decay": 0.1}, "no zero to decay to"),
+        ({"sharded": True}, "trains in one process"),
         ({"scheme": "W8A8"}, "does not know of rounded inputs"),
         ({"temperature": 0.0}, "temperature must be"),
         ({"tokens": 5, "minutes": 5}, "one budget"),

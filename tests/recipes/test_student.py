@@ -278,7 +278,7 @@ UNFIT: list[tuple[str, dict[str, Any], str]] = [
     (
         "llama",
         {"family": "llama", "parameters": "1M", "start": "tokens"},
-        "no llama can be built so; use one of",
+        "not for a llama; use random",
     ),
     ("bert", {"kv_heads": 2}, "every head has keys of its own"),
     ("bert", {"hidden": 40}, "use hidden: 48, heads: 3|use hidden: 32, heads: 2"),

@@ -26,6 +26,7 @@ from pocketsize.recipes.quantize import Rtn
 from pocketsize.recipes.recipe import Data, Recipe
 from pocketsize.recipes.training import count_of
 from pocketsize.training import loop
+from pocketsize.training.recompute import recompute
 from tiny import write_texts, write_tiny, write_weights
 
 SHORT = {"batch": 4, "length": 32, "rate": 1e-3}
@@ -214,12 +215,12 @@ def test_another_teacher_and_finetuning(tmp_path: Path) -> None:
     assert outs[1].training is not None and outs[1].training.teachers == ()
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_a_model_that_learns_to_stop_early_is_better_there(recompute: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("again", [False, True])
+def test_a_model_that_learns_to_stop_early_is_better_there(again: bool, tmp_path: Path) -> None:
     source, other = (write_tiny(tmp_path / n, "llama", seed=i) for i, n in enumerate(("m", "t")))
     losses = {}
     for name, keys in (("plain", {}), ("early", {"exits": "auto", "early": 2.0})):
-        step = Distill(tokens="3k", teacher=str(other), recompute=recompute, **keys, **SHORT)
+        step = Distill(tokens="3k", teacher=str(other), recompute=again, **keys, **SHORT)
         done = ps.run(
             source, [step], out=tmp_path / name, export=["folder"], data=data(tmp_path), console=Quiet()
         )
@@ -229,6 +230,12 @@ def test_a_model_that_learns_to_stop_early_is_better_there(recompute: bool, tmp_
             losses[name] = float(-(asked * module(input_ids=ids).logits.log_softmax(-1)).sum(-1).mean())
         assert done.record.steps[0].options["exits"] == ((0,) if keys else None)
     assert losses["early"] < losses["plain"] - 0.01
+
+
+def test_a_family_that_cannot_compute_again_is_told(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "squeezebert"))
+    with pytest.raises(UnsupportedError, match="keeps all activations of a squeezebert"):
+        recompute(materialise(model))
 
 
 def test_exits_that_a_model_cannot_learn_are_refused(tmp_path: Path) -> None:
@@ -276,6 +283,7 @@ def test_text_that_was_read_too_often_is_told(tmp_path: Path) -> None:
         (lambda: Finetune(patience=-1), "patience must be a whole number"),
         (lambda: Finetune(precision="fp16"), "precision is one of auto, fp32, bf16, got 'fp16'"),
         (lambda: Finetune(exits=(3, 1)), "finetune: exits lists numbers of blocks, rising"),
+        (lambda: Distill(exits=3), "exits is auto or a list of numbers of blocks, got 3"),
         (lambda: Distill(exits=(1,), early=0.0), "distill: early must be above 0"),
         (lambda: Distill(early=2.0), "early is what the loss behind exits counts; name exits"),
         (lambda: Finetune(average=1.0), "average must be null or lie between 0 and 1"),

@@ -104,6 +104,14 @@ def test_a_training_cut_off_after_any_step_ends_with_the_same_weights(extras: di
         )
 
 
+def test_batches_know_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[int]()
+    whole = Regression.loss
+    monkeypatch.setattr(Regression, "loss", lambda self, b: (seen.append(b.turn), whole(self, b))[1])
+    taught(Pace(steps=3, accumulate=2, peak=1e-2), Memory())
+    assert seen == [0, 1, 2, 3, 4, 5]
+
+
 def test_updates_are_adamw_with_the_rates_of_the_schedule() -> None:
     module = nn.Linear(3, 1, bias=False)
     nn.init.constant_(module.weight, 0.5)

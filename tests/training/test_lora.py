@@ -100,6 +100,17 @@ def test_at_first_nothing_is_changed(tmp_path: Path) -> None:
     assert torch.equal(module(ids).logits, before)
 
 
+def test_an_error_is_told_as_it_is_and_nothing_is_merged(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama"))
+    module = materialise(model)
+    before = module.get_parameter(model.linears[0]).clone()
+    with pytest.raises(OSError, match="full"), adapted(module, model, 2, 4.0, seed=0) as adapters:
+        for name, p in adapters[0].linear.named_parameters():
+            p.data.add_(0.0 if name == "weight" else 1.0)
+        raise OSError("full")
+    assert torch.equal(module.get_parameter(model.linears[0]), before)
+
+
 def test_zeros_of_a_pruned_model_stay(tmp_path: Path) -> None:
     folder = write_tiny(tmp_path / "m", "llama")
     raw = json.loads((folder / "config.json").read_text())

@@ -64,6 +64,18 @@ def test_next_token_losses_are_those_of_whole_logits(family: str, tmp_path: Path
             assert torch.allclose(slopes[name], p.grad, atol=1e-4 * scale), name
 
 
+def test_features_alone_may_teach_a_generator(tmp_path: Path) -> None:
+    student, teacher = (load(write_tiny(tmp_path / str(i), "llama", seed=i)) for i in range(2))
+    features = Features(student, teacher, Weights(hidden=1))
+    taught, frozen = module(student), materialise(teacher)
+    given = batch(9, 6)
+    both, alone, plain = (
+        NextToken(taught, Losses(soft=soft), [Teacher(frozen)], extra=extra).loss(given)
+        for soft, extra in ((1.0, features), (0.0, features), (1.0, None))
+    )
+    assert float(alone.detach()) == pytest.approx(float((both - plain).detach()), rel=1e-4)
+
+
 def test_a_teacher_that_is_the_student_leaves_nothing_to_learn(tmp_path: Path) -> None:
     model = load(write_tiny(tmp_path / "m", "llama"))
     features = Features(model, model, Weights(hidden=1, cosine=1, relations=1, heads=2))
@@ -112,7 +124,7 @@ def test_batches_take_turns_behind_blocks_and_a_model_that_is_done_there_has_not
         NextToken(taught, Losses(), [frozen], early=early).loss(batch(8, 5)).detach()
     ) == pytest.approx(0, abs=1e-5)
     turns = Early(("a", "b", "c"), early.norm, 1.0)
-    assert [turns.path(replace(batch(4), rows=(row, 1))) for row in range(4)] == ["b", "c", "a", "b"]
+    assert [turns.path(replace(batch(4), turn=number)) for number in range(4)] == ["a", "b", "c", "a"]
 
 
 def test_several_teachers_are_a_mixture_and_the_better_one_counts_more(tmp_path: Path) -> None:

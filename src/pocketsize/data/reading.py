@@ -47,8 +47,9 @@ class Row:
 def read_documents(source: Source, base: Path) -> Iterator[Row]:
     """The texts of all files of a source, in the order of their paths."""
     total, files = 0, _files(source.files, base)
-    if source.column and all(path.suffix in TEXTS for path in files):
-        raise UsageError(f"{files[0]}: is plain text, which has no column {source.column}; leave column out")
+    said = [key for key in ("column", "label", "pair", "rows") if getattr(source, key)]
+    if said and all(path.suffix in TEXTS for path in files):
+        raise UsageError(f"{files[0]}: is plain text, which has no rows; leave {said[0]} out")
     for path in files:
         for part in tables.dataset_files(path) if path.is_dir() else [path]:
             for row, size in _rows_of(part, source, total):

@@ -40,7 +40,7 @@ def spread(module: nn.Module, blocks: Sequence[str], world: World) -> Iterator[N
         own.set_force_sum_reduction_for_comms(True)  # gloo cannot scale what it adds up
     yield
     for part in parts:
-        _gather(part)
+        _gather(part, world)
 
 
 def is_spread(tensor: Tensor) -> bool:
@@ -48,9 +48,20 @@ def is_spread(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, in memory of the CPU where it was spread: every process has to ask."""
-    return cast(Tensor, cast(Any, tensor).full_tensor().cpu()) if is_spread(tensor) else tensor
+@torch.no_grad()
+def whole(tensor: Tensor, world: World) -> Tensor:
+    """All of a tensor, in memory of the CPU where it was spread: every process has to ask.
+
+    The parts are added up into zeros: nobody waits until gloo lets go of what it gathers (`world._carried`).
+    """
+    if not is_spread(tensor):
+        return tensor
+    part = cast(Tensor, cast(Any, tensor).to_local())
+    found = torch.zeros(tensor.shape, dtype=part.dtype, device=part.device)
+    rows = -(-tensor.shape[0] // world.size)  # of each process; the last ones may have fewer
+    found[world.rank * rows : world.rank * rows + len(part)] = part
+    world.add([found])
+    return found.cpu()
 
 
 def laid_as(tensor: Tensor, other: Tensor) -> Tensor:
@@ -79,9 +90,9 @@ def clip_gradients(parameters: Iterable[nn.Parameter], most: float, world: World
 
 
 @torch.no_grad()
-def _gather(block: nn.Module) -> None:
+def _gather(block: nn.Module, world: World) -> None:
     """Give every process all of a block."""
     for owner in block.modules():
         for name, p in list(owner.named_parameters(recurse=False)):
             if is_spread(p):
-                owner._parameters[name] = nn.Parameter(whole(p), requires_grad=p.requires_grad)
+                owner._parameters[name] = nn.Parameter(whole(p, world), requires_grad=p.requires_grad)

@@ -25,6 +25,8 @@ def working_device() -> torch.device:
     kind, _, number = asked.partition(":")
     if kind != "cuda" or not (number or "0").isdecimal():
         raise UsageError(f"{VARIABLE}: unknown device {asked!r}; it is cpu, cuda or cuda:NUMBER")
+    if number and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise UsageError(f"{VARIABLE}: {asked} would be all processes' of torchrun; cuda gives each its own")
     count = torch.cuda.device_count() if there else 0
     if not number and count:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % count)

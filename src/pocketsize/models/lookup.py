@@ -17,7 +17,9 @@ def require_lookup(family: str) -> None:
     """Refuse a family whose blocks cannot let pass what they are given."""
     if not FAMILIES[family].adds:
         able = ", ".join(name for name, one in FAMILIES.items() if one.adds)
-        raise UnsupportedError(f"student: start: tokens: no {family} can be built so; use one of {able}")
+        raise UnsupportedError(
+            f"student: start: tokens: is for students of embedders ({able}), not for a {family}; use random"
+        )
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from pocketsize.training.early import Early
 
 # So many, where none are named.
 EXITS = 4
-Exits = tuple[int, ...] | Literal["auto"]
+Numbers = tuple[int, ...] | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Shallow:
     what the loss behind them counts. Each batch teaches one of them beside the end.
     """
 
-    exits: Exits | None = None
+    exits: tuple[int, ...] | Literal["auto"] | None = None
     early: float = 1.0
 
 
@@ -43,18 +43,22 @@ def check_shallow(step: Shallow, kind: str) -> None:
         check_exits(step.exits, kind)
 
 
-def check_exits(exits: Exits, kind: str) -> None:
+def check_exits(exits: Numbers, kind: str) -> None:
     """Refuse numbers that are no list of blocks."""
     if exits == "auto":
         return
+    if not isinstance(exits, tuple):
+        raise UsageError(f"{kind}: exits is auto or a list of numbers of blocks, got {exits!r}")
     whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in exits)
     if not exits or not whole or list(exits) != sorted({*exits}):
         raise UsageError(f"{kind}: exits lists numbers of blocks, rising, each once; got {list(exits)}")
 
 
-def settled_exits(exits: Exits, model: Model, kind: str) -> tuple[int, ...]:
+def settled_exits(exits: Numbers, model: Model, kind: str) -> tuple[int, ...]:
     """The numbers for this model; refuses blocks that it has not, or that nothing stands behind."""
     count = len(model.blocks)
+    if count < 2:
+        raise UsageError(f"{kind}: exits: the model has one block, so there is nothing to leave out")
     if exits == "auto":
         first, last = (count - 1) // 2, count - 2
         return tuple(sorted({max(0, first + round((last - first) * i / EXITS)) for i in range(EXITS)}))
@@ -74,8 +78,6 @@ def settle_shallow(step: Shallow, model: Model, kind: str) -> tuple[int, ...] | 
         raise UnsupportedError(
             f"{kind}: exits: {model.config.model_type} predicts no tokens; keep fewer blocks (layers) instead"
         )
-    if len(model.blocks) < 2:
-        raise UsageError(f"{kind}: exits: the model has one block, so there is nothing to leave out")
     parent = model.blocks[0].rpartition(".")[0].rpartition(".")[0]
     if f"{parent}.{LAST_NORM}.weight" not in model.checkpoint.entries:
         raise UnsupportedError(

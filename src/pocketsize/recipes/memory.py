@@ -66,8 +66,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much text a run reads: windows that calibrate, those that the model writes, which may be more than
-    calibrate, and their length; and tokens that are evaluated."""
+    """How much text a run reads: windows, those the model writes, their length; tokens judged."""
 
     windows: int
     written: int
@@ -269,13 +268,14 @@ def _training(teacher: Model, student: Model, step: Training) -> Iterator[list[f
     kept = 4 * tokens * (8 * width + 4 * inner) * (1 if step.recompute else len(student.blocks))
     count = learned_numbers(step, student)
     learned = _all(student, 4) if count == student.origin.parameters else [4.0 * count / 2] * 2
+    kept += 4 * _numbers(student, student.ends[-1]) * (getattr(step, "exits", None) is not None)
     yield [*teachers, *_all(student, 4), *(learned * copies), *zeros, kept, *[4.0 * CHUNK] * 6, SCRATCH]
 
 
 def _cut(model: Model, step: Student) -> Iterator[list[float]]:
     """What lies around the blocks and one block, as the text passes; then a tensor at a time, or all."""
     if step.family is not None:
-        made = [12.0 * _numbers(model, model.arch.embedding)] * 3  # of each token, and narrower
+        made = [12.0 * model.config.vocab_size * model.config.hidden_size] * 3  # of each token
         if step.start == TOKENS:
             yield from ([*held, *made] for held in _looked_at(model))
         yield [*_all(step.outline(model), 4), SCRATCH]

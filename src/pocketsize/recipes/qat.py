@@ -104,6 +104,8 @@ class Qat(Quantizer, Training):
             raise UsageError(f"qat: learn must be a whole number from 0 upwards, got {self.learn}")
         if not self.codes and not self.scales:
             raise UsageError("qat: with codes: false and scales: false nothing learns; use step gptq")
+        if self.sharded:
+            raise UsageError("qat: sharded: it trains in one process; leave it out")
         if self.decay:
             raise UsageError("qat: decay: places on a grid have no zero to decay to; leave it out")
         try:

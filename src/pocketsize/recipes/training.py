@@ -355,7 +355,7 @@ def _judging(module: nn.Module, objective: Objective, judges: Examples, batch: i
     def judge() -> float:
         module.eval()
         total = count = 0.0
-        for part in (judges.batch(list(some)).to(working_device()) for some in rows):
+        for part in (replace(judges.batch(list(r)), turn=i).to(working_device()) for i, r in enumerate(rows)):
             items = objective.count(part)
             total, count = total + items * float(objective.loss(part)), count + items
         module.train()

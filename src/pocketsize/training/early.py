@@ -18,8 +18,8 @@ from pocketsize.training.head import Head, Score, mean_over_vocabulary
 class Early:
     """The paths of blocks, the norm in front of the head that all of them share, and what their loss counts.
 
-    A batch teaches one block, which its rows decide: over many batches that is the mean over all of them at
-    the price of one head more (LayerSkip, arXiv:2404.16710, section 4.1.2, takes turns too).
+    A batch teaches one block, in turns: over many batches that is the mean over all of them at the price of
+    one (LayerSkip, arXiv:2404.16710, section 4.1.2, takes turns too).
     """
 
     paths: tuple[str, ...]
@@ -28,7 +28,7 @@ class Early:
 
     def path(self, batch: Batch) -> str:
         """The block that a batch teaches."""
-        return self.paths[sum(batch.rows) % len(self.paths)]
+        return self.paths[batch.turn % len(self.paths)]
 
 
 # The loss behind the block that a batch teaches, once the forward pass has run.

@@ -23,7 +23,8 @@ class Batch:
     """Token sequences of one batch, padded at the end; `rows` are their numbers among all examples.
 
     `written`: the student wrote them itself, so their tokens are nobody's truth. `block` is the number of the
-    one block that the batch teaches, where blocks are taught one after the other.
+    one block that the batch teaches, where blocks are taught one after the other. `turn` is the batch's own
+    number in the training.
     """
 
     ids: Int64[Tensor, "n s"]
@@ -32,6 +33,7 @@ class Batch:
     labels: Int64[Tensor, "n"] | None = None
     written: bool = False
     block: int | None = None
+    turn: int = 0
 
     @property
     def tokens(self) -> int:

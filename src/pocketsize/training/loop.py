@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -230,7 +230,8 @@ class _Run:
     def step(self, batches: Callable[[int], Batch]) -> None:
         """One update, from `accumulate` batches."""
         course, pace = self.course, self.pace
-        parts = [batches(course.step * pace.accumulate + i) for i in range(pace.accumulate)]
+        numbers = range(course.step * pace.accumulate, (course.step + 1) * pace.accumulate)
+        parts = [replace(batches(number), turn=number) for number in numbers]
         counts = [self.objective.count(part) for part in parts]
         value = 0.0
         device = next(iter(self.named.values())).device
@@ -306,7 +307,7 @@ class _Run:
         """A checkpoint, which the first process keeps; parts come from all."""
         tensors: dict[str, Tensor] = {}
         for name, value in self._tensors():
-            together = whole(value)
+            together = whole(value, self.world)
             if self.world.rank == 0:
                 tensors[name] = together
         if self.world.rank == 0:
@@ -345,7 +346,8 @@ class _Run:
             elif kind in ("average", "best"):
                 getattr(self, kind)[name].copy_(laid_as(value, self.named[name]))
             else:
-                self.optimizer.state[self.named[name]][kind] = laid_as(value.clone(), self.named[name])
+                p = self.named[name]
+                self.optimizer.state[p][kind] = laid_as(value.clone(), p).to(p.device)
         for kind, part in (("memory", self.memory), ("shape", self.shaping)):
             if part is not None:
                 part.restore(remembered[kind])

@@ -35,7 +35,7 @@ class Adapter:
     def change(self) -> Float[Tensor, "out in"]:
         """What is added to the matrix, a row for each output."""
         found = self.scale * (self.linear.get_parameter(UP) @ self.linear.get_parameter(DOWN))
-        return found if self.kept is None else found * self.kept
+        return found if self.kept is None else found * self.kept.to(found.device)
 
     def adds(self, X: Float[Tensor, "*n in"]) -> Float[Tensor, "*n out"]:
         """What is added to the output."""
@@ -51,7 +51,7 @@ def adapted(module: nn.Module, model: Model, rank: int, alpha: float, seed: int)
     """While it is entered, the linears of the blocks learn by adapters and nothing else of the module does.
 
     A head for classes does: it may be new. When it ends the corrections are in the matrices, and the module
-    is as it was made.
+    is as it was made; after an error it is left as it is.
     """
     module.requires_grad_(False)
     if model.arch.task == "classify":
@@ -79,7 +79,7 @@ def adapted(module: nn.Module, model: Model, rank: int, alpha: float, seed: int)
     finally:
         for handle in handles:
             handle.remove()
-        _merge(found)
+    _merge(found)
 
 
 @torch.no_grad()

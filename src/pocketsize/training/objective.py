@@ -134,7 +134,7 @@ class NextToken:
                 pieces.append((self.losses.soft, divergence(logits, said(part), self.losses.divergence)))
             if hard:
                 pieces.append((hard, cross_entropy(logits, targets[part])))
-            return _summed(pieces)
+            return _summed(pieces, logits)
 
         return score
 
@@ -314,9 +314,11 @@ def _cut(signal: Signal, part: slice) -> Signal:
 
 
 def _summed(
-    pieces: Sequence[tuple[float, tuple[Float[Tensor, "t"], Rows]]],
+    pieces: Sequence[tuple[float, tuple[Float[Tensor, "t"], Rows]]], logits: Rows
 ) -> tuple[Float[Tensor, "t"], Rows]:
-    """The weighted sum of losses and slopes."""
+    """The weighted sum of losses and slopes; of none, nothing."""
+    if not pieces:
+        return logits.new_zeros(len(logits)), torch.zeros_like(logits)
     (weight, (found, slope)), *others = pieces
     if weight != 1:
         found, slope = found * weight, slope.mul_(weight)
