@@ -38,7 +38,8 @@ from pocketsize.recipes.training import count_of
 
 SAMPLE = "sample:smollm2-135m"
 EXITS, AGREE, RANKS = (14, 18, 22, 26), 0.95, (64, 0)
-BATCH, LENGTH, RATE, EVALUATED, CALIBRATE = 8, 512, 1e-4, 4096, 16
+LESSON = {"rate": 2e-4, "batch": 2, "length": 256}
+LENGTH, EVALUATED, CALIBRATE = 512, 4096, 16
 RELEASED, TAUGHT = "as released", "taught to stop early"
 QUESTION = (
     "What does a model say behind its earlier blocks before and after it has taught them itself, what does "
@@ -95,7 +96,7 @@ def taught(work: Path, files: list[Path], tokens: int) -> tuple[Path, dict[str, 
     out = work / f"taught-{tokens}"
     cost = out.with_suffix(".json")
     if not (out.exists() and cost.exists()):
-        lesson = {"tokens": tokens, "rate": RATE, "batch": BATCH, "length": LENGTH, "exits": list(EXITS)}
+        lesson = LESSON | {"tokens": tokens, "exits": list(EXITS)}
         recipe = {
             "model": SAMPLE,
             "data": {"calibrate": [str(path) for path in files], "sequences": 4, "tokens": 1024},
@@ -186,8 +187,7 @@ def record(path: Path, rows: list[dict[str, Any]], tokens: int, cost: dict[str, 
         threads=torch.get_num_threads(),
         protocol=[
             f"SmolLM2-135M-Instruct, 30 blocks; distill with exits {list(EXITS)}, its own teacher, "
-            f"{tokens:,} tokens of fiction and speeches, windows of {LENGTH}, batches of {BATCH}, "
-            f"rate {RATE:g}: {cost['cpu_s']:.0f} CPU seconds, {cost['rss_peak'] / 1e6:.0f} MB",
+            f"{tokens:,} tokens of fiction and speeches, {LESSON}: {cost['cpu_s']:.0f} CPU seconds, {cost['rss_peak'] / 1e6:.0f} MB",
             f"judged on {EVALUATED:,} tokens of other books and speeches each; ratios are over the released "
             "model's perplexity, of both kinds the worse",
             "blocks: so many from the front, then norm and head; or gates of kind exit, calibrated on 16 "
