@@ -187,7 +187,8 @@ def record(path: Path, rows: list[dict[str, Any]], tokens: int, cost: dict[str, 
         threads=torch.get_num_threads(),
         protocol=[
             f"SmolLM2-135M-Instruct, 30 blocks; distill with exits {list(EXITS)}, its own teacher, "
-            f"{tokens:,} tokens of fiction and speeches, {LESSON}: {cost['cpu_s']:.0f} CPU seconds, {cost['rss_peak'] / 1e6:.0f} MB",
+            f"{tokens:,} tokens of fiction and speeches, {LESSON}: {cost['cpu_s']:.0f} CPU seconds, "
+            f"{cost['rss_peak'] / 1e6:.0f} MB",
             f"judged on {EVALUATED:,} tokens of other books and speeches each; ratios are over the released "
             "model's perplexity, of both kinds the worse",
             "blocks: so many from the front, then norm and head; or gates of kind exit, calibrated on 16 "
