@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -74,14 +74,15 @@ def laid_as(tensor: Tensor, other: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(other.device), to.device_mesh, to.placements)
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], most: float, world: World) -> Tensor:
+def clip_gradients(parameters: Collection[nn.Parameter], most: float, world: World) -> Tensor:
     """Scale all gradients down to this norm if theirs is larger; what it was, over all processes."""
     slopes = [p.grad for p in parameters if p.grad is not None]
+    if not any(map(is_spread, slopes)):
+        return torch.nn.utils.clip_grad_norm_(parameters, most, foreach=True)
     apart = [cast(Tensor, cast(Any, slope).to_local()) for slope in slopes if is_spread(slope)]
     shared = [slope for slope in slopes if not is_spread(slope)]
     squares = torch.nn.utils.get_total_norm(apart, foreach=True).square()
-    if apart:
-        world.add([squares])
+    world.add([squares])
     norm = (squares + torch.nn.utils.get_total_norm(shared, foreach=True).square()).sqrt()
     share = (most / (norm + 1e-6)).clamp(max=1.0)
     for slope in (*apart, *shared):

@@ -108,9 +108,11 @@ def together() -> Iterator[World]:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield Processes(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Solo()
         return
+    backend = "gloo"
     if own_gpus():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if own_gpus() else "gloo")
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:

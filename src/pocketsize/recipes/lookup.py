@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from pocketsize.data.calibration import frame_of
@@ -26,13 +26,14 @@ def token_vectors(model: Model, tokens: Sequence[int], width: int) -> Float[Tens
     """
     before, after = frame_of(tokenizer_of(model))
     ids = torch.tensor([[*before, token, *after] for token in tokens])
-    parts = [
-        embedded(model, [(b, torch.ones_like(b).bool()) for b in p.split(BATCH)]) for p in ids.split(PART)
-    ]
-    vectors = torch.cat([rows for part in parts for rows in part])
+    vectors = torch.cat([rows for part in ids.split(PART) for rows in embedded(model, _batches(part))])
     if not bool(vectors.isfinite().all()):
         raise NumericalError(f"student: start: {model.folder}: embeddings of single tokens are not finite")
     try:
         return torch.from_numpy(principal(vectors.numpy(), width))
     except ValueError as error:
         raise NumericalError(f"student: start: tokens: {model.folder}: {error}") from error
+
+
+def _batches(ids: Int64[Tensor, "n s"]) -> list[tuple[Int64[Tensor, "b s"], Bool[Tensor, "b s"]]]:
+    return [(batch, torch.ones_like(batch, dtype=torch.bool)) for batch in ids.split(BATCH)]
