@@ -236,15 +236,21 @@ class Bench:
         )
 
 
+def plain_options(doc: str | None, work: Path) -> argparse.ArgumentParser:
+    """Where a benchmark keeps what is unfinished, and the packages that its texts come from."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=work, help="where unfinished runs lie")
+    parser.add_argument("--downloads", type=Path, default=work / "downloads", help="packages with texts")
+    return parser
+
+
 def options(doc: str | None, work: Path, sides: Sequence[Side]) -> argparse.ArgumentParser:
     """The options that the side-by-side benchmarks share."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = plain_options(doc, work)
     parser.add_argument("--model", type=Path, help="a float32 folder (default: the sample)")
-    parser.add_argument("--work", type=Path, default=work, help="where unfinished runs lie")
     kept = work.with_name("runs")
     parser.add_argument("--kept", type=Path, default=kept, help="where the figures of finished runs are kept")
     parser.add_argument("--venvs", type=Path, default=work / "venvs", help="environments, one per peer")
-    parser.add_argument("--downloads", type=Path, default=work / "downloads", help="packages with texts")
     parser.add_argument("--phase", choices=("all", *PHASES), default="all", help=_PHASES)
     parser.add_argument("--sides", nargs="+", default=[side.name for side in sides])
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 3])

@@ -7,7 +7,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import gguf
@@ -52,6 +52,16 @@ def known(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
     if not path.exists():
         write_json(path, make())
     return json.loads(path.read_text())
+
+
+def made_by(recipe: Mapping[str, object], out: Path) -> dict[str, float]:
+    """What it takes to run a recipe into a folder, as a user would; a finished one is not made again."""
+    cost = out.with_suffix(".json")
+    if not out.exists():
+        cost.unlink(missing_ok=True)
+    path = out.with_suffix(".recipe.yaml")
+    path.write_text(json.dumps(recipe))
+    return known(cost, lambda: paid(["run", str(path), "-o", str(out)]))
 
 
 def perplexities(model: PreTrainedModel, windows: dict[str, Tensor]) -> dict[str, float]:

@@ -7,7 +7,6 @@ SmolLM2 as released and after `distill` with `exits`, its own teacher. What is f
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -20,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from bars import Bar, write_record
-from contest import fetched
+from contest import fetched, plain_options
 from corpus import domains
-from gguf_file import paid
+from gguf_file import made_by
 from meter import write_json
 
 from pocketsize.data.calibration import Windows, evaluation_windows
@@ -48,12 +47,7 @@ QUESTION = (
 
 
 def main() -> None:
-    work = Path(__file__).with_name("work")
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, default=work)
-    parser.add_argument("--downloads", type=Path, default=work / "downloads", help="packages with texts")
+    parser = plain_options(__doc__, Path(__file__).with_name("work"))
     parser.add_argument("--tokens", default="64k", help="that teach")
     chosen = parser.parse_args()
     chosen.work.mkdir(parents=True, exist_ok=True)
@@ -94,20 +88,15 @@ def windows(name: str, documents: Any, model: Model, tokens: int) -> Windows:
 def taught(work: Path, files: list[Path], tokens: int) -> tuple[Path, dict[str, float]]:
     """The folder of a model that has taught itself, and what that took."""
     out = work / f"taught-{tokens}"
-    cost = out.with_suffix(".json")
-    if not (out.exists() and cost.exists()):
-        lesson = LESSON | {"tokens": tokens, "exits": list(EXITS)}
-        recipe = {
-            "model": SAMPLE,
-            "data": {"calibrate": [str(path) for path in files], "sequences": 4, "tokens": 1024},
-            "steps": [{"distill": lesson}],
-            "export": ["folder"],
-            "dtype": "fp32",
-        }
-        path = out.with_suffix(".recipe.yaml")
-        path.write_text(json.dumps(recipe))
-        write_json(cost, paid(["run", str(path), "-o", str(out)]))
-    return out, json.loads(cost.read_text())
+    lesson = LESSON | {"tokens": tokens, "exits": list(EXITS)}
+    recipe = {
+        "model": SAMPLE,
+        "data": {"calibrate": [str(path) for path in files], "sequences": 4, "tokens": 1024},
+        "steps": [{"distill": lesson}],
+        "export": ["folder"],
+        "dtype": "fp32",
+    }
+    return out, made_by(recipe, out)
 
 
 def measured(
@@ -118,13 +107,13 @@ def measured(
         return json.loads(path.read_text())
     judges = {kind: part for kind, part in held_out.items() if kind != "calibrate"}
     rows: list[dict[str, Any]] = []
+    original: dict[str, Quality] = {}  # each look at a shorter model tells the released one's figures too
     for count in (len(model.blocks), *(number + 1 for number in reversed(EXITS))):
         short = with_blocks(model, range(count)) if count < len(model.blocks) else model
-        found = {kind: quality(released, short, part, seed=0) for kind, part in judges.items()}
-        rows.append({"model": name, "blocks": str(count)} | worse(found, found))
+        original = {kind: quality(released, short, part, seed=0) for kind, part in judges.items()}
+        rows.append({"model": name, "blocks": str(count)} | worse(original, original))
         print(rows[-1], flush=True)
     calibrate = held_out["calibrate"]
-    original = {kind: quality(released, released, part, seed=0) for kind, part in judges.items()}
     for rank in RANKS:
         leave = Leave(EXITS, agree=AGREE, rank=rank)
         gates = early_exits(model, calibrate.input_ids, calibrate.mask, leave)
@@ -155,8 +144,7 @@ def figures(found: Quality) -> dict[str, float]:
 def record(path: Path, rows: list[dict[str, Any]], tokens: int, cost: dict[str, float]) -> None:
     """Write the record."""
     by = {(row["model"], row["blocks"]): row for row in rows}
-    shallow = [str(number + 1) for number in EXITS]
-    last = shallow[-1]
+    last = str(EXITS[-1] + 1)
     at = f"{AGREE:.0%} of tokens agree, rank {RANKS[0]}"
     bars = [
         Bar(

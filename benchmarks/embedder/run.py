@@ -9,8 +9,6 @@ trained on a billion pairs of sentences. What is finished is kept in `work`.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -23,15 +21,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import torch
 from bars import Bar, write_record
-from contest import fetched
-from gguf_file import paid
-from meter import write_json
+from contest import fetched, plain_options
+from embeddings import embed
+from gguf_file import made_by
 from texts import texts
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
-from pocketsize.measurement.embedding import mean_pool
 from pocketsize.measurement.stats import spearman
 from pocketsize.recipes.training import count_of
 
@@ -52,12 +49,7 @@ QUESTION = (
 
 
 def main() -> None:
-    work = Path(__file__).with_name("work")
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, default=work)
-    parser.add_argument("--downloads", type=Path, default=work / "downloads", help="packages with texts")
+    parser = plain_options(__doc__, Path(__file__).with_name("work"))
     parser.add_argument("--tokens", default="2M", help="that each student reads")
     parser.add_argument("--students", nargs="+", choices=tuple(STUDENTS), default=list(STUDENTS))
     parser.add_argument("--few", default="200k", help="tokens of the students after the first")
@@ -82,22 +74,17 @@ def main() -> None:
 def taught(work: Path, train: Path, name: str, tokens: int) -> tuple[Path, dict[str, float]]:
     """The folder of a student, as a user would make it, and what that took."""
     out = work / f"{name.replace(' ', '-')}-{tokens}"
-    cost = out.with_suffix(".json")
-    if not (out.exists() and cost.exists()):
-        begin, rate = STUDENTS[name]
-        lesson = {"tokens": tokens, "rate": rate, "batch": BATCH, "length": LENGTH}
-        recipe = {
-            "model": TEACHER,
-            "data": {"calibrate": [str(train)], "sequences": 32, "length": LENGTH},
-            "steps": [*begin, {"distill": lesson}],
-            "export": ["folder"],
-            "dtype": "fp32",
-        }
-        path = out.with_suffix(".recipe.yaml")
-        path.write_text(json.dumps(recipe))
-        spent = paid(["run", str(path), "-o", str(out)])
-        write_json(cost, {"cpu_s": spent["cpu_s"], "rss_peak_mb": round(spent["rss_peak"] / 1e6)})
-    return out, json.loads(cost.read_text())
+    begin, rate = STUDENTS[name]
+    lesson = {"tokens": tokens, "rate": rate, "batch": BATCH, "length": LENGTH}
+    recipe = {
+        "model": TEACHER,
+        "data": {"calibrate": [str(train)], "sequences": 32, "length": LENGTH},
+        "steps": [*begin, {"distill": lesson}],
+        "export": ["folder"],
+        "dtype": "fp32",
+    }
+    spent = made_by(recipe, out)
+    return out, {"cpu_s": spent["cpu_s"], "rss_peak_mb": round(spent["rss_peak"] / 1e6)}
 
 
 def fidelity(folder: Path, judge: dict[str, list[str]], original: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -112,21 +99,7 @@ def embedded(folder: Path, sentences: Sequence[str]) -> np.ndarray:
     """Unit embeddings by stock transformers, float32, one row per sentence."""
     module: nn.Module = AutoModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
-    rows: list[np.ndarray] = [np.empty(0)] * len(sentences)
-    for index in (order[a : a + BATCH] for a in range(0, len(order), BATCH)):
-        batch = tokenizer(
-            [sentences[i] for i in index],
-            padding=True,
-            truncation=True,
-            max_length=LENGTH,
-            return_tensors="pt",
-        )
-        mask = batch["attention_mask"]
-        hidden = module(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
-        for i, row in zip(index, mean_pool(hidden, mask.bool()).numpy(), strict=True):
-            rows[i] = row
-    return np.stack(rows)
+    return embed(module, tokenizer, sentences, length=LENGTH)
 
 
 def compared(teacher: np.ndarray, student: np.ndarray) -> dict[str, float]:

@@ -13,16 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from embeddings import embed
 from meter import cpu_seconds, write_json
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from pocketsize.data.text import Corpus, Document
-from pocketsize.measurement.embedding import mean_pool, sentences
+from pocketsize.measurement.embedding import sentences
 from pocketsize.measurement.stats import spearman
 
-SENTENCES, BATCH, SEED = 512, 32, 0
+SENTENCES, SEED = 512, 0
 
 
 def main() -> None:
@@ -50,20 +51,6 @@ def chosen(name: str, texts: Sequence[str]) -> list[str]:
     """The sentences of one domain."""
     documents = tuple(Document(f"{name} {i}", text) for i, text in enumerate(texts))
     return sentences(Corpus(name, documents), SEED, SENTENCES)
-
-
-def embed(model: torch.nn.Module, tokenizer: object, texts: Sequence[str]) -> np.ndarray:
-    """Unit embeddings, one row per sentence."""
-    order = np.argsort([len(text) for text in texts], kind="stable")
-    rows: list[np.ndarray] = [np.empty(0)] * len(texts)
-    for a in range(0, len(order), BATCH):
-        index = order[a : a + BATCH]
-        batch = tokenizer([texts[i] for i in index], padding=True, return_tensors="pt")
-        mask = batch["attention_mask"]
-        hidden = model(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
-        for i, row in zip(index, mean_pool(hidden, mask.bool()).numpy(), strict=True):
-            rows[i] = row
-    return np.stack(rows)
 
 
 def lay_over(model: torch.nn.Module, path: Path) -> None:

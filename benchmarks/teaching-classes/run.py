@@ -9,7 +9,6 @@ read. Whatever is finished is kept in the work folder; the record holds what is 
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -23,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import torch
 from bars import gain_bars, write_record
-from contest import fetched
+from contest import fetched, plain_options
 from meter import cpu_seconds, write_json
 from tasks import rows_of, split
 
@@ -57,12 +56,7 @@ CONTESTS = {
 
 
 def main() -> None:
-    work = Path(__file__).with_name("work")
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, default=work)
-    parser.add_argument("--downloads", type=Path, default=work / "downloads", help="packages with texts")
+    parser = plain_options(__doc__, Path(__file__).with_name("work"))
     chosen = parser.parse_args()
     chosen.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)

@@ -10,7 +10,6 @@ had no part in making it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from bars import Bar, write_record
-from contest import fetched, sources_sha256
+from contest import fetched, plain_options, sources_sha256
 from corpus import domains
 from gguf_file import LENGTH, WINDOWS, held_out, known, paid, perplexities
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -44,12 +43,7 @@ QUESTION = (
 
 
 def main() -> None:
-    work = Path(__file__).with_name("work")
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, default=work)
-    parser.add_argument("--downloads", type=Path, default=work / "downloads", help="packages with texts")
+    parser = plain_options(__doc__, Path(__file__).with_name("work"))
     parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=list(WAYS))
     chosen = parser.parse_args()
     chosen.work.mkdir(parents=True, exist_ok=True)
