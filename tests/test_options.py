@@ -42,10 +42,10 @@ KEYS = {
     ],
     "prune": [
         *("sparsity", "pattern", "score", "update", "scope", "allocation", "spread"),
-        *("damp", "rounds", "learn", "overrides"),
+        *("damp", "rounds", "alpha", "sink", "learn", "overrides"),
     ],
     "rotate": ["values", "residual", "seed"],
-    "oats": ["sparsity", "pattern", "rank", "rounds", "damp"],
+    "oats": ["sparsity", "pattern", "rank", "rounds", "damp", "alpha", "sink"],
     "distill": DISTILL,
     "gradual": [
         *DISTILL,

@@ -25,7 +25,8 @@ from summary import record
 HERE = Path(__file__).parent
 SOURCES = (
     *("pruning", "linalg.py", "models/archs", "models/dtype.py", "models/walk.py", "quantization"),
-    *("recipes/prune.py", "recipes/shares.py", "recipes/survivors.py", "recipes/quantize.py"),
+    *("recipes/correct.py", "recipes/prune.py", "recipes/shares.py", "recipes/survivors.py"),
+    "recipes/quantize.py",
 )
 # Windows of each kind of text that language models are scored on.
 EVALUATED = 24

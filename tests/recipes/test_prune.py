@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from pocketsize.exporting import table
 from pocketsize.models import calls
 from pocketsize.models.load import load
 from pocketsize.recipes.body import Layers
+from pocketsize.recipes.correct import ALPHA
 from pocketsize.recipes.journal import Journal
 from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.prune import Prune
@@ -98,6 +101,30 @@ def test_what_stays_is_moved_to_make_up_for_what_goes(tmp_path: Path) -> None:
     name = before.linears[-1]
     stays = after.weight(name) != 0
     assert not torch.equal(before.weight(name)[stays], after.weight(name)[stays])
+
+
+@pytest.mark.parametrize("step", [Prune, Oats], ids=lambda step: step.kind)
+def test_weights_make_up_for_what_was_lost_before(step: Any, tmp_path: Path) -> None:
+    """The first linears lack nothing yet; those behind them do."""
+    same, made_up = ({}, {})
+    for where, alpha in ((same, 0.0), (made_up, 0.5)):
+        done = ran(tmp_path, "llama", step(alpha=alpha), sequences=16)
+        assert done.record.steps[0].options["alpha"] == alpha
+        model = load(tmp_path / "o")
+        where |= {name: model.weight(name) for name in model.linears}
+        shutil.rmtree(tmp_path / "o")
+    alike = [name for name in same if torch.equal(same[name], made_up[name])]
+    assert alike == [name for name in same if "layers.0" in name and re.search(r"[qkv]_proj", name)]
+
+
+def test_what_is_made_up_for_is_settled_before_work(tmp_path: Path) -> None:
+    model, experts = load(write_tiny(tmp_path / "m", "llama")), load(write_tiny(tmp_path / "x", "qwen3_moe"))
+    assert Prune().resolve(model, ("folder",)).alpha == Oats().resolve(model, ("folder",)).alpha == ALPHA
+    assert Prune(score="wanda").resolve(model, ("folder",)).alpha == 0
+    assert Prune(score="wanda", update="refit").resolve(model, ("folder",)).alpha == ALPHA
+    assert Prune().resolve(experts, ("folder",)).alpha == Oats().resolve(experts, ("folder",)).alpha == 0
+    with pytest.raises(UnsupportedError, match=r"prune: alpha: experts of a .*use alpha: 0"):
+        Prune(alpha=0.2).resolve(experts, ("folder",))
 
 
 @pytest.mark.parametrize("step", [Rtn(), Gptq(), Gptq(symmetric=False), Gptq(learn=4)], ids=str)
@@ -200,6 +227,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"spread": 1.0}, "spread"),
     ({"rounds": 0}, "rounds"),
     ({"overrides": {"*.q_proj": 1.0}}, "above 0 and below 1"),
+    ({"alpha": 1.5}, "alpha must lie between 0 and 1"),
+    ({"alpha": 0.2, "score": "wanda"}, "not moved, so they make up for nothing"),
+    ({"sink": -1.0}, "sink must be a number from 0"),
 ]
 
 
@@ -272,7 +302,11 @@ def test_nothing_comes_after_oats(tmp_path: Path) -> None:
         ran(tmp_path, "llama", Oats(), Rtn())
 
 
-@pytest.mark.parametrize("options", [{"rank": 0.0}, {"rank": 1.0}, {"rounds": 0}, {"sparsity": 2.0}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"rank": 0.0}, {"rank": 1.0}, {"rounds": 0}, {"sparsity": 2.0}, {"alpha": -0.1}, {"sink": -1.0}],
+    ids=str,
+)
 def test_parts_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Oats(**options)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +16,13 @@ from pocketsize.models.model import Model
 from pocketsize.models.walk import Site
 from pocketsize.quantization.drift import made_up_for
 from pocketsize.recipes.rounds import rounding_word
+from pocketsize.recipes.sites import naming, stacked, what_is_read
+
+Auto = Literal["auto"]
+# What the first position of every window counts beside all positions together, where it feeds attention.
+SINK = 0.5
+# The share of what was lost on the way to a linear that it makes up for (docs/methods/pruning.md).
+ALPHA = 0.25
 
 
 def check_terms(kind: str, alpha: float, beta: float, words: Sequence[str]) -> None:
@@ -25,6 +35,14 @@ def check_terms(kind: str, alpha: float, beta: float, words: Sequence[str]) -> N
         raise UsageError(f"{kind}: alpha: the original rounds no inputs, {word} does; use alpha: 0")
 
 
+def settled(kind: str, alpha: float | Auto, model: Model) -> float:
+    """The share that a step which makes zeros makes up for; `auto` is none where experts read."""
+    if alpha == "auto":
+        return 0.0 if model.arch.experts is not None else ALPHA
+    refuse_experts(kind, alpha, model)
+    return alpha
+
+
 def refuse_experts(kind: str, alpha: float, model: Model) -> None:
     """Refuse to make up for what experts lack: they are given other tokens than in the original."""
     if alpha and model.arch.experts is not None:
@@ -34,18 +52,54 @@ def refuse_experts(kind: str, alpha: float, model: Model) -> None:
         )
 
 
-def aims(
-    site: Site, W: Float[Tensor, "out in"], *, alpha: float, sink: float, damp: float
-) -> tuple[Float[Tensor, "out in"], Factor | None]:
-    """What a sweep of all weights of a site aims at: themselves, unless the site knows what it lacks.
+def check_sink(kind: str, sink: float) -> None:
+    """Refuse what the first position cannot count."""
+    if not 0 <= sink < math.inf:
+        raise UsageError(f"{kind}: sink must be a number from 0 upwards, got {sink}")
 
-    Beside it the factor that this took, if any.
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What the linears of a site are to become, stacked in so many `rows` each, and what errors count.
+
+    `objective` is the Gram matrix `read` with what the first position counts; `factor` is what it took to
+    find matrices that make up for something, None where they are the site's own.
     """
+
+    whole: Float[Tensor, "out in"]
+    rows: list[int]
+    read: Float[Tensor, "in in"]
+    objective: Float[Tensor, "in in"]
+    factor: Factor | None
+
+    @property
+    def matrices(self) -> tuple[Float[Tensor, "out in"], ...]:
+        """One for each linear."""
+        return self.whole.split(self.rows)
+
+    def damped(self, escalations: int) -> dict[str, float]:
+        """How the damping is told, if to aim took more of it than what came after."""
+        if self.factor is None or self.factor.escalations <= escalations:
+            return {}
+        return {"damp": self.factor.damp, "escalations": self.factor.escalations}
+
+
+def aim_of(site: Site, *, alpha: float, sink: float, damp: float) -> Aim:
+    """What changes of a site's weights aim at: at themselves, unless the site knows what it lacks.
+
+    Nearly every query attends to the first position (attention sinks, arXiv:2309.17453), so an error in its
+    value reaches every token: it counts for more than its share of the tokens.
+    """
+    H = what_is_read(site)
+    objective = H if site.first is None else H + sink * site.first.mean()
+    W, rows = stacked(site), [len(W) for W in site.weights]
     if site.drift is None or not site.drift.read.tokens:
-        return W, None
-    H, C = site.drift.read.mean(), site.drift.mean()
+        return Aim(W, rows, H, objective, None)
+    G, C = site.drift.read.mean(), site.drift.mean()
     if site.first_drift is not None:
-        H = H + sink * site.first_drift.read.mean()
+        G = G + sink * site.first_drift.read.mean()
         C = C + sink * site.first_drift.mean()
-    factor = feedback_factor(H, damp)
-    return made_up_for(W, C, factor, alpha=alpha), factor
+    with naming(site):
+        factor = feedback_factor(G, damp)
+    del G
+    return Aim(made_up_for(W, C, factor, alpha=alpha), rows, H, objective, factor)

@@ -118,7 +118,8 @@ def _pruning(whole: Whole, one: Rehearsal, spent: Spent) -> float:
     step = next(step for step in whole.recipe.steps if isinstance(step, Prune | Oats))
     if not step.calibrated:
         return _unseen(whole, one, spent)
-    return _walked(whole, one, spent.units, (LEARNED if step.learn else 1.0) * one.batch_s)
+    passes = LEARNED if step.learn else DRIFTED if step.drift else 1.0
+    return _walked(whole, one, spent.units, passes * one.batch_s)
 
 
 def _unseen(whole: Whole, one: Rehearsal, spent: Spent) -> float:

@@ -193,12 +193,10 @@ def _walked(model: Model, step: Quantizer, size: Size, waiting: float) -> Iterat
     block = sum(_numbers(model, name) for name in model.linears_of(model.blocks[0])) * width
     running = 2 * min(BATCH_TOKENS, size.tokens) * waiting + SCRATCH
     waits: list[float] = [states, max(0.0, size.tokens * waiting - states), running, block, block]
-    if steps_learned(step) or drifts(step):
-        waits.append(states)  # of the original, which runs beside
+    waits += [states] * bool(steps_learned(step) or drifts(step))  # of the original, which runs beside
     if steps_learned(step):
         yield [states, states, block, block, *_learned(model), 2 * running]
-    if drifts(step):  # what its linears read
-        waits += [size.tokens * model.matrix_shape(name)[1] * width for name in _first_names(model)]
+    waits += _read(model, size) if drifts(step) else []
     for group in model.groups:
         names = [f"{model.blocks[0]}.{name}.weight" for name in group.names]
         shapes = [model.matrix_shape(name) for name in names]
@@ -221,9 +219,10 @@ def _walked(model: Model, step: Quantizer, size: Size, waiting: float) -> Iterat
         yield [*[ends] * (4 + head), ends, SCRATCH]
 
 
-def _first_names(model: Model) -> list[str]:
-    """Of the linears of the first block that read the same tensor, the first each."""
-    return [f"{model.blocks[0]}.{group.names[0]}.weight" for group in model.groups]
+def _read(model: Model, size: Size) -> list[float]:
+    """What the linears of a block read of all tokens, where the original's is kept for a while."""
+    names = [f"{model.blocks[0]}.{group.names[0]}.weight" for group in model.groups]
+    return [size.tokens * model.matrix_shape(name)[1] * forward_dtype().itemsize for name in names]
 
 
 def _pruned(model: Model, step: Prune | Oats, size: Size, waiting: float) -> Iterator[list[float]]:
@@ -241,12 +240,13 @@ def _pruned(model: Model, step: Prune | Oats, size: Size, waiting: float) -> Ite
     running = 2 * min(BATCH_TOKENS, size.tokens) * waiting + SCRATCH
     waits: list[float] = [states, max(0.0, size.tokens * waiting - states), running, block * width]
     waits += [states, *[4.0 * block] * 5] if step.learn else [4.0 * block]
+    waits += [states, *_read(model, size)] if step.drift else []
     for group in model.groups:
         names = [f"{model.blocks[0]}.{name}.weight" for name in group.names]
         shapes = [model.matrix_shape(name) for name in names]
-        rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
-        most = max(shape[0] for shape in shapes)
-        yield [*waits, *[4.0 * columns**2] * 7, *[4.0 * most * columns] * 9, *[4.0 * rows * columns] * 2]
+        rows, most, columns = sum(s[0] for s in shapes), max(s[0] for s in shapes), shapes[0][1]
+        square = 4.0 * columns**2 * (7 + (8 if group.attends else 4) * (step.drift > 0))
+        yield [*waits, square, *[4.0 * most * columns] * 9, *[4.0 * rows * columns] * (2 + (step.drift > 0))]
 
 
 def _learned(model: Model) -> list[float]:

@@ -25,10 +25,10 @@ from pocketsize.pruning.bitmask import bits_of_rows, row_offsets
 from pocketsize.pruning.mask import about, require_fitting
 from pocketsize.pruning.oats import ROUNDS, oats, split
 from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of, said_of
+from pocketsize.recipes.correct import SINK, Auto, aim_of, check_sink, check_terms, settled
 from pocketsize.recipes.prune import compared
 from pocketsize.recipes.record import LayerReport, StepReport
 from pocketsize.recipes.rival import denser, sparse_bits
-from pocketsize.recipes.sites import what_is_read
 from pocketsize.recipes.step import Context
 
 LEFT, RIGHT = "left", "right"
@@ -40,8 +40,9 @@ class Oats:
 
     Both parts together hold all but the share `sparsity` of the numbers, of which the share `rank` is in A
     and B; with an n:m `pattern` S has that and A B comes on top. `rounds` are the turns that S and A B take,
-    `damp` is the damping with which what S has is refit in the end. The export `sparse` stores the parts,
-    others their sum.
+    `damp` is the damping with which what S has is refit in the end. `alpha` and `sink` are those of `prune`:
+    what was lost before that is made up for, and what the first position counts. The export `sparse` stores
+    the parts, others their sum.
     """
 
     sparsity: float = 0.5
@@ -49,6 +50,8 @@ class Oats:
     rank: float = 0.25
     rounds: int = ROUNDS
     damp: float = 0.01
+    alpha: float | Auto = "auto"
+    sink: float = SINK
 
     kind: ClassVar[str] = "oats"
     calibrated: ClassVar[bool] = True
@@ -65,15 +68,24 @@ class Oats:
             raise UsageError(f"oats: rounds must be at least 1, got {self.rounds}")
         if not 0 < self.damp < 1:
             raise UsageError(f"oats: damp must lie between 0 and 1, got {self.damp}")
+        check_sink(self.kind, self.sink)
+        if self.alpha != "auto":
+            check_terms(self.kind, self.alpha, 0.0, ())
+
+    @property
+    def drift(self) -> float:
+        """The share of what was lost before that is made up for, once that is decided."""
+        return 0.0 if self.alpha == "auto" else self.alpha
 
     def resolve(self, model: Model, exports: tuple[str, ...]) -> Oats:
-        """The step itself; refuses what the model cannot have."""
+        """The step with its alpha decided; refuses what the model cannot have."""
         if model.arch.refuses is not None:
             raise UnsupportedError(f"{model.folder}: nothing in it can be pruned: {model.arch.refuses}")
         pattern = pattern_of(self.pattern, self.sparsity)
         for name in model.linears:
             require_fitting(pattern, model.matrix_shape(name)[1], name)
-        return replace(self, sparsity=pattern.sparsity)
+        alpha = settled(self.kind, self.alpha, model)
+        return replace(self, sparsity=pattern.sparsity, alpha=alpha)
 
     def outline(self, model: Model) -> Model:
         """The same model, whose linears are sums."""
@@ -105,15 +117,15 @@ class Oats:
 
         unit: dict[str, Tensor] = {}
         told: list[LayerReport] = []
-        for site in walk(model, ctx.input_ids, ctx.mask, finished=replay):
-            H = what_is_read(site)
-            for name, W in zip(site.names, site.weights, strict=True):
+        for site in walk(model, ctx.input_ids, ctx.mask, finished=replay, drift=self.drift > 0):
+            aim = aim_of(site, alpha=self.drift, sink=self.sink, damp=self.damp)
+            H, told_of = aim.objective, {"tokens": site.gram.tokens, **aim.damped(0)}
+            for name, W in zip(site.names, aim.matrices, strict=True):
                 rank, pattern = self.parts(*W.shape)
                 S, left, right = oats(W, H, pattern, rank, scope="matrix", damp=self.damp, rounds=self.rounds)
                 site.replaced[name] = S + left @ right
                 unit |= {name: S.to(CPU), f"{name}.{LEFT}": left.to(CPU), f"{name}.{RIGHT}": right.to(CPU)}
-                report = _report(W, H, S, left, right)
-                told.append(replace(report, name=name, tokens=site.gram.tokens))
+                told.append(replace(_report(W, aim.read, S, left, right), name=name, **told_of))
             if site.last:
                 ctx.store.keep(site.block, {}, tuple(told), unit)
                 reports += told

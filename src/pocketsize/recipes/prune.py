@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -27,17 +27,17 @@ from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of, said_o
 from pocketsize.pruning.score import magnitude, surgeon, wanda
 from pocketsize.pruning.sparsegpt import sparsegpt
 from pocketsize.pruning.support import refit
+from pocketsize.recipes.correct import SINK, Auto, aim_of, check_sink, check_terms, settled
 from pocketsize.recipes.fallbacks import raised_damping, require_few_fallbacks
 from pocketsize.recipes.learn import judging_windows, too_little_to_learn
 from pocketsize.recipes.overrides import decides, matched
 from pocketsize.recipes.record import Finding, LayerReport, StepReport
 from pocketsize.recipes.rival import beside_dense, denser, some_rows, sparse_bits
 from pocketsize.recipes.shares import ALLOCATIONS, mask_of, shares_of
-from pocketsize.recipes.sites import naming, what_is_read
+from pocketsize.recipes.sites import naming
 from pocketsize.recipes.step import Context, Unit
 from pocketsize.recipes.survivors import learn_survivors
 
-Auto = Literal["auto"]
 SCORES = ("alps", "sparsegpt", "surgeon", "taylor", "wanda", "magnitude")
 UPDATES = ("auto", "none", "sweep", "refit")
 SCOPES = ("auto", "row", "matrix")
@@ -53,8 +53,10 @@ class Prune:
     become: what the score's own paper does (`auto`), nothing (`none`), what a sweep of error feedback gives
     (`sweep`), the least squares (`refit`). Weights compete within their row or matrix (`scope`); how many go
     from each matrix is the same everywhere, or by an `allocation`: `outliers` or `taylor`, within `spread`.
-    `damp` is the damping, `rounds` those of alps, `learn` for how many steps the weights left in each block
-    are then learned from what the original block gives. `overrides` are other shares by pattern of names,
+    `damp` is the damping, `rounds` those of alps, `alpha` the share of what was lost on the way to a linear
+    that its weights make up for, where they are moved; `sink` what the first position of every window counts
+    beside all of them. For `learn` steps the weights left in each block are then learned from what the
+    original block gives. `overrides` are other shares by pattern of names,
     null to leave a linear as it is.
     """
 
@@ -67,6 +69,8 @@ class Prune:
     spread: float = 0.1
     damp: float = 0.01
     rounds: int = ROUNDS
+    alpha: float | Auto = "auto"
+    sink: float = SINK
     learn: int = 0
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
@@ -93,6 +97,14 @@ class Prune:
             raise UsageError(f"prune: damp must lie between 0 and 1, got {self.damp}")
         if not 0 < self.spread < 1:
             raise UsageError(f"prune: spread must lie between 0 and 1, got {self.spread}")
+        check_sink(self.kind, self.sink)
+        if self.alpha != "auto":
+            check_terms(self.kind, self.alpha, 0.0, ())
+            if self.alpha and not self.moves:
+                raise UsageError(
+                    "prune: alpha: the weights that stay are not moved, so they make up for nothing; use "
+                    "update: refit or alpha: 0"
+                )
         if self.rounds < 1 or self.learn < 0:
             raise UsageError("prune: rounds is a whole number from 1, learn one from 0 upwards")
         for name, share in self.overrides.items():
@@ -113,12 +125,24 @@ class Prune:
         return self.score in ("sparsegpt", "surgeon") or self.update == "sweep"
 
     @property
+    def moves(self) -> bool:
+        """Whether the weights that stay become others."""
+        return self.update in ("sweep", "refit") or (
+            self.update == "auto" and self.score in ("alps", "sparsegpt")
+        )
+
+    @property
+    def drift(self) -> float:
+        """The share of what was lost before that is made up for, once that is decided."""
+        return 0.0 if self.alpha == "auto" else self.alpha
+
+    @property
     def wanted(self) -> Pattern:
         """What all matrices become that no override names."""
         return pattern_of(self.pattern, self.sparsity)
 
     def resolve(self, model: Model, exports: tuple[str, ...]) -> Prune:
-        """The step with its scope decided; refuses what the model cannot have."""
+        """The step with its scope and alpha decided; refuses what the model cannot have."""
         if model.arch.refuses is not None:
             raise UnsupportedError(f"{model.folder}: nothing in it can be pruned: {model.arch.refuses}")
         names = matched(self.overrides, model)
@@ -138,7 +162,8 @@ class Prune:
                 f"prune: taylor: {model.config.model_type} predicts no tokens, whose loss it needs; use alps"
             )
         scope = ("row" if self.score == "wanda" else "matrix") if self.scope == "auto" else self.scope
-        return replace(self, scope=scope, sparsity=self.wanted.sparsity)
+        alpha = settled(self.kind, self.alpha, model) if self.moves else 0.0
+        return replace(self, scope=scope, sparsity=self.wanted.sparsity, alpha=alpha)
 
     def outline(self, model: Model) -> Model:
         """The same model, whose zeros later steps keep."""
@@ -176,24 +201,27 @@ def _pruned_site(
     site: Site, step: Prune, shares: Mapping[str, float], masks: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor, LayerReport]]:
     """The linears of a site, pruned; those that are to have one pattern together."""
-    H = what_is_read(site)
     found: dict[Pattern, list[int]] = {}
     for i, name in enumerate(site.names):
         if (pattern := step.pattern_for(name, shares)) is not None:
             found.setdefault(pattern, []).append(i)
+    if not found:
+        return
+    aim = aim_of(site, alpha=step.drift, sink=step.sink, damp=step.damp)
+    H, goals = aim.objective, aim.matrices
     with naming(site):
-        factor = feedback_factor(H, step.damp) if found and step.factorised else None
-    used = {} if factor is None else {"damp": factor.damp, "escalations": factor.escalations}
+        factor = feedback_factor(H, step.damp) if step.factorised else None
+    told = {} if factor is None else {"damp": factor.damp, "escalations": factor.escalations}
+    told |= {"tokens": site.gram.tokens, **aim.damped(factor.escalations if factor else 0)}
     for pattern, at in found.items():
-        names, weights = [site.names[i] for i in at], [site.weights[i] for i in at]
+        names, weights = [site.names[i] for i in at], [goals[i] for i in at]
         if step.score == "taylor":
             own = (mask_of(masks, name, len(H)).to(H.device) for name in names)
             pruned = [updated(W, mask, H, step, factor) for W, mask in zip(weights, own, strict=True)]
         else:
             pruned = pruned_matrices(weights, H, pattern, step, factor)
         for name, W, X in zip(names, weights, pruned, strict=True):
-            report = _report(W, X, H, pattern, step)
-            yield name, X, replace(report, name=name, tokens=site.gram.tokens, **used)
+            yield name, X, replace(_report(W, X, aim.read, pattern, step), name=name, **told)
 
 
 def pruned_matrices(
@@ -255,7 +283,7 @@ def _walked(step: Prune, model: Model, ctx: Context) -> list[LayerReport]:
         changed = ctx.store.changed()
         return {name: changed[name] for name in model.linears_of(path) if name in changed}
 
-    for site in walk(model, ctx.input_ids, ctx.mask, finished=replay, beside=learns):
+    for site in walk(model, ctx.input_ids, ctx.mask, finished=replay, beside=learns, drift=step.drift > 0):
         for name, X, report in _pruned_site(site, step, shares, masks):
             site.replaced[name] = X
             unit.changed[name] = X.to(CPU)

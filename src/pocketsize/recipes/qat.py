@@ -23,12 +23,12 @@ from pocketsize.models.skeleton import materialise
 from pocketsize.quantization.learned import scales_move
 from pocketsize.quantization.scheme import named
 from pocketsize.recipes.adapters import learned_parameters
-from pocketsize.recipes.correct import check_terms, refuse_experts
+from pocketsize.recipes.correct import ALPHA, check_terms, refuse_experts
 from pocketsize.recipes.distill import Distill
 from pocketsize.recipes.grids import Quantizer, layer_scheme, scheme_of, words_of
 from pocketsize.recipes.layers import finish
 from pocketsize.recipes.mixes import base_of
-from pocketsize.recipes.quantize import ALPHA, DAMP, EFFORTS, Gptq, Rtn, check_damp
+from pocketsize.recipes.quantize import DAMP, EFFORTS, Gptq, Rtn, check_damp
 from pocketsize.recipes.record import Finding, LayerReport, Stage, TrainingReport, built
 from pocketsize.recipes.stages import Best, nearest
 from pocketsize.recipes.step import Context

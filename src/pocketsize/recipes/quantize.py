@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +20,7 @@ from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.hqq import ITERATIONS, P, hqq
 from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import Scheme, named
-from pocketsize.recipes.correct import aims, check_terms, refuse_experts
+from pocketsize.recipes.correct import SINK, aim_of, check_sink, check_terms, refuse_experts
 from pocketsize.recipes.fallbacks import require_few_fallbacks
 from pocketsize.recipes.grids import (
     Auto,
@@ -37,7 +36,7 @@ from pocketsize.recipes.learn import judging_windows, learn_block, too_little_to
 from pocketsize.recipes.record import LayerReport
 from pocketsize.recipes.rival import sparse_report
 from pocketsize.recipes.rounds import rounding_word
-from pocketsize.recipes.sites import naming, stacked, unstacked, what_is_read
+from pocketsize.recipes.sites import naming, stacked, unstacked
 from pocketsize.recipes.stages import Way, staged
 from pocketsize.recipes.step import Context, Step, Unit
 
@@ -138,7 +137,7 @@ class Gptq(Quantizer):
     damp: float = DAMP
     order: bool = True
     search: bool = True
-    sink: float = 0.5
+    sink: float = SINK
     learn: int = 0
     alpha: float = 0.0
     beta: float = 0.0
@@ -150,8 +149,7 @@ class Gptq(Quantizer):
     def __post_init__(self) -> None:
         Quantizer.__post_init__(self)
         check_damp(self.kind, self.damp)
-        if not 0 <= self.sink < math.inf:
-            raise UsageError(f"gptq: sink must be a number from 0 upwards, got {self.sink}")
+        check_sink(self.kind, self.sink)
         if self.learn < 0:
             raise UsageError(f"gptq: learn must be a whole number from 0 upwards, got {self.learn}")
         check_terms(self.kind, self.alpha, self.beta, words_of(self))
@@ -201,11 +199,10 @@ class Gptq(Quantizer):
         return walked(self, model, ctx, quantize, beside=learn > 0, drift=drifts(step))
 
 
-# How long blocks are learned, by how much time there is, and the share of drift that is made up for before.
+# How long blocks are learned, by how much time there is.
 EFFORTS = {"fast": 0, "balanced": 20, "best": 100}
 # The damping of a head that is the embedding too: without its KL rises by a tenth (docs/methods/gptq.md).
 TIED = 0.1
-ALPHA = 0.25
 
 
 def steps_learned(step: Step) -> int:
@@ -339,30 +336,25 @@ def quantize_site(
 ) -> Iterator[tuple[str, QWeight, LayerReport]]:
     """The linears of a site, quantized as one stacked matrix and handed back one by one.
 
-    The site is told, so that the walk goes on with what they became. Nearly every query attends to
-    the first position (attention sinks, arXiv:2309.17453), so an error in its value reaches every
-    token: it counts for more than its share of the tokens. An expert that no token reached is
+    The site is told, so that the walk goes on with what they became. An expert that no token reached is
     searched unweighted, and its report says so by its tokens. In a pruned model what is zero stays zero;
     `pruned` gives its linears as they were before.
     Where the site knows what it lacks beside the original, a share of that is made up for; errors are then
     told of what was aimed at.
     """
-    H, W = what_is_read(site), stacked(site)
-    objective = H if site.first is None else H + step.sink * site.first.mean()
     how = {"damp": step.damp, "search": step.search, "order": step.order, "beta": step.beta}
+    aim = aim_of(site, alpha=step.alpha, sink=step.sink, damp=step.damp)
+    mask = None if pruned is None else stacked(site) != 0
     with naming(site):
-        aim, used = aims(site, W, alpha=step.alpha, sink=step.sink, damp=step.damp)
-        done = gptq(aim, objective, scheme, mask=None if pruned is None else W != 0, **how)
-    # Where aiming took more damping than the sweep, that is what the report tells.
-    raised = used is not None and used.escalations > done.escalations
-    damped = {"damp": used.damp, "escalations": used.escalations} if used and raised else {}
-    goals = aim.split([len(w) for w in site.weights])
-    for name, W, T, weight in zip(site.names, site.weights, goals, unstacked(done.weight, site), strict=True):
+        done = gptq(aim.whole, aim.objective, scheme, mask=mask, **how)
+    told = {"tokens": site.gram.tokens, **aim.damped(done.escalations)}
+    weights = zip(site.names, site.weights, aim.matrices, unstacked(done.weight, site), strict=True)
+    for name, W, T, weight in weights:
         site.replaced[name] = weight.dequantize()
-        report = replace(layer_report(T, weight, H, done), name=name, tokens=site.gram.tokens, **damped)
+        report = replace(layer_report(T, weight, aim.read, done), name=name, **told)
         if pruned is not None:
             before = pruned(name).to(W.device) + (T - W)
-            report = sparse_report(report, before, site.replaced[name], H, scheme)
+            report = sparse_report(report, before, site.replaced[name], aim.read, scheme)
         yield name, weight.to(CPU), report
 
 
