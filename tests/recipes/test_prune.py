@@ -18,7 +18,7 @@ from pocketsize.exporting import table
 from pocketsize.models import calls
 from pocketsize.models.load import load
 from pocketsize.recipes.body import Layers
-from pocketsize.recipes.correct import ALPHA
+from pocketsize.recipes.correct import LEFT_OUT
 from pocketsize.recipes.journal import Journal
 from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.prune import Prune
@@ -119,9 +119,9 @@ def test_weights_make_up_for_what_was_lost_before(step: Any, tmp_path: Path) -> 
 
 def test_what_is_made_up_for_is_settled_before_work(tmp_path: Path) -> None:
     model, experts = load(write_tiny(tmp_path / "m", "llama")), load(write_tiny(tmp_path / "x", "qwen3_moe"))
-    assert Prune().resolve(model, ("folder",)).alpha == Oats().resolve(model, ("folder",)).alpha == ALPHA
+    assert Prune().resolve(model, ("folder",)).alpha == Oats().resolve(model, ("folder",)).alpha == LEFT_OUT
     assert Prune(score="wanda").resolve(model, ("folder",)).alpha == 0
-    assert Prune(score="wanda", update="refit").resolve(model, ("folder",)).alpha == ALPHA
+    assert Prune(score="wanda", update="refit").resolve(model, ("folder",)).alpha == LEFT_OUT
     assert Prune().resolve(experts, ("folder",)).alpha == Oats().resolve(experts, ("folder",)).alpha == 0
     with pytest.raises(UnsupportedError, match=r"prune: alpha: experts of a .*use alpha: 0"):
         Prune(alpha=0.2).resolve(experts, ("folder",))

@@ -25,7 +25,7 @@ from pocketsize.pruning.bitmask import bits_of_rows, row_offsets
 from pocketsize.pruning.mask import about, require_fitting
 from pocketsize.pruning.oats import ROUNDS, oats, split
 from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of, said_of
-from pocketsize.recipes.correct import SINK, Auto, aim_of, check_sink, check_terms, settled
+from pocketsize.recipes.correct import DAMPED, SINK, Auto, aim_of, check_sink, check_terms, settled
 from pocketsize.recipes.prune import compared
 from pocketsize.recipes.record import LayerReport, StepReport
 from pocketsize.recipes.rival import denser, sparse_bits
@@ -118,7 +118,7 @@ class Oats:
         unit: dict[str, Tensor] = {}
         told: list[LayerReport] = []
         for site in walk(model, ctx.input_ids, ctx.mask, finished=replay, drift=self.drift > 0):
-            aim = aim_of(site, alpha=self.drift, sink=self.sink, damp=self.damp)
+            aim = aim_of(site, alpha=self.drift, sink=self.sink, damp=DAMPED)
             H, told_of = aim.objective, {"tokens": site.gram.tokens, **aim.damped(0)}
             for name, W in zip(site.names, aim.matrices, strict=True):
                 rank, pattern = self.parts(*W.shape)

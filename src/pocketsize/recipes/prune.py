@@ -27,7 +27,7 @@ from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of, said_o
 from pocketsize.pruning.score import magnitude, surgeon, wanda
 from pocketsize.pruning.sparsegpt import sparsegpt
 from pocketsize.pruning.support import refit
-from pocketsize.recipes.correct import SINK, Auto, aim_of, check_sink, check_terms, settled
+from pocketsize.recipes.correct import DAMPED, SINK, Auto, aim_of, check_sink, check_terms, settled
 from pocketsize.recipes.fallbacks import raised_damping, require_few_fallbacks
 from pocketsize.recipes.learn import judging_windows, too_little_to_learn
 from pocketsize.recipes.overrides import decides, matched
@@ -207,7 +207,7 @@ def _pruned_site(
             found.setdefault(pattern, []).append(i)
     if not found:
         return
-    aim = aim_of(site, alpha=step.drift, sink=step.sink, damp=step.damp)
+    aim = aim_of(site, alpha=step.drift, sink=step.sink, damp=DAMPED)
     H, goals = aim.objective, aim.matrices
     with naming(site):
         factor = feedback_factor(H, step.damp) if step.factorised else None
