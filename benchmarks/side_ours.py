@@ -15,6 +15,7 @@ from meter import metered
 from worker import hand_over, read_job
 
 from pocketsize.models.load import load
+from pocketsize.models.products import quick_products
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.quantize import Gptq
 from pocketsize.recipes.step import Context
@@ -30,7 +31,7 @@ def main() -> None:
         model, ("folder",)
     )
     with tempfile.TemporaryDirectory() as room:
-        with metered() as cost:
+        with metered() as cost, quick_products():
             journal = open_journal(Path(room) / "work", {})
             context = Context(ids, torch.ones_like(ids, dtype=torch.bool), journal, lambda *_: None)
             done = step.apply(model, context)

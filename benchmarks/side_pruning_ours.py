@@ -14,6 +14,7 @@ from meter import metered
 from worker import hand_over, read_job
 
 from pocketsize.models.load import load
+from pocketsize.models.products import quick_products
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.recipe import parse_step
 from pocketsize.recipes.step import Context
@@ -24,7 +25,7 @@ def main() -> None:
     model = original = load(job.model)
     ids = torch.from_numpy(np.load(job.calibration)[: job.sequences])
     with tempfile.TemporaryDirectory() as room:
-        with metered() as cost:
+        with metered() as cost, quick_products():
             journal = open_journal(Path(room) / "work", {})
             mask = torch.ones_like(ids, dtype=torch.bool)
             context = Context(ids, mask, journal, lambda *_: None, original=original)

@@ -19,6 +19,7 @@ from pocketsize.data.text import Corpus, Document
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.quantization.scheme import named
 from pocketsize.recipes.grids import Quantizer, block_scheme
+from pocketsize.models.products import quick_products
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.recipe import parse_step
 from pocketsize.recipes.step import Context
@@ -35,7 +36,7 @@ def main() -> None:
     step = parse_step({kind: options}).resolve(model, tuple(variant["export"]))
     assert isinstance(step, Quantizer)
     with tempfile.TemporaryDirectory() as room:
-        with metered() as cost:
+        with metered() as cost, quick_products():
             journal = open_journal(Path(room) / "work", {})
             context = Context(ids, torch.ones_like(ids, dtype=torch.bool), journal, lambda *_: None)
             context.corpus = corpus_of(ids, tokenizer_of(model))
