@@ -17,9 +17,9 @@ from worker import hand_over, read_job
 
 from pocketsize.data.text import Corpus, Document
 from pocketsize.models.load import load, tokenizer_of
+from pocketsize.models.products import quick_products
 from pocketsize.quantization.scheme import named
 from pocketsize.recipes.grids import Quantizer, block_scheme
-from pocketsize.models.products import quick_products
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.recipe import parse_step
 from pocketsize.recipes.step import Context
