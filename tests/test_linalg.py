@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.profiler import profile
 
-from pocketsize.linalg import Gram, feedback_factor, is_finite
+from pocketsize.linalg import Gram, feedback_factor, inverse, is_finite
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -56,3 +56,18 @@ def test_looking_for_them_copies_nothing() -> None:
     with profile(profile_memory=True) as seen:
         assert is_finite(T)
     assert sum(max(event.self_cpu_memory_usage, 0) for event in seen.key_averages()) < 1000
+
+
+@pytest.mark.parametrize("n", [1, 7, 256, 257, 600])
+def test_an_inverse_by_halves_is_the_inverse(n: int) -> None:
+    X = torch.randn(2 * n, n, generator=torch.Generator().manual_seed(0))
+    X[:, 0] *= 30
+    A = X.T @ X / len(X) + 0.1 * torch.eye(n)
+    before = A.clone()
+    exact = torch.linalg.inv(A.double())
+    found = inverse(A)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-3, atol=1e-4 * float(exact.abs().max()))
+    assert torch.equal(A, before)
+    assert torch.allclose(found, found.T, atol=1e-6)
+    with pytest.raises(torch.linalg.LinAlgError):
+        inverse(-A)

@@ -174,7 +174,9 @@ def test_sites_know_what_they_lack_beside_the_original(family: str, tmp_path: Pa
             )
             assert found.read.tokens == len(y) == len(x)
             assert torch.allclose(found.read.mean(), y.T @ y / len(y), atol=2e-4, rtol=1e-3)
-            assert torch.allclose(found.mean(), (x - y).T @ y / len(y), atol=2e-4, rtol=1e-3)
+            W = torch.cat(site.weights)
+            assert found.outputs == (len(site.names) == 1 and len(W) < W.shape[1])
+            assert torch.allclose(found.lost(W), W @ (x - y).T @ y / len(y), atol=2e-4, rtol=1e-3)
         for name, weight in zip(site.names, site.weights, strict=True):
             site.replaced[name] = other.replaced[name] = replaced[name] = weight * 0.7
 

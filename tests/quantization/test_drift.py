@@ -31,7 +31,7 @@ def sums(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def aimed(W: Tensor, H: Tensor, C: Tensor, *, alpha: float, damp: float) -> Tensor:
-    return made_up_for(W, C, feedback_factor(H, damp), alpha=alpha)
+    return made_up_for(W, W @ C, feedback_factor(H, damp), alpha=alpha)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -50,6 +50,20 @@ def test_equals_least_squares_over_all_tokens(alpha: float, damp: float) -> None
     made = aimed(W, *sums(X, Y), alpha=alpha, damp=damp)
     assert torch.allclose(made, made_up_for_slow(W, X, Y, alpha=alpha, damp=damp), atol=1e-4)
     assert torch.equal(W, before)
+
+
+def test_sums_of_outputs_say_the_same_in_fewer_numbers() -> None:
+    """Of the inputs it takes 128 x 128 sums, of the outputs 24 x 128."""
+    W, X, Y = layer()
+    inputs, outputs = Drift.zeros(128), Drift.zeros(128, outputs=24)
+    inputs.update(Y, X)
+    outputs.update(Y, X @ W.T, own=Y @ W.T)
+    assert outputs.cross.shape == (24, 128)
+    assert torch.allclose(outputs.lost(W), inputs.lost(W), atol=1e-5)
+    assert torch.equal(outputs.read.mean(), inputs.read.mean())
+    nothing = Drift.zeros(128, outputs=24)
+    nothing.update(Y, Y @ W.T, own=Y @ W.T)
+    assert not bool(nothing.lost(W).any())
 
 
 def test_where_nothing_was_lost_nothing_changes() -> None:

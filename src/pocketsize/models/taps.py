@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from pocketsize.models.model import Model
 
 
 @contextmanager
@@ -30,24 +33,45 @@ def tapped(module: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor
             handle.remove()
 
 
-@contextmanager
-def readings(linears: Sequence[nn.Module], rooms: Sequence[Tensor]) -> Iterator[None]:
-    """What each of these linears reads goes into its room, a row a token, call after call."""
+def asked_of(model: Model) -> list[tuple[int, bool]]:
+    """How many numbers of each token are kept for each site of an original's block, and whether outputs.
 
-    def keep(room: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    It is what a site reads, or what its linear gives where it is one alone and gives less than it reads.
+    """
+    path, found = model.blocks[0], list[tuple[int, bool]]()
+    for group in model.groups:
+        rows, columns = model.matrix_shape(f"{path}.{group.names[0]}.weight")
+        outputs = len(group.names) == 1 and rows < columns
+        found.append((rows if outputs else columns, outputs))
+    return found
+
+
+@contextmanager
+def recorded(linears: Sequence[nn.Module], rooms: Sequence[Tensor], given: Sequence[bool]) -> Iterator[None]:
+    """What each of these linears reads, or where it is so said gives, goes into its room, a row a token."""
+
+    def keep(room: Tensor) -> Callable[[Tensor], None]:
         filled = 0
 
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        def write(told: Tensor) -> None:
             nonlocal filled
-            rows = args[0].flatten(0, -2)
+            rows = told.flatten(0, -2)
             room[filled : filled + len(rows)] = rows
             filled += len(rows)
 
-        return hook
+        return write
 
-    handles = [
-        linear.register_forward_pre_hook(keep(room)) for linear, room in zip(linears, rooms, strict=True)
-    ]
+    def hook(linear: nn.Module, write: Callable[[Tensor], None], output: bool) -> RemovableHandle:
+        def gives(_: nn.Module, __: Any, told: Any) -> None:
+            write(told)
+
+        def reads(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            write(args[0])
+
+        return linear.register_forward_hook(gives) if output else linear.register_forward_pre_hook(reads)
+
+    parts = zip(linears, rooms, given, strict=True)
+    handles = [hook(linear, keep(room), output) for linear, room, output in parts]
     try:
         yield
     finally:

@@ -23,7 +23,7 @@ from pocketsize.models.sample import Sample, Sampler
 from pocketsize.models.shelf import Noted, Shelf
 from pocketsize.models.skeleton import assign, fill, skeleton
 from pocketsize.models.stream import hooked
-from pocketsize.models.taps import readings
+from pocketsize.models.taps import asked_of, recorded
 from pocketsize.quantization.drift import Drift
 from pocketsize.quantization.scheme import Scheme
 
@@ -172,14 +172,13 @@ def _firsts(block: nn.Module, model: Model) -> list[nn.Module]:
 def _asked(
     block: nn.Module, path: str, model: Model, calls: Sequence[Call], shelf: Shelf, *, read: bool
 ) -> list[Tensor]:
-    """Run a block of the original on all batches; what its sites read, of all tokens, if that is wanted."""
+    """Run a block of the original on all batches; what is asked of its sites, of all tokens, if it is."""
     if not read:
         through(block, calls, shelf, path)
         return []
-    hidden, tokens = calls[0].hidden, sum(call.mask.numel() for call in calls)
-    widths = [model.matrix_shape(f"{path}.{group.names[0]}.weight")[1] for group in model.groups]
-    rooms = [hidden.new_empty(tokens, width) for width in widths]
-    with readings(_firsts(block, model), rooms):
+    hidden, tokens, told = calls[0].hidden, sum(call.mask.numel() for call in calls), asked_of(model)
+    rooms = [hidden.new_empty(tokens, width) for width, _ in told]
+    with recorded(_firsts(block, model), rooms, [outputs for _, outputs in told]):
         through(block, calls, shelf, path)
     return rooms
 
@@ -196,7 +195,7 @@ def _visit(
     """The sites of a block in running order; afterwards the calls hold the block's outputs.
 
     Where the original runs beside for the sake of the whole block, the batches begin anew once all linears
-    are settled. The third of `batches` is what the sites read in it, if that is known; it is used up.
+    are settled. The third of `batches` is what was asked of its sites, if anything; it is used up.
     """
     groups, (calls, originals, rooms) = model.groups, batches
     firsts = _firsts(block, model)
@@ -213,7 +212,7 @@ def _visit(
             gram = Gram.zeros(model.matrix_shape(names[0])[1], device)
             site = Site(path, names, (), gram, last=number == len(groups) - 1)
             site.fed_by = group.fed_by and f"{path}.{group.fed_by}"
-            asked = rooms.pop(0) if rooms else None
+            asked = (rooms.pop(0), first if asked_of(model)[number][1] else None) if rooms else None
             _gather(site, stops, calls, attends=group.attends, wanted=wanted, asked=asked)
             del asked
             site.weights = tuple(model.as_stored(n, model.weight(n)).to(device) for n in names)
@@ -240,15 +239,21 @@ def _gather(
     *,
     attends: bool,
     wanted: _Wanted,
-    asked: Tensor | None = None,
+    asked: tuple[Tensor, nn.Module | None] | None = None,
 ) -> None:
-    """Sum into the matrices of a site what all batches bring to it; `asked` is what the original reads."""
+    """Sum into the matrices of a site what all batches bring to it.
+
+    `asked` is what the original reads there, or what its linear gives, and then the linear.
+    """
     like, window = site.gram.total, 0
     site.first = Gram.zeros(len(like), like.device) if attends else None
-    site.drift = Drift.zeros(len(like), like.device) if asked is not None else None
-    site.first_drift = Drift.zeros(len(like), like.device) if attends and asked is not None else None
-    sizes = [call.mask.numel() for call in calls]
-    wanting = [None] * len(calls) if asked is None else asked.split(sizes)
+    wanting, linear = list[Tensor | None]([None] * len(calls)), None
+    if asked is not None:
+        room, linear = asked
+        wanting[:] = room.split([call.mask.numel() for call in calls])
+        outputs = None if linear is None else room.shape[1]
+        site.drift = Drift.zeros(len(like), like.device, outputs=outputs)
+        site.first_drift = Drift.zeros(len(like), like.device, outputs=outputs) if attends else None
     site.held = Gram.zeros(len(like), like.device) if wanted.hold_out else None
     sampler = Sampler(-(-wanted.sampled // len(calls))) if wanted.sampled else None
     with torch.inference_mode():  # as the batches run
@@ -258,7 +263,7 @@ def _gather(
             if site.first is not None:
                 site.first.update(X[:, 0])
             if there is not None and number % HELD_OUT != HELD_OUT - 1:
-                _differ(site, X, there.view(X.shape), mask)
+                _differ(site, X, there.view(*mask.shape, -1), mask, linear)
                 continue
             if site.held is None:
                 site.gram.update(X, mask)
@@ -277,12 +282,13 @@ def _gather(
         site.sample = sampler.sample() if sampler is not None else None
 
 
-def _differ(site: Site, Y: Tensor, X: Tensor, mask: Tensor) -> None:
-    """Count a batch in what the linears of a site lack."""
+def _differ(site: Site, Y: Tensor, X: Tensor, mask: Tensor, linear: nn.Module | None) -> None:
+    """Count a batch in what the linears of a site lack; of a `linear` in what it gives."""
+    own = Y if linear is None else linear.forward(Y)  # called, it would wait here
     if site.drift is not None:
-        site.drift.update(Y, X, mask)
+        site.drift.update(Y, X, mask, own=own)
     if site.first_drift is not None:
-        site.first_drift.update(Y[:, 0], X[:, 0])
+        site.first_drift.update(Y[:, 0], X[:, 0], own=own[:, 0])
 
 
 def shelf_for(model: Model, calls: Sequence[Call]) -> Shelf:

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pocketsize.errors import NumericalError
+from pocketsize.linalg import inverse
 from pocketsize.pruning.mask import Scope, about, highest
 from pocketsize.pruning.pattern import Pattern
 from pocketsize.pruning.support import refit
@@ -54,10 +55,10 @@ def alps(
     before = 0.0
     for penalty, count in penalties(rounds):
         U *= before / penalty
-        before, inverse = penalty, _inverse(unit, penalty)
+        before, solved = penalty, _inverse(unit, penalty)
         for _ in range(count):
             torch.sub(D, U, out=X)
-            U.addmm_(torch.add(slope, X, alpha=penalty, out=X), inverse)
+            U.addmm_(torch.add(slope, X, alpha=penalty, out=X), solved)
             torch.mul(U, _masks(about, torch.abs(U, out=X), parts, pattern, scope), out=D)
             U -= D
     D += U
@@ -88,4 +89,4 @@ def _masks(
 def _inverse(unit: Float[Tensor, "in in"], penalty: float) -> Float[Tensor, "in in"]:
     more = unit.clone()
     more.diagonal().add_(penalty)
-    return torch.cholesky_inverse(torch.linalg.cholesky(more))
+    return inverse(more)

@@ -17,51 +17,64 @@ class Drift:
 
         G = sum y y^T,    C = sum (x - y) y^T,    x read in the original, y in the model as changed so far
 
-    Differences, products and sums are taken in float32: where nothing has changed yet C is exactly zero.
+    Of a linear with fewer outputs than inputs it may be the outputs that are summed, W x - W y in place of
+    x - y: all that is asked of C is W C, and so it takes fewer sums. Differences, products and sums are taken
+    in float32: where nothing has changed yet C is exactly zero.
     """
 
     read: Gram
-    cross: Float[Tensor, "in in"]
+    cross: Float[Tensor, "lacking in"]
+    outputs: bool = False
 
     @classmethod
-    def zeros(cls, columns: int, device: torch.device | None = None) -> Drift:
-        """Empty sums for a linear with so many inputs."""
-        return cls(Gram.zeros(columns, device), torch.zeros(columns, columns, device=device))
+    def zeros(cls, columns: int, device: torch.device | None = None, *, outputs: int | None = None) -> Drift:
+        """Empty sums for a linear with so many inputs, and so many `outputs` where those are summed."""
+        cross = torch.zeros(outputs or columns, columns, device=device)
+        return cls(Gram.zeros(columns, device), cross, outputs is not None)
 
     def update(
         self,
         Y: Float[Tensor, "*batch in"],
-        X: Float[Tensor, "*batch in"],
+        X: Float[Tensor, "*batch lacking"],
         mask: Bool[Tensor, "*batch"] | None = None,
+        *,
+        own: Float[Tensor, "*batch lacking"] | None = None,
     ) -> None:
-        """Add the rows of Y and X; rows where `mask` is False (padding) do not count."""
-        self.read.update(Y, mask)
-        y, x = (T.detach().flatten(0, -2) for T in (Y, X))
-        if mask is not None and not bool(mask.all()):
-            y, x = y[mask.flatten()], x[mask.flatten()]
-        self.cross += (x.float() - y.float()).T @ y.float()
+        """Add the rows of Y and X; rows where `mask` is False (padding) do not count.
 
-    def mean(self) -> Float[Tensor, "in in"]:
-        """E[(x - y) y^T]."""
+        Where outputs are summed X are the original's, and `own` those that the same weights give for Y.
+        """
+        self.read.update(Y, mask)
+        x, y, z = (T.detach().flatten(0, -2) for T in (X, Y, Y if own is None else own))
+        if mask is not None and not bool(mask.all()):
+            x, y, z = (T[mask.flatten()] for T in (x, y, z))
+        self.cross += (x.float() - z.float()).T @ y.float()
+
+    def mean(self) -> Float[Tensor, "lacking in"]:
+        """E[(x - y) y^T]; W times it where outputs are summed."""
         return self.cross / max(self.read.tokens, 1)
+
+    def lost(self, W: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        """W C: what the outputs of W lack, against what it reads."""
+        return self.mean() if self.outputs else W.to(torch.float32) @ self.mean()
 
 
 def made_up_for(
-    W: Float[Tensor, "out in"], C: Float[Tensor, "in in"], factor: Factor, *, alpha: float
+    W: Float[Tensor, "out in"], lost: Float[Tensor, "out in"], factor: Factor, *, alpha: float
 ) -> Float[Tensor, "out in"]:
     """The weights that give, on what a linear reads now, `alpha` of the way to what the original gave.
 
         minimise over T:   E|W x - T y|^2 + damp mean(diag H) |T - W|^2
         T = W + W C (H + damp mean(diag H) I)^-1,    H = E[y y^T],  C = E[(x - y) y^T]
 
-    It returns W + alpha (T - W). Undamped, E|W x - Q y|^2 is tr (Q - T) H (Q - T)^T and what no Q changes, so
-    a sweep that begins at T and knows nothing of x solves the asymmetric problem. GPTAQ (arXiv:2504.02692)
-    poses it, and has each column's part of W (x - y) made up for by the columns behind it alone; here all
-    columns do, at once and before the sweep (QEP, arXiv:2504.09629, of which `alpha` is the strength). So
-    any grid, mask or device that a sweep knows goes with it. `factor` is that of H, damped. W and C are left
-    untouched.
+    It returns W + alpha (T - W); `lost` is W C. Undamped, E|W x - Q y|^2 is tr (Q - T) H (Q - T)^T and what
+    no Q changes, so a sweep that begins at T and knows nothing of x solves the asymmetric problem. GPTAQ
+    (arXiv:2504.02692) poses it, and has each column's part of W (x - y) made up for by the columns behind it
+    alone; here all columns do, at once and before the sweep (QEP, arXiv:2504.09629, of which `alpha` is the
+    strength). So any grid, mask or device that a sweep knows goes with it. `factor` is that of H, damped. W
+    and `lost` are left untouched.
     """
-    Z = torch.linalg.solve_triangular(factor.M, (W.to(torch.float32) @ C).T, upper=True, unitriangular=True)
+    Z = torch.linalg.solve_triangular(factor.M, lost.T, upper=True, unitriangular=True)
     Z.div_(factor.d[:, None])
     change = torch.linalg.solve_triangular(factor.M.T, Z, upper=False, unitriangular=True).T
     return W + alpha * change

@@ -98,11 +98,11 @@ def aim_of(site: Site, *, alpha: float, sink: float, damp: float) -> Aim:
     W, rows = stacked(site), [len(W) for W in site.weights]
     if site.drift is None or not site.drift.read.tokens:
         return Aim(W, rows, H, objective, None)
-    G, C = site.drift.read.mean(), site.drift.mean()
+    G, lost = site.drift.read.mean(), site.drift.lost(W)
     if site.first_drift is not None:
         G = G + sink * site.first_drift.read.mean()
-        C = C + sink * site.first_drift.mean()
+        lost = lost + sink * site.first_drift.lost(W)
     with naming(site):
         factor = feedback_factor(G, damp)
     del G
-    return Aim(made_up_for(W, C, factor, alpha=alpha), rows, H, objective, factor)
+    return Aim(made_up_for(W, lost, factor, alpha=alpha), rows, H, objective, factor)

@@ -23,6 +23,7 @@ from pocketsize.measurement.tokens import LOGITS, STATES
 from pocketsize.models.calls import BATCH_TOKENS
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
+from pocketsize.models.taps import asked_of
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.distill import Distill
 from pocketsize.recipes.gate import WINDOWS as GATED
@@ -220,9 +221,8 @@ def _walked(model: Model, step: Quantizer, size: Size, waiting: float) -> Iterat
 
 
 def _read(model: Model, size: Size) -> list[float]:
-    """What the linears of a block read of all tokens, where the original's is kept for a while."""
-    names = [f"{model.blocks[0]}.{group.names[0]}.weight" for group in model.groups]
-    return [size.tokens * model.matrix_shape(name)[1] * forward_dtype().itemsize for name in names]
+    """What is kept of all tokens of an original's block, for each site in turn."""
+    return [size.tokens * width * forward_dtype().itemsize for width, _ in asked_of(model)]
 
 
 def _pruned(model: Model, step: Prune | Oats, size: Size, waiting: float) -> Iterator[list[float]]:
