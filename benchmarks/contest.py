@@ -29,8 +29,10 @@ ALGORITHM = (
     "models/archs",
     "models/attention.py",
     "models/dtype.py",
+    "models/products.py",
     "models/shelf.py",
     "models/skeleton.py",
+    "models/taps.py",
     "models/walk.py",
     "recipes/awq.py",
     "recipes/correct.py",
@@ -38,6 +40,7 @@ ALGORITHM = (
     "recipes/learn.py",
     "recipes/qat.py",
     "recipes/quantize.py",
+    "recipes/sites.py",
     "recipes/stages.py",
     "training/rounded.py",
 )

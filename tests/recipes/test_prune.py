@@ -117,11 +117,39 @@ def test_weights_make_up_for_what_was_lost_before(step: Any, tmp_path: Path) -> 
     assert alike == [name for name in same if "layers.0" in name and re.search(r"[qkv]_proj", name)]
 
 
+@pytest.mark.parametrize("step", [Prune, Oats], ids=lambda step: step.kind)
+def test_the_first_position_counts_where_it_feeds_attention(step: Any, tmp_path: Path) -> None:
+    found = []
+    for sink in (0.0, 4.0):
+        ran(tmp_path, "llama", step(sink=sink, alpha=0.0), sequences=16)
+        model = load(tmp_path / "o")
+        found.append({name: model.weight(name) for name in model.linears})
+        shutil.rmtree(tmp_path / "o")
+    first = [name for name in found[0] if "layers.0" in name and re.search(r"[qkv]_proj", name)]
+    assert len(first) == 3
+    assert not any(torch.equal(found[0][name], found[1][name]) for name in first)
+
+
+def test_what_is_made_up_for_brings_the_model_nearer(tmp_path: Path) -> None:
+    ids = torch.arange(5, 101).view(4, 24)
+    lost = {}
+    for alpha in (0.0, 0.5):
+        ran(tmp_path, "llama", Prune(sparsity=0.7, alpha=alpha), sequences=16)
+        before, after = (AutoModelForCausalLM.from_pretrained(tmp_path / f) for f in ("m", "o"))
+        with torch.no_grad():
+            states = [m.model(input_ids=ids).last_hidden_state for m in (before, after)]
+        lost[alpha] = float((states[0] - states[1]).square().mean())
+        shutil.rmtree(tmp_path / "o")
+    assert lost[0.5] < lost[0.0]
+
+
 def test_what_is_made_up_for_is_settled_before_work(tmp_path: Path) -> None:
     model, experts = load(write_tiny(tmp_path / "m", "llama")), load(write_tiny(tmp_path / "x", "qwen3_moe"))
     assert Prune().resolve(model, ("folder",)).alpha == Oats().resolve(model, ("folder",)).alpha == LEFT_OUT
     assert Prune(score="wanda").resolve(model, ("folder",)).alpha == 0
-    assert Prune(score="wanda", update="refit").resolve(model, ("folder",)).alpha == LEFT_OUT
+    assert Prune(score="sparsegpt").resolve(model, ("folder",)).alpha == 0
+    assert Prune(score="wanda", update="refit", alpha=0.2).resolve(model, ("folder",)).alpha == 0.2
+    assert Prune(score="wanda").resolve(model, ("folder",)).sink == 0
     assert Prune().resolve(experts, ("folder",)).alpha == Oats().resolve(experts, ("folder",)).alpha == 0
     with pytest.raises(UnsupportedError, match=r"prune: alpha: experts of a .*use alpha: 0"):
         Prune(alpha=0.2).resolve(experts, ("folder",))
@@ -230,6 +258,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"alpha": 1.5}, "alpha must lie between 0 and 1"),
     ({"alpha": 0.2, "score": "wanda"}, "not moved, so they make up for nothing"),
     ({"sink": -1.0}, "sink must be a number from 0"),
+    ({"sink": 0.5, "score": "magnitude"}, "asks no input what it is worth"),
 ]
 
 

@@ -33,14 +33,14 @@ def tapped(module: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor
             handle.remove()
 
 
-def asked_of(model: Model) -> list[tuple[int, bool]]:
-    """How many numbers of each token are kept for each site of an original's block, and whether outputs.
+def asked_of(model: Model, block: str) -> list[tuple[int, bool]]:
+    """How many numbers of each token are kept for each site of an original's `block`, and whether outputs.
 
     It is what a site reads, or what its linear gives where it is one alone and gives less than it reads.
     """
-    path, found = model.blocks[0], list[tuple[int, bool]]()
+    found: list[tuple[int, bool]] = []
     for group in model.groups:
-        rows, columns = model.matrix_shape(f"{path}.{group.names[0]}.weight")
+        rows, columns = model.matrix_shape(f"{block}.{group.names[0]}.weight")
         outputs = len(group.names) == 1 and rows < columns
         found.append((rows if outputs else columns, outputs))
     return found

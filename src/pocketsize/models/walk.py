@@ -176,7 +176,7 @@ def _asked(
     if not read:
         through(block, calls, shelf, path)
         return []
-    hidden, tokens, told = calls[0].hidden, sum(call.mask.numel() for call in calls), asked_of(model)
+    hidden, tokens, told = calls[0].hidden, sum(call.mask.numel() for call in calls), asked_of(model, path)
     rooms = [hidden.new_empty(tokens, width) for width, _ in told]
     with recorded(_firsts(block, model), rooms, [outputs for _, outputs in told]):
         through(block, calls, shelf, path)
@@ -212,7 +212,7 @@ def _visit(
             gram = Gram.zeros(model.matrix_shape(names[0])[1], device)
             site = Site(path, names, (), gram, last=number == len(groups) - 1)
             site.fed_by = group.fed_by and f"{path}.{group.fed_by}"
-            asked = (rooms.pop(0), first if asked_of(model)[number][1] else None) if rooms else None
+            asked = (rooms.pop(0), first if asked_of(model, path)[number][1] else None) if rooms else None
             _gather(site, stops, calls, attends=group.attends, wanted=wanted, asked=asked)
             del asked
             site.weights = tuple(model.as_stored(n, model.weight(n)).to(device) for n in names)

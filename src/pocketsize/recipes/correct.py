@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pocketsize.errors import UnsupportedError, UsageError
-from pocketsize.linalg import Factor, feedback_factor
+from pocketsize.linalg import feedback_factor
 from pocketsize.models.model import Model
 from pocketsize.models.walk import Site
 from pocketsize.quantization.drift import made_up_for
@@ -38,10 +38,10 @@ def check_terms(kind: str, alpha: float, beta: float, words: Sequence[str]) -> N
         raise UsageError(f"{kind}: alpha: the original rounds no inputs, {word} does; use alpha: 0")
 
 
-def settled(kind: str, alpha: float | Auto, model: Model) -> float:
-    """The share that a step which makes zeros makes up for; `auto` is none where experts read."""
+def settled(kind: str, alpha: float | Auto, model: Model, usual: float = LEFT_OUT) -> float:
+    """The share that a step which makes zeros makes up for; `auto` is `usual`, or none where experts read."""
     if alpha == "auto":
-        return 0.0 if model.arch.experts is not None else LEFT_OUT
+        return 0.0 if model.arch.experts is not None else usual
     refuse_experts(kind, alpha, model)
     return alpha
 
@@ -65,15 +65,16 @@ def check_sink(kind: str, sink: float) -> None:
 class Aim:
     """What the linears of a site are to become, stacked in so many `rows` each, and what errors count.
 
-    `objective` is the Gram matrix `read` with what the first position counts; `factor` is what it took to
-    find matrices that make up for something, None where they are the site's own.
+    `objective` is the Gram matrix `read` with what the first position counts; `damp` and `escalations` are
+    those of what found matrices that make up for something, 0 where they are the site's own.
     """
 
     whole: Float[Tensor, "out in"]
     rows: list[int]
     read: Float[Tensor, "in in"]
     objective: Float[Tensor, "in in"]
-    factor: Factor | None
+    damp: float = 0.0
+    escalations: int = 0
 
     @property
     def matrices(self) -> tuple[Float[Tensor, "out in"], ...]:
@@ -82,9 +83,8 @@ class Aim:
 
     def damped(self, escalations: int) -> dict[str, float]:
         """How the damping is told, if to aim took more of it than what came after."""
-        if self.factor is None or self.factor.escalations <= escalations:
-            return {}
-        return {"damp": self.factor.damp, "escalations": self.factor.escalations}
+        more = self.escalations > escalations
+        return {"damp": self.damp, "escalations": self.escalations} if more else {}
 
 
 def aim_of(site: Site, *, alpha: float, sink: float, damp: float) -> Aim:
@@ -97,7 +97,7 @@ def aim_of(site: Site, *, alpha: float, sink: float, damp: float) -> Aim:
     objective = H if site.first is None else H + sink * site.first.mean()
     W, rows = stacked(site), [len(W) for W in site.weights]
     if site.drift is None or not site.drift.read.tokens:
-        return Aim(W, rows, H, objective, None)
+        return Aim(W, rows, H, objective)
     G, lost = site.drift.read.mean(), site.drift.lost(W)
     if site.first_drift is not None:
         G = G + sink * site.first_drift.read.mean()
@@ -105,4 +105,5 @@ def aim_of(site: Site, *, alpha: float, sink: float, damp: float) -> Aim:
     with naming(site):
         factor = feedback_factor(G, damp)
     del G
-    return Aim(made_up_for(W, lost, factor, alpha=alpha), rows, H, objective, factor)
+    aim = made_up_for(W, lost, factor, alpha=alpha)
+    return Aim(aim, rows, H, objective, factor.damp, factor.escalations)

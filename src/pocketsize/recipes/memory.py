@@ -222,7 +222,7 @@ def _walked(model: Model, step: Quantizer, size: Size, waiting: float) -> Iterat
 
 def _read(model: Model, size: Size) -> list[float]:
     """What is kept of all tokens of an original's block, for each site in turn."""
-    return [size.tokens * width * forward_dtype().itemsize for width, _ in asked_of(model)]
+    return [size.tokens * width * forward_dtype().itemsize for width, _ in asked_of(model, model.blocks[0])]
 
 
 def _pruned(model: Model, step: Prune | Oats, size: Size, waiting: float) -> Iterator[list[float]]:
@@ -239,14 +239,14 @@ def _pruned(model: Model, step: Prune | Oats, size: Size, waiting: float) -> Ite
         return
     running = 2 * min(BATCH_TOKENS, size.tokens) * waiting + SCRATCH
     waits: list[float] = [states, max(0.0, size.tokens * waiting - states), running, block * width]
-    waits += [states, *[4.0 * block] * 5] if step.learn else [4.0 * block]
-    waits += [states, *_read(model, size)] if step.drift else []
+    waits += [*[states] * bool(step.learn or step.drift), *[4.0 * block] * (5 if step.learn else 1)]
+    waits += _read(model, size) * (step.drift > 0)
     for group in model.groups:
         names = [f"{model.blocks[0]}.{name}.weight" for name in group.names]
         shapes = [model.matrix_shape(name) for name in names]
         rows, most, columns = sum(s[0] for s in shapes), max(s[0] for s in shapes), shapes[0][1]
-        square = 4.0 * columns**2 * (7 + (8 if group.attends else 4) * (step.drift > 0))
-        yield [*waits, square, *[4.0 * most * columns] * 9, *[4.0 * rows * columns] * (2 + (step.drift > 0))]
+        squares = [4.0 * columns**2] * (7 + (8 if group.attends else 4) * (step.drift > 0))
+        yield [*waits, *squares, *[4.0 * most * columns] * 9, *[4.0 * rows * columns] * 3]
 
 
 def _learned(model: Model) -> list[float]:

@@ -26,6 +26,7 @@ from pocketsize.pruning.mask import about, require_fitting
 from pocketsize.pruning.oats import ROUNDS, oats, split
 from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of, said_of
 from pocketsize.recipes.correct import DAMPED, SINK, Auto, aim_of, check_sink, check_terms, settled
+from pocketsize.recipes.fallbacks import raised_damping
 from pocketsize.recipes.prune import compared
 from pocketsize.recipes.record import LayerReport, StepReport
 from pocketsize.recipes.rival import denser, sparse_bits
@@ -104,7 +105,7 @@ class Oats:
         made = load(ctx.made(self.kind, partial(self._write, model, own.store.changed()))).made_from(model)
         options: dict[str, object] = {f.name: getattr(self, f.name) for f in fields(self)}
         ctx.reports.append(StepReport(self.kind, options, tuple(reports), int(ctx.mask.sum())))
-        ctx.findings += denser(reports, "sparse and low-rank parts")
+        ctx.findings += [*raised_damping(reports), *denser(reports, "sparse and low-rank parts")]
         return made
 
     def _walked(self, model: Model, ctx: Context) -> list[LayerReport]:

@@ -27,7 +27,7 @@ from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of, said_o
 from pocketsize.pruning.score import magnitude, surgeon, wanda
 from pocketsize.pruning.sparsegpt import sparsegpt
 from pocketsize.pruning.support import refit
-from pocketsize.recipes.correct import DAMPED, SINK, Auto, aim_of, check_sink, check_terms, settled
+from pocketsize.recipes.correct import DAMPED, LEFT_OUT, SINK, Auto, aim_of, check_sink, check_terms, settled
 from pocketsize.recipes.fallbacks import raised_damping, require_few_fallbacks
 from pocketsize.recipes.learn import judging_windows, too_little_to_learn
 from pocketsize.recipes.overrides import decides, matched
@@ -55,9 +55,9 @@ class Prune:
     from each matrix is the same everywhere, or by an `allocation`: `outliers` or `taylor`, within `spread`.
     `damp` is the damping, `rounds` those of alps, `alpha` the share of what was lost on the way to a linear
     that its weights make up for, where they are moved; `sink` what the first position of every window counts
-    beside all of them. For `learn` steps the weights left in each block are then learned from what the
-    original block gives. `overrides` are other shares by pattern of names,
-    null to leave a linear as it is.
+    beside all of them; `auto` leaves both out of every score but alps, as papers do. For `learn` steps the
+    weights left in each block are then learned from what the original block gives. `overrides` are other
+    shares by pattern of names, null to leave a linear as it is.
     """
 
     sparsity: float = 0.5
@@ -70,7 +70,7 @@ class Prune:
     damp: float = 0.01
     rounds: int = ROUNDS
     alpha: float | Auto = "auto"
-    sink: float = SINK
+    sink: float | Auto = "auto"
     learn: int = 0
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
@@ -97,14 +97,7 @@ class Prune:
             raise UsageError(f"prune: damp must lie between 0 and 1, got {self.damp}")
         if not 0 < self.spread < 1:
             raise UsageError(f"prune: spread must lie between 0 and 1, got {self.spread}")
-        check_sink(self.kind, self.sink)
-        if self.alpha != "auto":
-            check_terms(self.kind, self.alpha, 0.0, ())
-            if self.alpha and not self.moves:
-                raise UsageError(
-                    "prune: alpha: the weights that stay are not moved, so they make up for nothing; use "
-                    "update: refit or alpha: 0"
-                )
+        _check_aim(self)
         if self.rounds < 1 or self.learn < 0:
             raise UsageError("prune: rounds is a whole number from 1, learn one from 0 upwards")
         for name, share in self.overrides.items():
@@ -137,6 +130,11 @@ class Prune:
         return 0.0 if self.alpha == "auto" else self.alpha
 
     @property
+    def first(self) -> float:
+        """What the first position counts, once that is decided."""
+        return 0.0 if self.sink == "auto" else self.sink
+
+    @property
     def wanted(self) -> Pattern:
         """What all matrices become that no override names."""
         return pattern_of(self.pattern, self.sparsity)
@@ -162,8 +160,10 @@ class Prune:
                 f"prune: taylor: {model.config.model_type} predicts no tokens, whose loss it needs; use alps"
             )
         scope = ("row" if self.score == "wanda" else "matrix") if self.scope == "auto" else self.scope
-        alpha = settled(self.kind, self.alpha, model) if self.moves else 0.0
-        return replace(self, scope=scope, sparsity=self.wanted.sparsity, alpha=alpha)
+        own = self.score == "alps" and self.moves
+        alpha = settled(self.kind, self.alpha, model, LEFT_OUT if own else 0.0)
+        sink = (SINK if own else 0.0) if self.sink == "auto" else self.sink
+        return replace(self, scope=scope, sparsity=self.wanted.sparsity, alpha=alpha, sink=sink)
 
     def outline(self, model: Model) -> Model:
         """The same model, whose zeros later steps keep."""
@@ -197,6 +197,21 @@ class Prune:
         return None if share is None else Pattern(share)
 
 
+def _check_aim(step: Prune) -> None:
+    """Refuse what weights cannot make up for, and a first position that nothing asks for."""
+    if step.sink != "auto":
+        check_sink(step.kind, step.sink)
+        if step.sink and not step.moves and step.score in ("magnitude", "taylor"):
+            raise UsageError(f"prune: sink: {step.score} asks no input what it is worth; use sink: 0")
+    if step.alpha != "auto":
+        check_terms(step.kind, step.alpha, 0.0, ())
+        if step.alpha and not step.moves:
+            raise UsageError(
+                "prune: alpha: the weights that stay are not moved, so they make up for nothing; use "
+                "update: refit or alpha: 0"
+            )
+
+
 def _pruned_site(
     site: Site, step: Prune, shares: Mapping[str, float], masks: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor, LayerReport]]:
@@ -207,7 +222,7 @@ def _pruned_site(
             found.setdefault(pattern, []).append(i)
     if not found:
         return
-    aim = aim_of(site, alpha=step.drift, sink=step.sink, damp=DAMPED)
+    aim = aim_of(site, alpha=step.drift, sink=step.first, damp=DAMPED)
     H, goals = aim.objective, aim.matrices
     with naming(site):
         factor = feedback_factor(H, step.damp) if step.factorised else None
