@@ -48,6 +48,12 @@ def test_a_ratio_weighs_windows_by_their_counts():
     assert (low, high) == (0.0, 3.0)
 
 
+def test_a_ratio_of_which_draws_may_divide_by_nothing_has_no_interval():
+    assert bootstrap_ratio(np.array([1.0, 1.0, 0.0]), np.array([0.0, 1.0, 0.0]), 0) is None
+    assert bootstrap_ratio(np.zeros(4), np.zeros(4), 0) is None
+    assert bootstrap_ratio(np.array([0.0, 1.0]), np.array([1.0, 1.0]), 0) == (0.0, 1.0)
+
+
 def test_one_value_has_no_interval():
     assert bootstrap_mean(np.array([1.0]), 0) is None
 

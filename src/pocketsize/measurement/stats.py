@@ -27,22 +27,31 @@ def bootstrap_ratio(
     """The interval of sum(numerators) / sum(denominators) when the pairs are drawn again together.
 
     With sums and counts per window this is a mean over tokens that treats the window as the unit:
-    tokens of one window depend on each other, and an interval over tokens would be too narrow.
+    tokens of one window depend on each other, and an interval over tokens would be too narrow. None also where
+    so few denominators are not 0 that a draw leaves nothing to divide by.
     """
     top, bottom = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
-    return bootstrap(len(top), lambda draw: top[draw].sum() / bottom[draw].sum(), seed)
+
+    def ratio(draw: Int[ndarray, "n"]) -> float:
+        below = bottom[draw].sum()
+        return top[draw].sum() / below if below else np.nan
+
+    return bootstrap(len(top), ratio, seed)
 
 
 def bootstrap(n: int, statistic: Callable[[Int[ndarray, "n"]], float], seed: int) -> Interval | None:
     """The 95 % percentile interval of `statistic` over draws with replacement of n units.
 
     `statistic` gets the drawn indices. The interval is widened to hold the statistic of the units
-    themselves, which it can miss where the statistic is skewed and n small. Fewer than two: None.
+    themselves, which it can miss where the statistic is skewed and n small. Fewer than two: None, and so
+    where a draw has no statistic (NaN).
     """
     if n < 2:
         return None
     own = statistic(np.arange(n))
     drawn = [statistic(draw) for draw in _draws(n, seed)]
+    if np.isnan(drawn).any():
+        return None
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(drawn, (tail, 1 - tail))
     return min(float(low), float(own)), max(float(high), float(own))
