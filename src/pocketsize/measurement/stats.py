@@ -27,8 +27,8 @@ def bootstrap_ratio(
     """The interval of sum(numerators) / sum(denominators) when the pairs are drawn again together.
 
     With sums and counts per window this is a mean over tokens that treats the window as the unit:
-    tokens of one window depend on each other, and an interval over tokens would be too narrow. None also where
-    so few denominators are not 0 that a draw leaves nothing to divide by.
+    tokens of one window depend on each other, and an interval over tokens would be too narrow. None also
+    where so few denominators are not 0 that a draw leaves nothing to divide by.
     """
     top, bottom = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
 
