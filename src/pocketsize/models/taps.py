@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from pocketsize.models.model import Model
 
@@ -50,28 +49,19 @@ def asked_of(model: Model, block: str) -> list[tuple[int, bool]]:
 def recorded(linears: Sequence[nn.Module], rooms: Sequence[Tensor], given: Sequence[bool]) -> Iterator[None]:
     """What each of these linears reads, or where it is so said gives, goes into its room, a row a token."""
 
-    def keep(room: Tensor) -> Callable[[Tensor], None]:
+    def keep(room: Tensor, output: bool) -> Callable[[nn.Module, tuple[Tensor, ...], Any], None]:
         filled = 0
 
-        def write(told: Tensor) -> None:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], told: Any) -> None:
             nonlocal filled
-            rows = told.flatten(0, -2)
+            rows = (told if output else args[0]).flatten(0, -2)
             room[filled : filled + len(rows)] = rows
             filled += len(rows)
 
-        return write
-
-    def hook(linear: nn.Module, write: Callable[[Tensor], None], output: bool) -> RemovableHandle:
-        def gives(_: nn.Module, __: Any, told: Any) -> None:
-            write(told)
-
-        def reads(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            write(args[0])
-
-        return linear.register_forward_hook(gives) if output else linear.register_forward_pre_hook(reads)
+        return hook
 
     parts = zip(linears, rooms, given, strict=True)
-    handles = [hook(linear, keep(room), output) for linear, room, output in parts]
+    handles = [linear.register_forward_hook(keep(room, output)) for linear, room, output in parts]
     try:
         yield
     finally:

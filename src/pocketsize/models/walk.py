@@ -30,6 +30,8 @@ from pocketsize.quantization.scheme import Scheme
 # One window in so many judges what the others suggest.
 HELD_OUT = 4
 _NONE: Mapping[str, Scheme] = MappingProxyType({})
+# What an original's site reads, or what its linear gives, and then the linear.
+_Kept = tuple[Tensor, nn.Module | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,23 +173,25 @@ def _firsts(block: nn.Module, model: Model) -> list[nn.Module]:
 
 def _asked(
     block: nn.Module, path: str, model: Model, calls: Sequence[Call], shelf: Shelf, *, read: bool
-) -> list[Tensor]:
+) -> list[_Kept]:
     """Run a block of the original on all batches; what is asked of its sites, of all tokens, if it is."""
     if not read:
         through(block, calls, shelf, path)
         return []
     hidden, tokens, told = calls[0].hidden, sum(call.mask.numel() for call in calls), asked_of(model, path)
     rooms = [hidden.new_empty(tokens, width) for width, _ in told]
-    with recorded(_firsts(block, model), rooms, [outputs for _, outputs in told]):
+    firsts, given = _firsts(block, model), [outputs for _, outputs in told]
+    with recorded(firsts, rooms, given):
         through(block, calls, shelf, path)
-    return rooms
+    linears = [first if outputs else None for first, outputs in zip(firsts, given, strict=True)]
+    return list(zip(rooms, linears, strict=True))
 
 
 def _visit(
     block: nn.Module,
     path: str,
     model: Model,
-    batches: tuple[list[Call], list[Call], list[Tensor]],
+    batches: tuple[list[Call], list[Call], list[_Kept]],
     shelf: Shelf,
     *,
     wanted: _Wanted,
@@ -212,7 +216,7 @@ def _visit(
             gram = Gram.zeros(model.matrix_shape(names[0])[1], device)
             site = Site(path, names, (), gram, last=number == len(groups) - 1)
             site.fed_by = group.fed_by and f"{path}.{group.fed_by}"
-            asked = (rooms.pop(0), first if asked_of(model, path)[number][1] else None) if rooms else None
+            asked = rooms.pop(0) if rooms else None
             _gather(site, stops, calls, attends=group.attends, wanted=wanted, asked=asked)
             del asked
             site.weights = tuple(model.as_stored(n, model.weight(n)).to(device) for n in names)
@@ -239,12 +243,9 @@ def _gather(
     *,
     attends: bool,
     wanted: _Wanted,
-    asked: tuple[Tensor, nn.Module | None] | None = None,
+    asked: _Kept | None = None,
 ) -> None:
-    """Sum into the matrices of a site what all batches bring to it.
-
-    `asked` is what the original reads there, or what its linear gives, and then the linear.
-    """
+    """Sum into the matrices of a site what all batches bring to it, and what was `asked` of the original."""
     like, window = site.gram.total, 0
     site.first = Gram.zeros(len(like), like.device) if attends else None
     wanting, linear = list[Tensor | None]([None] * len(calls)), None
@@ -284,11 +285,11 @@ def _gather(
 
 def _differ(site: Site, Y: Tensor, X: Tensor, mask: Tensor, linear: nn.Module | None) -> None:
     """Count a batch in what the linears of a site lack; of a `linear` in what it gives."""
-    own = Y if linear is None else linear.forward(Y)  # called, it would wait here
+    own = None if linear is None else linear.forward(Y)  # called, it would wait here
     if site.drift is not None:
         site.drift.update(Y, X, mask, own=own)
     if site.first_drift is not None:
-        site.first_drift.update(Y[:, 0], X[:, 0], own=own[:, 0])
+        site.first_drift.update(Y[:, 0], X[:, 0], own=None if own is None else own[:, 0])
 
 
 def shelf_for(model: Model, calls: Sequence[Call]) -> Shelf:

@@ -45,9 +45,10 @@ class Drift:
         Where outputs are summed X are the original's, and `own` those that the same weights give for Y.
         """
         self.read.update(Y, mask)
-        x, y, z = (T.detach().flatten(0, -2) for T in (X, Y, Y if own is None else own))
+        found = [T.detach().flatten(0, -2) for T in (Y, X, own) if T is not None]
         if mask is not None and not bool(mask.all()):
-            x, y, z = (T[mask.flatten()] for T in (x, y, z))
+            found = [T[mask.flatten()] for T in found]
+        y, x, z = (*found, found[0])[:3]  # z is Y itself where inputs are summed
         self.cross += (x.float() - z.float()).T @ y.float()
 
     def mean(self) -> Float[Tensor, "lacking in"]:

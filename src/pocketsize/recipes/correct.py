@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,10 +14,10 @@ from pocketsize.linalg import feedback_factor
 from pocketsize.models.model import Model
 from pocketsize.models.walk import Site
 from pocketsize.quantization.drift import made_up_for
+from pocketsize.recipes.grids import Auto
 from pocketsize.recipes.rounds import rounding_word
 from pocketsize.recipes.sites import naming, stacked, what_is_read
 
-Auto = Literal["auto"]
 # What the first position of every window counts beside all positions together, where it feeds attention.
 SINK = 0.5
 # The share of what was lost on the way to a linear that it makes up for, where weights are rounded.
@@ -36,6 +35,17 @@ def check_terms(kind: str, alpha: float, beta: float, words: Sequence[str]) -> N
         raise UsageError(f"{kind}: beta must be at least 0 and below 1, got {beta}")
     if alpha and (word := rounding_word(words)) is not None:
         raise UsageError(f"{kind}: alpha: the original rounds no inputs, {word} does; use alpha: 0")
+
+
+def check_shares(kind: str, alpha: float | Auto, sink: float | Auto) -> None:
+    """Refuse shares and counts that mean nothing, of a step that makes zeros."""
+    check_sink(kind, decided(sink))
+    check_terms(kind, decided(alpha), 0.0, ())
+
+
+def decided(value: float | Auto) -> float:
+    """A share or count of a step that is resolved; before, `auto` stands for none."""
+    return 0.0 if value == "auto" else value
 
 
 def settled(kind: str, alpha: float | Auto, model: Model, usual: float = LEFT_OUT) -> float:

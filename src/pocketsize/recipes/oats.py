@@ -25,8 +25,9 @@ from pocketsize.pruning.bitmask import bits_of_rows, row_offsets
 from pocketsize.pruning.mask import about, require_fitting
 from pocketsize.pruning.oats import ROUNDS, oats, split
 from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of, said_of
-from pocketsize.recipes.correct import DAMPED, SINK, Auto, aim_of, check_sink, check_terms, settled
+from pocketsize.recipes.correct import DAMPED, SINK, aim_of, check_shares, decided, settled
 from pocketsize.recipes.fallbacks import raised_damping
+from pocketsize.recipes.grids import Auto
 from pocketsize.recipes.prune import compared
 from pocketsize.recipes.record import LayerReport, StepReport
 from pocketsize.recipes.rival import denser, sparse_bits
@@ -69,14 +70,12 @@ class Oats:
             raise UsageError(f"oats: rounds must be at least 1, got {self.rounds}")
         if not 0 < self.damp < 1:
             raise UsageError(f"oats: damp must lie between 0 and 1, got {self.damp}")
-        check_sink(self.kind, self.sink)
-        if self.alpha != "auto":
-            check_terms(self.kind, self.alpha, 0.0, ())
+        check_shares(self.kind, self.alpha, self.sink)
 
     @property
     def drift(self) -> float:
         """The share of what was lost before that is made up for, once that is decided."""
-        return 0.0 if self.alpha == "auto" else self.alpha
+        return decided(self.alpha)
 
     def resolve(self, model: Model, exports: tuple[str, ...]) -> Oats:
         """The step with its alpha decided; refuses what the model cannot have."""

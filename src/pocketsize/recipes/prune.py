@@ -27,8 +27,9 @@ from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of, said_o
 from pocketsize.pruning.score import magnitude, surgeon, wanda
 from pocketsize.pruning.sparsegpt import sparsegpt
 from pocketsize.pruning.support import refit
-from pocketsize.recipes.correct import DAMPED, LEFT_OUT, SINK, Auto, aim_of, check_sink, check_terms, settled
+from pocketsize.recipes.correct import DAMPED, LEFT_OUT, SINK, aim_of, check_shares, decided, settled
 from pocketsize.recipes.fallbacks import raised_damping, require_few_fallbacks
+from pocketsize.recipes.grids import Auto
 from pocketsize.recipes.learn import judging_windows, too_little_to_learn
 from pocketsize.recipes.overrides import decides, matched
 from pocketsize.recipes.record import Finding, LayerReport, StepReport
@@ -127,12 +128,7 @@ class Prune:
     @property
     def drift(self) -> float:
         """The share of what was lost before that is made up for, once that is decided."""
-        return 0.0 if self.alpha == "auto" else self.alpha
-
-    @property
-    def first(self) -> float:
-        """What the first position counts, once that is decided."""
-        return 0.0 if self.sink == "auto" else self.sink
+        return decided(self.alpha)
 
     @property
     def wanted(self) -> Pattern:
@@ -199,17 +195,16 @@ class Prune:
 
 def _check_aim(step: Prune) -> None:
     """Refuse what weights cannot make up for, and a first position that nothing asks for."""
-    if step.sink != "auto":
-        check_sink(step.kind, step.sink)
-        if step.sink and not step.moves and step.score in ("magnitude", "taylor"):
-            raise UsageError(f"prune: sink: {step.score} asks no input what it is worth; use sink: 0")
-    if step.alpha != "auto":
-        check_terms(step.kind, step.alpha, 0.0, ())
-        if step.alpha and not step.moves:
-            raise UsageError(
-                "prune: alpha: the weights that stay are not moved, so they make up for nothing; use "
-                "update: refit or alpha: 0"
-            )
+    check_shares(step.kind, step.alpha, step.sink)
+    if step.moves:
+        return
+    if decided(step.sink) and step.score in ("magnitude", "taylor"):
+        raise UsageError(f"prune: sink: {step.score} asks no input what it is worth; use sink: 0")
+    if decided(step.alpha):
+        raise UsageError(
+            "prune: alpha: the weights that stay are not moved, so they make up for nothing; use "
+            "update: refit or alpha: 0"
+        )
 
 
 def _pruned_site(
@@ -222,7 +217,7 @@ def _pruned_site(
             found.setdefault(pattern, []).append(i)
     if not found:
         return
-    aim = aim_of(site, alpha=step.drift, sink=step.first, damp=DAMPED)
+    aim = aim_of(site, alpha=step.drift, sink=decided(step.sink), damp=DAMPED)
     H, goals = aim.objective, aim.matrices
     with naming(site):
         factor = feedback_factor(H, step.damp) if step.factorised else None
