@@ -22,17 +22,19 @@ OWN = (OURS, LEARNED, TUNED, "rounding")
 def record(bench: Bench, runs: Sequence[Run], path: Path) -> None:
     """Write the record of all contests that are finished and scored.
 
-    Each width is a contest of its own: one that was not run with these sources stays as it was recorded, and
-    its rows name the commit of then.
+    What reads as much text at one width is a contest of its own: one that was not run with these sources
+    stays as it was recorded, and its rows name the commit of then.
     """
     results = collected(bench, runs)
-    widths = {one.run.bits for one in results}
+    new = {(one.run.bits, one.run.sequences) for one in results}
     before = json.loads(path.read_text()) if path.exists() else {"rows": [], "bars": [], "commit": ""}
-    older = [{"commit": before["commit"][:7]} | one for one in before["rows"] if one["bits"] not in widths]
+    stay = [one for one in before["rows"] if (one["bits"], one["sequences"]) not in new]
+    found = bars(results)
+    said = {_asked(one.name) for one in found}
     kept = [
         Bar(*(one[key] for key in ("name", "value", "unit", "better", "target")))
         for one in before["bars"]
-        if int(one["name"].split()[0]) not in widths
+        if _asked(one["name"]) not in said
     ]
     write_record(
         path,
@@ -40,9 +42,14 @@ def record(bench: Bench, runs: Sequence[Run], path: Path) -> None:
         threads=max(run.side.threads for run in runs),
         protocol=protocol(results),
         versions=before.get("versions", {}) | versions(results),
-        rows=[*older, *(row(group) for group in grouped(results))],
-        bars=[*kept, *bars(results)],
+        rows=[{"commit": before["commit"][:7]} | one for one in stay] + [row(one) for one in grouped(results)],
+        bars=[*kept, *found],
     )
+
+
+def _asked(name: str) -> tuple[str, str]:
+    """The width and the question of a bar, whose name also says how many seeds it covers."""
+    return name.split()[0], name.split(": ", 1)[1]
 
 
 def bars(results: Sequence[Result]) -> list[Bar]:
@@ -117,6 +124,6 @@ def protocol(results: Sequence[Result]) -> list[str]:
         "peak memory: VmHWM of the whole process when the quantization call ends",
         "seeds after the first: of the peers that read data AutoRound alone, the best of them; "
         f"{', '.join(FIRST)} have the first",
-        "widths are contests of their own: rows that name a commit were measured with it",
+        "sides that read as much at one width are a contest: rows that name a commit were measured with it",
         "rows: median, least and greatest over seeds; of the two domains the worse",
     ]
