@@ -42,7 +42,8 @@ def record(bench: Bench, runs: Sequence[Run], path: Path) -> None:
         threads=max(run.side.threads for run in runs),
         protocol=protocol(results),
         versions=before.get("versions", {}) | versions(results),
-        rows=[{"commit": before["commit"][:7]} | one for one in stay] + [row(one) for one in grouped(results)],
+        rows=[{"commit": before["commit"][:7]} | one for one in stay]
+        + [row(one) for one in grouped(results)],
         bars=[*kept, *found],
     )
 

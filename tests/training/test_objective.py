@@ -178,7 +178,7 @@ def test_embeddings_follow_whatever_the_padding(family: str, tmp_path: Path) -> 
     student = with_blocks(teacher, [0])
     taught, frozen = module(student), materialise(teacher)
     given, alone = batch(9, 5), [batch(9), None]
-    objective = Embedding(taught, Teacher(frozen), Losses(pairs=0.0), nn.ModuleDict())
+    objective = Embedding(taught, Teacher(frozen), Losses(pairs=0.0))
     x, y = (pooled(states(m, given.ids, given.mask, torch.float32), given.mask) for m in (taught, frozen))
     assert float(objective.loss(given).detach()) == pytest.approx(
         float((1 - F.cosine_similarity(x, y)).mean().detach()), rel=1e-4

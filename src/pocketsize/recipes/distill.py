@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
-import torch
 from torch import nn
 
 from pocketsize.distillation.divergence import DIVERGENCES, Divergence
@@ -17,7 +16,9 @@ from pocketsize.models.model import Model
 from pocketsize.recipes.adapters import Adapted, check_adapters, settle_adapters
 from pocketsize.recipes.classifier import begun, with_classes
 from pocketsize.recipes.early import Shallow, check_shallow, early_of, settle_shallow
+from pocketsize.recipes.embedding import embedding
 from pocketsize.recipes.generations import JUDGES, generations
+from pocketsize.recipes.masking import Masked, check_masking, masked, settle_masking
 from pocketsize.recipes.signals import Heard, Room, check_signals, heard
 from pocketsize.recipes.step import Context
 from pocketsize.recipes.teachers import Taught, check_teachers, frozen, maps_of, teachers_of
@@ -34,17 +35,17 @@ from pocketsize.recipes.training import (
 from pocketsize.recipes.writing import Writing, check_writing, policy, written_examples
 from pocketsize.training.examples import Examples, Order, split
 from pocketsize.training.features import Features, Weights
-from pocketsize.training.objective import Classes, Embedding, Losses, NextToken, Objective, Teacher
+from pocketsize.training.objective import Classes, Losses, NextToken, Objective
 from pocketsize.training.progressive import Progressive, Stages
 from pocketsize.training.signals import Signals
 
 
 @dataclass(frozen=True, slots=True)
-class Distill(Shallow, Writing, Heard, Taught, Adapted, Training):
+class Distill(Masked, Shallow, Writing, Heard, Taught, Adapted, Training):
     """Recipe step `distill`: the student learns to say what its teacher says.
 
     The keys of `finetune` but `classes`; those that name teachers (`Taught`), that say what is kept of them
-    (`Heard`) and who writes the text (`Writing`); and: `loss` is forward_kl, reverse_kl, skew_kl,
+    (`Heard`), who writes the text (`Writing`); and: `loss` is forward_kl, reverse_kl, skew_kl,
     skew_reverse_kl or js, at `temperature`, with `mix` for the last three. `soft` is what the teacher
     counts, `hard` what the true tokens or labels count. `hidden`, `cosine` and `attention` count the
     distance of hidden states and of attention, block by block, `relations` that of queries, keys and values
@@ -80,6 +81,7 @@ class Distill(Shallow, Writing, Heard, Taught, Adapted, Training):
         check_signals(self)
         check_writing(self)
         check_shallow(self, self.kind)
+        check_masking(self, self.kind)
         if self.loss not in DIVERGENCES:
             raise UsageError(f"distill: unknown loss {self.loss!r}{did_you_mean(self.loss, DIVERGENCES)}")
         try:
@@ -121,6 +123,7 @@ class Distill(Shallow, Writing, Heard, Taught, Adapted, Training):
         if self.hard and model.arch.task == "embed":
             raise UnsupportedError("distill: hard: an encoder of texts has no true tokens; use hard: 0")
         settle_adapters(self, model, self.kind)
+        settle_masking(self, model, self.kind)
         if model.arch.task != "generate":
             for key in ("cached", "on_policy", "written"):
                 if getattr(self, key):
@@ -170,7 +173,7 @@ class Distill(Shallow, Writing, Heard, Taught, Adapted, Training):
             return self._objective(module, room, kept[0] if kept else None)
 
         def reading(module: nn.Module, order: Order, batches: int | None) -> Reading:
-            return self._reading(module, order, batches, len(model.blocks), ctx.seed)
+            return self._reading(module, order, batches, model, ctx.seed)
 
         names = tuple(one.origin.name for one in teachers)
         return Lesson(whole, objective, names, hear if self.cached else None, reading)
@@ -190,16 +193,17 @@ class Distill(Shallow, Writing, Heard, Taught, Adapted, Training):
         elif model.arch.task == "classify":
             found = Classes(module, losses, teachers, **own)
         else:
-            found = replace(_embedding(module, teachers, losses, features, (model, first)), dtype=self.dtype)
+            found = embedding(module, teachers, losses, room, features)
         if not self.progressive:
             return found
         blocks = Features(model, first, Weights(hidden=1.0)).to(working_device())
         return Progressive(found, module, teachers[0], blocks, self.dtype)
 
     def _reading(
-        self, module: nn.Module, order: Order, batches: int | None, blocks: int, seed: int
+        self, module: nn.Module, order: Order, batches: int | None, model: Model, seed: int
     ) -> Reading:
-        found = Reading(order.batch)
+        blocks, read = len(model.blocks), masked(self, model, seed, order.batch)
+        found = Reading(read)
         if self.on_policy:
             own = policy(self, seed)(module, order)
             found = Reading(own.batch, own)
@@ -211,7 +215,7 @@ class Distill(Shallow, Writing, Heard, Taught, Adapted, Training):
                 f"distill: progressive: {first} of {batches // self.accumulate} steps are too few for "
                 f"{blocks} blocks; give it a larger share, or the training more tokens"
             )
-        return Reading(Stages(first, blocks, self.accumulate).over(order.batch, found.batch), found.memory)
+        return Reading(Stages(first, blocks, self.accumulate).over(read, found.batch), found.memory)
 
 
 def _check_together(step: Distill) -> None:
@@ -245,12 +249,12 @@ def _check_together(step: Distill) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Finetune(Shallow, Adapted, Training):
+class Finetune(Masked, Shallow, Adapted, Training):
     """Recipe step `finetune`: the true tokens or labels alone teach.
 
     Of an encoder it makes a classifier of the `classes`, `auto` for those that the labels of the training
-    text name. The other keys are those of every training, `lora` and `alpha` (`Adapted`), and `exits` and
-    `early` (`Shallow`).
+    text name. The other keys are those of every training, `lora` and `alpha` (`Adapted`), `exits` and
+    `early` (`Shallow`), and `masking` (`Masked`).
     """
 
     classes: tuple[str, ...] | Auto = "auto"
@@ -261,6 +265,7 @@ class Finetune(Shallow, Adapted, Training):
         check(self)
         check_adapters(self, self.kind)
         check_shallow(self, self.kind)
+        check_masking(self, self.kind)
         if self.classes == "auto":
             return
         names = tuple(map(str, self.classes))
@@ -273,6 +278,7 @@ class Finetune(Shallow, Adapted, Training):
     def resolve(self, model: Model, exports: tuple[str, ...]) -> Finetune:
         """The step with a budget; refuses classes that the model has not, or can have none."""
         settle_adapters(self, model, self.kind)
+        settle_masking(self, model, self.kind)
         task = model.arch.task
         if self.classes != "auto" and task == "generate":
             raise UsageError(f"finetune: classes: {model.config.model_type} writes text; leave them out")
@@ -299,10 +305,13 @@ class Finetune(Shallow, Adapted, Training):
             def begin() -> nn.Module:
                 return begun(model, student, ctx.seed, working_device())
 
+            def reading(_: nn.Module, order: Order, batches: int | None) -> Reading:
+                return Reading(masked(self, model, ctx.seed, order.batch))
+
             examples = training_examples(student, ctx, self.length)
             if student.arch.task == "classify":
                 require_labels(examples, "finetune")
-            return Lesson(examples, objective, begin=begin if student is not model else None)
+            return Lesson(examples, objective, reading=reading, begin=begin if student is not model else None)
 
         done = trained(self, self.kind, student, ctx, lesson)
         if student is not model:
@@ -345,23 +354,3 @@ def _require_same_classes(student: Model, teachers: Sequence[Model]) -> None:
         if odd is not None or counts[0] != counts[1]:
             told = odd or f"{counts[0]} of them, the student {counts[1]}"
             raise UnsupportedError(f"distill: teacher {name}: has other classes: {told}")
-
-
-def _embedding(
-    module: nn.Module,
-    frozen: Sequence[Teacher],
-    losses: Losses,
-    features: Features | None,
-    both: tuple[Model, Model],
-) -> Embedding:
-    if len(frozen) > 1:
-        raise UnsupportedError("distill: teachers of an embedder point in unrelated directions; name one")
-    extra = nn.ModuleDict()
-    widths = [int(model.config.hidden_size) for model in both]
-    if widths[0] != widths[1] and losses.soft:
-        layer = nn.Linear(*widths, bias=False)
-        nn.init.orthogonal_(layer.weight, generator=torch.Generator().manual_seed(0))
-        extra["projection"] = layer
-    if features is not None:
-        extra["features"] = features
-    return Embedding(module, frozen[0], losses, extra.to(working_device()))

@@ -181,31 +181,35 @@ class Panel:
 class Embedding:
     """Encoders of sentences: the mean of the last states is to point where the teacher's points.
 
-    Of teachers with another width, the student's embedding is projected to it, and the similarities of all
-    pairs of a batch are compared, which need no projection.
+    Over a `bridge` the student's embedding is compared with that of a teacher of another width. The
+    similarities of all pairs of a batch, which need none, are compared beside.
     """
 
     student: nn.Module
     teacher: Teacher
     losses: Losses
-    extra: nn.ModuleDict
+    bridge: Float[Tensor, "b a"] | None = None
+    extra: Features | None = None
     dtype: torch.dtype = torch.float32
 
     def count(self, batch: Batch) -> int:
         """Texts."""
         return len(batch.ids)
 
+    def embeddings(self, batch: Batch) -> tuple[Float[Tensor, "n a"], Float[Tensor, "n b"]]:
+        """What the student makes of the texts, and what the teacher does."""
+        x = pooled(states(self.student, batch.ids, batch.mask, self.dtype), batch.mask)
+        with torch.no_grad():
+            ids = self.teacher.reads(batch.ids)
+            return x, pooled(states(self.teacher.module, ids, batch.mask, self.dtype), batch.mask)
+
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """1 - cosine of the embeddings, the distance of their similarities, and what features add."""
-        features = cast(Features | None, dict(self.extra.items()).get("features"))
-        with followed(features, self.student, self.teacher.module) as apart:
-            x = pooled(states(self.student, batch.ids, batch.mask, self.dtype), batch.mask)
-            with torch.no_grad():
-                ids = self.teacher.reads(batch.ids)
-                y = pooled(states(self.teacher.module, ids, batch.mask, self.dtype), batch.mask)
+        with followed(self.extra, self.student, self.teacher.module) as apart:
+            x, y = self.embeddings(batch)
         found = self.losses.pairs * pair_distance(x, y)
         if self.losses.soft:
-            there = self.extra["projection"](x) if "projection" in self.extra else x
+            there = x if self.bridge is None else x @ self.bridge.T
             found = found + self.losses.soft * (1 - F.cosine_similarity(there, y, dim=-1)).mean()
         return found + apart(batch.mask)
 
