@@ -46,7 +46,7 @@ from pocketsize.recipes.student import Student
 
 QUESTION = "What does a student keep of a fine-tuned encoder, and what does its teacher add?"
 LENGTH, BATCH, TEACHER_EPOCHS, STUDENT_EPOCHS, RATE = 64, 8, 3.0, 4.0, 1e-4
-TOKENS, TURNS = 128, 15
+TOKENS, TURNS, MASKING = 128, 15, 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,8 @@ PROTOCOL = [
     f"characters and {LENGTH} tokens. No text that evaluates has trained.",
     f"Batches of {BATCH}; teacher: {TEACHER_EPOCHS:g} epochs on the labels. Students: {STUDENT_EPOCHS:g} "
     f"epochs over the same texts, highest rate {RATE:g}; nothing was chosen on the texts that evaluate. "
-    "Taught: KL to the teacher at temperature 2, half as much of the labels, cosine of the blocks. "
+    "Taught: KL to the teacher at temperature 2, half as much of the labels, cosine of the blocks, a fifth "
+    "of the tokens hidden at each reading (`masking`). "
     "Control: the labels alone.",
     "Blocks multiply in bfloat16 where the processor does so in hardware (`precision: auto`), which came "
     "after the quick row of this record: that is of float32.",
@@ -125,7 +126,7 @@ def run(row: Row, labelled: Task, work: Path) -> None:
     _scored(teacher, teacher, judge, place / "teacher.json")
     common = {"epochs": STUDENT_EPOCHS, "batch": BATCH, "length": LENGTH, "rate": RATE}
     ways = {
-        "taught": Distill(temperature=2.0, hard=0.5, cosine=1.0, **common),
+        "taught": Distill(temperature=2.0, hard=0.5, cosine=1.0, masking=MASKING, **common),
         "control": Finetune(**common),
     }
     for size, kept in (("half", row.half), ("small", row.small)):
