@@ -14,6 +14,7 @@ from pocketsize.errors import UnsupportedError, UsageError
 from pocketsize.exporting import table
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.recipes.distill import Distill, Finetune
+from pocketsize.recipes.gradual import Gradual
 from pocketsize.recipes.recipe import Data
 from pocketsize.training.examples import Batch
 from pocketsize.training.objective import Classes, Embedding
@@ -31,30 +32,33 @@ def labelled(path: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("kind", [Classes, Embedding])
-def test_student_and_teacher_read_texts_with_tokens_hidden(
-    kind: type[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+SHORT: dict[str, Any] = {"batch": 4, "length": 32, "masking": 0.5}
+# Whose loss is asked, and the step whose key counts.
+LESSONS = {
+    "labels": (Classes, Finetune(epochs=1.0, **SHORT)),
+    "teacher": (Classes, Distill(epochs=1.0, **SHORT)),
+    "labels, pruned": (Classes, Gradual(epochs=1.0, sparsity=0.5, soft=0.0, hard=1.0, **SHORT)),
+    "embedder": (Embedding, Distill(tokens=2000, **SHORT)),
+}
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_texts_are_read_with_tokens_hidden(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    kind, step = LESSONS[name]
     seen: list[Batch] = []
     known = kind.loss
     monkeypatch.setattr(kind, "loss", lambda self, batch: (seen.append(batch), known(self, batch))[1])
     source = write_tiny(tmp_path / "m", "mpnet")
-    if kind is Classes:
-        data = Data(train=(labelled(tmp_path / "t.jsonl"),), sequences=4, length=32)
-        steps: list[Any] = [
-            Finetune(epochs=1.0, batch=4, masking=0.5),
-            Distill(epochs=1.0, batch=4, masking=0.5),
-        ]
-    else:
-        (text := tmp_path / "t.txt").write_text(
-            "\n\n".join(f"the lazy dog sleeps {i} times" for i in range(60))
-        )
-        data = Data(train=(str(text),), sequences=4, length=32)
-        steps = [Distill(tokens=2000, batch=4, masking=0.5)]
-    ps.run(source, steps, out=tmp_path / "o", data=data, dtype="fp32")
+    head: list[Any] = [Finetune(epochs=1.0, batch=4, length=32)] if kind is Classes else []
+    head = [] if isinstance(step, Finetune) else head
+    data = Data(train=(labelled(tmp_path / "t.jsonl"),), sequences=4, length=32)
+    ps.run(source, [*head, step], out=tmp_path / "o", data=data, dtype="fp32")
     mask = tokenizer_of(load(source)).mask_token_id
     assert isinstance(mask, int)
-    hidden = torch.cat([batch.ids[batch.mask] for batch in seen]).eq(mask).float().mean()
+    own = seen[len(seen) // 2 :] if head else seen  # both trainings have as many batches
+    hidden = torch.cat([batch.ids[batch.mask] for batch in own]).eq(mask).float().mean()
     assert 0.3 < float(hidden) < 0.55  # half of what does not frame the texts
 
 

@@ -18,7 +18,7 @@ from pocketsize.recipes.classifier import begun, with_classes
 from pocketsize.recipes.early import Shallow, check_shallow, early_of, settle_shallow
 from pocketsize.recipes.embedding import embedding
 from pocketsize.recipes.generations import JUDGES, generations
-from pocketsize.recipes.masking import Masked, check_masking, masked, settle_masking
+from pocketsize.recipes.masking import Masked, check_masking, masked, masked_reading, settle_masking
 from pocketsize.recipes.signals import Heard, Room, check_signals, heard
 from pocketsize.recipes.step import Context
 from pocketsize.recipes.teachers import Taught, check_teachers, frozen, maps_of, teachers_of
@@ -305,12 +305,10 @@ class Finetune(Masked, Shallow, Adapted, Training):
             def begin() -> nn.Module:
                 return begun(model, student, ctx.seed, working_device())
 
-            def reading(_: nn.Module, order: Order, batches: int | None) -> Reading:
-                return Reading(masked(self, model, ctx.seed, order.batch))
-
             examples = training_examples(student, ctx, self.length)
             if student.arch.task == "classify":
                 require_labels(examples, "finetune")
+            reading = masked_reading(self, model, ctx.seed)
             return Lesson(examples, objective, reading=reading, begin=begin if student is not model else None)
 
         done = trained(self, self.kind, student, ctx, lesson)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import nn
+
 from pocketsize.errors import UnsupportedError, UsageError
 from pocketsize.models.load import tokenizer_of
 from pocketsize.models.model import Model
-from pocketsize.training.examples import Batch
+from pocketsize.recipes.training import Reading
+from pocketsize.training.examples import Batch, Order
 from pocketsize.training.masking import Masking
 
 
@@ -40,6 +43,17 @@ def settle_masking(step: Masked, model: Model, kind: str) -> None:
         raise UnsupportedError(
             f"{kind}: masking: the tokenizer of {model.origin.name} has no mask token; leave it out"
         )
+
+
+def masked_reading(
+    step: Masked, model: Model, seed: int
+) -> Callable[[nn.Module, Order, int | None], Reading]:
+    """What a training by labels reads: the batches of its order, masked."""
+
+    def reading(_: nn.Module, order: Order, batches: int | None) -> Reading:
+        return Reading(masked(step, model, seed, order.batch))
+
+    return reading
 
 
 def masked(step: Masked, model: Model, seed: int, read: Callable[[int], Batch]) -> Callable[[int], Batch]:
