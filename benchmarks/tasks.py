@@ -34,6 +34,9 @@ DOMAINS = ("hotels", "medicine", "products", "reviews")
 # Texts of each class that train in the quick row, and that evaluate in all.
 SIZES = {"domains": (128, 100), "glosses": (30, 9), "spam": (256, 200), "sentiment": (128, 100)}
 TASKS = tuple(SIZES)
+# Texts of each class that evaluate beside those where a benchmark asks for `wide` sets, as far as there are
+# so many: from behind the most that train, which is so many times the quick row's.
+MORE, MOST = {"domains": 0, "glosses": 90, "spam": 500, "sentiment": 500}, 3
 LETTERS = 200
 
 Row = tuple[str, str]
@@ -48,38 +51,46 @@ class Task:
     evaluate: Path
 
 
-def task(name: str, downloads: Path, times: int = 1) -> Task:
-    """The files of a task, fetched and written if they are not there; `times` as many texts train."""
+def task(name: str, downloads: Path, times: int = 1, *, wide: bool = False) -> Task:
+    """The files of a task, fetched and written if they are not there; `times` as many texts train.
+
+    In a `wide` one more texts evaluate, so that students whose scores lie a point apart can be told apart.
+    """
     folder = downloads / "tasks"
-    found = Task(name, folder / f"{name}-train-{times}.jsonl", folder / f"{name}-evaluate.jsonl")
+    found = Task(
+        name, folder / f"{name}-train-{times}.jsonl", folder / f"{name}-evaluate{'-wide' * wide}.jsonl"
+    )
     if not (found.train.exists() and found.evaluate.exists()):
         folder.mkdir(parents=True, exist_ok=True)
-        train, evaluate = split(list(rows_of(name, downloads)), SIZES[name], times)
+        more = MORE[name] if wide else 0
+        train, evaluate = split(list(rows_of(name, downloads)), SIZES[name], times, more)
         for path, rows in ((found.train, train), (found.evaluate, evaluate)):
             path.write_text("".join(json.dumps({"text": t, "label": c}) + "\n" for t, c in rows))
     return found
 
 
-def split(rows: Sequence[Row], sizes: tuple[int, int], times: int) -> tuple[list[Row], list[Row]]:
+def split(
+    rows: Sequence[Row], sizes: tuple[int, int], times: int, more: int = 0
+) -> tuple[list[Row], list[Row]]:
     """Texts that train and others that evaluate, so many of each class, in the order of their hashes.
 
-    Those that evaluate are the same however many train.
+    Those that evaluate are the same however many train, up to `MOST` times; `more` of each class do where
+    asked.
     """
     unique = {text: label for text, label in rows}
     order = sorted(unique, key=lambda text: hashlib.sha256(text.encode()).hexdigest())
+    place = {text: i for i, text in enumerate(order)}
     taken: dict[str, list[str]] = {}
     for text in order:
         taken.setdefault(unique[text], []).append(text)
     train, judge = sizes
-    parts = ((judge, judge + times * train), (0, judge))
-    first, second = (
-        sorted(
-            ((t, label) for label, texts in taken.items() for t in texts[a:b]),
-            key=lambda r: order.index(r[0]),
-        )
-        for a, b in parts
-    )
-    return first, second
+    behind = judge + MOST * train
+
+    def drawn(*parts: tuple[int, int]) -> list[Row]:
+        some = [(t, label) for label, texts in taken.items() for a, b in parts for t in texts[a:b]]
+        return sorted(some, key=lambda row: place[row[0]])
+
+    return drawn((judge, judge + times * train)), drawn((0, judge), (behind, behind + more))
 
 
 def rows_of(name: str, downloads: Path) -> Iterator[Row]:

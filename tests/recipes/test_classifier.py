@@ -181,9 +181,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(
 ) -> None:
     monkeypatch.setattr(loop, "EVERY_S", 0.0)
     monkeypatch.setattr(loop, "SHARE", 1e9)
-    whole = made(tmp_path, masking=0.2).folder
+    whole = made(tmp_path).folder
     source = tmp_path / "encoder-bert"
-    steps = [Finetune(**(SHORT | {"epochs": 6.0, "masking": 0.2}))]
+    steps = [Finetune(**(SHORT | {"epochs": 6.0}))]
     with pytest.raises(KeyboardInterrupt):
         ps.run(source, steps, out=tmp_path / "o", data=data(tmp_path), console=Quiet(stop=40), dtype="fp32")
     ps.run(source, steps, out=tmp_path / "o", data=data(tmp_path), console=Quiet(), dtype="fp32")

@@ -18,7 +18,6 @@ from pocketsize.recipes.classifier import begun, with_classes
 from pocketsize.recipes.early import Shallow, check_shallow, early_of, settle_shallow
 from pocketsize.recipes.embedding import embedding
 from pocketsize.recipes.generations import JUDGES, generations
-from pocketsize.recipes.masking import Masked, check_masking, masked, masked_reading, settle_masking
 from pocketsize.recipes.signals import Heard, Room, check_signals, heard
 from pocketsize.recipes.step import Context
 from pocketsize.recipes.teachers import Taught, check_teachers, frozen, maps_of, teachers_of
@@ -41,11 +40,11 @@ from pocketsize.training.signals import Signals
 
 
 @dataclass(frozen=True, slots=True)
-class Distill(Masked, Shallow, Writing, Heard, Taught, Adapted, Training):
+class Distill(Shallow, Writing, Heard, Taught, Adapted, Training):
     """Recipe step `distill`: the student learns to say what its teacher says.
 
     The keys of `finetune` but `classes`; those that name teachers (`Taught`), that say what is kept of them
-    (`Heard`), who writes the text (`Writing`); and: `loss` is forward_kl, reverse_kl, skew_kl,
+    (`Heard`) and who writes the text (`Writing`); and: `loss` is forward_kl, reverse_kl, skew_kl,
     skew_reverse_kl or js, at `temperature`, with `mix` for the last three. `soft` is what the teacher
     counts, `hard` what the true tokens or labels count. `hidden`, `cosine` and `attention` count the
     distance of hidden states and of attention, block by block, `relations` that of queries, keys and values
@@ -81,7 +80,6 @@ class Distill(Masked, Shallow, Writing, Heard, Taught, Adapted, Training):
         check_signals(self)
         check_writing(self)
         check_shallow(self, self.kind)
-        check_masking(self, self.kind)
         if self.loss not in DIVERGENCES:
             raise UsageError(f"distill: unknown loss {self.loss!r}{did_you_mean(self.loss, DIVERGENCES)}")
         try:
@@ -123,7 +121,6 @@ class Distill(Masked, Shallow, Writing, Heard, Taught, Adapted, Training):
         if self.hard and model.arch.task == "embed":
             raise UnsupportedError("distill: hard: an encoder of texts has no true tokens; use hard: 0")
         settle_adapters(self, model, self.kind)
-        settle_masking(self, model, self.kind)
         if model.arch.task != "generate":
             for key in ("cached", "on_policy", "written"):
                 if getattr(self, key):
@@ -173,7 +170,7 @@ class Distill(Masked, Shallow, Writing, Heard, Taught, Adapted, Training):
             return self._objective(module, room, kept[0] if kept else None)
 
         def reading(module: nn.Module, order: Order, batches: int | None) -> Reading:
-            return self._reading(module, order, batches, model, ctx.seed)
+            return self._reading(module, order, batches, len(model.blocks), ctx.seed)
 
         names = tuple(one.origin.name for one in teachers)
         return Lesson(whole, objective, names, hear if self.cached else None, reading)
@@ -200,10 +197,9 @@ class Distill(Masked, Shallow, Writing, Heard, Taught, Adapted, Training):
         return Progressive(found, module, teachers[0], blocks, self.dtype)
 
     def _reading(
-        self, module: nn.Module, order: Order, batches: int | None, model: Model, seed: int
+        self, module: nn.Module, order: Order, batches: int | None, blocks: int, seed: int
     ) -> Reading:
-        blocks, read = len(model.blocks), masked(self, model, seed, order.batch)
-        found = Reading(read)
+        found = Reading(order.batch)
         if self.on_policy:
             own = policy(self, seed)(module, order)
             found = Reading(own.batch, own)
@@ -215,7 +211,7 @@ class Distill(Masked, Shallow, Writing, Heard, Taught, Adapted, Training):
                 f"distill: progressive: {first} of {batches // self.accumulate} steps are too few for "
                 f"{blocks} blocks; give it a larger share, or the training more tokens"
             )
-        return Reading(Stages(first, blocks, self.accumulate).over(read, found.batch), found.memory)
+        return Reading(Stages(first, blocks, self.accumulate).over(order.batch, found.batch), found.memory)
 
 
 def _check_together(step: Distill) -> None:
@@ -249,12 +245,12 @@ def _check_together(step: Distill) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Finetune(Masked, Shallow, Adapted, Training):
+class Finetune(Shallow, Adapted, Training):
     """Recipe step `finetune`: the true tokens or labels alone teach.
 
     Of an encoder it makes a classifier of the `classes`, `auto` for those that the labels of the training
-    text name. The other keys are those of every training, `lora` and `alpha` (`Adapted`), `exits` and
-    `early` (`Shallow`), and `masking` (`Masked`).
+    text name. The other keys are those of every training, `lora` and `alpha` (`Adapted`), and `exits` and
+    `early` (`Shallow`).
     """
 
     classes: tuple[str, ...] | Auto = "auto"
@@ -265,7 +261,6 @@ class Finetune(Masked, Shallow, Adapted, Training):
         check(self)
         check_adapters(self, self.kind)
         check_shallow(self, self.kind)
-        check_masking(self, self.kind)
         if self.classes == "auto":
             return
         names = tuple(map(str, self.classes))
@@ -278,7 +273,6 @@ class Finetune(Masked, Shallow, Adapted, Training):
     def resolve(self, model: Model, exports: tuple[str, ...]) -> Finetune:
         """The step with a budget; refuses classes that the model has not, or can have none."""
         settle_adapters(self, model, self.kind)
-        settle_masking(self, model, self.kind)
         task = model.arch.task
         if self.classes != "auto" and task == "generate":
             raise UsageError(f"finetune: classes: {model.config.model_type} writes text; leave them out")
@@ -308,8 +302,7 @@ class Finetune(Masked, Shallow, Adapted, Training):
             examples = training_examples(student, ctx, self.length)
             if student.arch.task == "classify":
                 require_labels(examples, "finetune")
-            reading = masked_reading(self, model, ctx.seed)
-            return Lesson(examples, objective, reading=reading, begin=begin if student is not model else None)
+            return Lesson(examples, objective, begin=begin if student is not model else None)
 
         done = trained(self, self.kind, student, ctx, lesson)
         if student is not model:

@@ -14,7 +14,6 @@ from pocketsize.models.model import Model
 from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of, said_of
 from pocketsize.pruning.schedule import ERK, MATRIX, MODEL, SCOPES
 from pocketsize.recipes.distill import Distill, require_labels
-from pocketsize.recipes.masking import masked_reading
 from pocketsize.recipes.record import Finding, TrainingReport
 from pocketsize.recipes.step import Context
 from pocketsize.recipes.training import Auto, Lesson, Training, trained, training_examples
@@ -176,7 +175,7 @@ class Gradual(Distill):
         text = training_examples(model, ctx, self.length)
         if model.arch.task == "classify":
             require_labels(text, "gradual")
-        return Lesson(text, objective, reading=masked_reading(self, model, ctx.seed))
+        return Lesson(text, objective)
 
 
 def for_zeros(step: Training, model: Model) -> tuple[float, float]:
