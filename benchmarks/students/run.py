@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tokens", type=int, default=120_000, help="tokens that a student of MiniLM reads")
+    parser.add_argument("--tokens", type=int, default=480_000, help="tokens that a student of MiniLM reads")
     parser.add_argument("--large-tokens", type=int, default=40_000, help="the same of mpnet-base")
     parser.add_argument("--parameters", default="10M", help="of each student of MiniLM")
     parser.add_argument("--work", type=Path, default=Path(__file__).with_name("work"), help="rows so far")
