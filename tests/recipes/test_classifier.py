@@ -30,6 +30,7 @@ from pocketsize.recipes.recipe import Data, Recipe, parse_recipe, parse_step
 from pocketsize.recipes.run import prepare
 from pocketsize.recipes.student import Student
 from pocketsize.training import loop
+from quiet import Quiet
 from tiny import ENCODERS, write_texts, write_tiny
 
 WORDS = {
@@ -46,20 +47,6 @@ def in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     """Only some tests need a process that knows nothing of Pocketsize; it takes seconds to start."""
     if "stock" not in request.node.name:
         monkeypatch.setattr(table, "reload_check", lambda *_: ())
-
-
-class Quiet:
-    """A console that says nothing, and may stop the run at a step of a training."""
-
-    def __init__(self, stop: int = 0) -> None:
-        self.stop = stop
-
-    def phase(self, text: str) -> None:
-        pass
-
-    def progress(self, done: int, total: int, what: str) -> None:
-        if self.stop and "loss" in what and done == self.stop:
-            raise KeyboardInterrupt
 
 
 def labelled(path: Path, count: int = 240, *, label: bool = True, seed: int = 0) -> str:

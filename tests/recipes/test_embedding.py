@@ -17,24 +17,11 @@ from pocketsize.recipes.recipe import Data
 from pocketsize.recipes.student import Student
 from pocketsize.training import loop
 from pocketsize.training.objective import Embedding
+from quiet import Quiet
 from tiny import HIDDEN, write_tiny
 
 NARROW = Student(family="bert", hidden=HIDDEN // 2, layers=1, heads=2, ffn=HIDDEN)
 LESSON: dict[str, Any] = {"tokens": 6000, "batch": 8, "length": 32, "rate": 3e-3}
-
-
-class Quiet:
-    """A console that says nothing, and may stop the run at a step of a training."""
-
-    def __init__(self, stop: int = 0) -> None:
-        self.stop = stop
-
-    def phase(self, text: str) -> None:
-        pass
-
-    def progress(self, done: int, total: int, what: str) -> None:
-        if self.stop and "loss" in what and done == self.stop:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ from pocketsize.recipes.gradual import Gradual
 from pocketsize.recipes.qat import Qat
 from pocketsize.recipes.recipe import Data, Recipe, parse_recipe
 from pocketsize.training import loop
+from quiet import Quiet
 from tiny import write_texts, write_tiny, write_weights
 
 SHORT: dict[str, Any] = {"tokens": "2k", "batch": 4, "length": 32, "rate": 1e-3}
@@ -41,20 +42,6 @@ def in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     """Only one test needs a process that knows nothing of Pocketsize; it takes seconds to start."""
     if "stock" not in request.node.name:
         monkeypatch.setattr(table, "reload_check", lambda *_: ())
-
-
-class Quiet:
-    """A console that says nothing, and may stop the run at a step of a training."""
-
-    def __init__(self, stop: int = 0) -> None:
-        self.stop = stop
-
-    def phase(self, text: str) -> None:
-        pass
-
-    def progress(self, done: int, total: int, what: str) -> None:
-        if self.stop and "loss" in what and done == self.stop:
-            raise KeyboardInterrupt
 
 
 def data(tmp_path: Path, **options: Any) -> Data:

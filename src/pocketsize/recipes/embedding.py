@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from pocketsize.distillation.bridge import bridge
 from pocketsize.errors import NumericalError, UnsupportedError
 from pocketsize.models.device import working_device
-from pocketsize.models.model import Model
 from pocketsize.recipes.signals import Room
 from pocketsize.training.examples import Examples
 from pocketsize.training.features import Features
@@ -30,20 +29,16 @@ def embedding(
     if len(teachers) > 1:
         raise UnsupportedError("distill: teachers of an embedder point in unrelated directions; name one")
     found = Embedding(module, teachers[0], losses, extra=extra, dtype=room.dtype)
-    widths = [_width(model) for model in (room.student, room.teachers[0])]
+    widths = [int(model.config.hidden_size) for model in (room.student, room.teachers[0])]
     if widths[0] == widths[1] or not losses.soft:
         return found
     return replace(found, bridge=_bridge(found, room.whole, TEXTS * min(widths)))
 
 
-def _width(model: Model) -> int:
-    return int(model.config.hidden_size)
-
-
 @torch.no_grad()
 def _bridge(found: Embedding, text: Examples, count: int) -> Float[Tensor, "b a"]:
     """From what both make of so many of the texts, evenly spaced; all of them if there are fewer."""
-    rows = np.unique(np.linspace(0, len(text) - 1, min(count, len(text))).astype(int))
+    rows = np.linspace(0, len(text) - 1, min(count, len(text))).astype(int)
     rows = rows[np.argsort(text.lengths[rows], kind="stable")]
     trained, parts = found.student.training, list[tuple[Tensor, Tensor]]()
     found.student.eval()
