@@ -19,7 +19,8 @@ QUANTIZE = [
 ]
 TRAINING = [
     *("tokens", "epochs", "minutes", "batch", "length", "accumulate"),
-    *("rate", "warmup", "decay", "clip", "average", "patience", "recompute", "precision", "sharded"),
+    *("rate", "warmup", "decay", "clip", "average", "patience", "recompute", "precision"),
+    *("dropout", "sharded"),
 ]
 DISTILL = [
     *TRAINING,

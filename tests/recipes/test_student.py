@@ -15,6 +15,7 @@ import pocketsize as ps
 from pocketsize.errors import PocketsizeError, UnsupportedError, UsageError
 from pocketsize.exporting import table
 from pocketsize.models.load import load
+from pocketsize.models.student import FAMILIES
 from pocketsize.recipes import timing
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.distill import Distill
@@ -117,8 +118,32 @@ def test_a_student_that_starts_as_a_table_of_tokens_lets_them_pass(
     before, after = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("m", "o"))
     words = after.convert_ids_to_tokens(range(len(after)))
     known = before.convert_tokens_to_ids(words) if "vocabulary" in options else range(len(table))
-    wanted = token_vectors(source, known, width)
+    wanted, _ = token_vectors(source, known, width)
     torch.testing.assert_close(table[: len(known), :width], wanted.float(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "embedding"), [("bert", None), ("distilbert", None), ("electra", 32), ("mobilebert", 48)]
+)
+def test_a_student_as_wide_as_its_teacher_begins_in_its_channels(
+    family: str, embedding: int | None, tmp_path: Path
+) -> None:
+    """So what it is to give, the teacher's own vectors, it gives at once as far as its embedding reaches."""
+    student = Student(family=family, layers=2, hidden=64, heads=2, start="tokens", embedding=embedding)
+    ran(tmp_path, "bert", student)
+    ours, source = load(tmp_path / "o"), load(tmp_path / "m")
+    table = ours.weight(ours.arch.embedding).double()
+    if embedding is not None:
+        lift = ours.weight(FAMILIES[family].lifts).double()
+        of_token = lift if family == "electra" else lift[:, embedding : 2 * embedding]
+        table = table @ of_token.T
+    whole, directions = token_vectors(source, range(len(table)), 64)
+    wanted = whole.double() @ directions.double().T
+    error = (table - wanted * (table * wanted).sum() / wanted.square().sum()).norm() / table.norm()
+    narrow = token_vectors(source, range(len(table)), embedding or 64)[0].shape[1]
+    lost = 1 - whole[:, :narrow].square().sum() / whole.square().sum()
+    assert error < 1e-3 + 2 * lost.sqrt()
+    assert lost < 0.5
 
 
 def test_what_a_table_of_tokens_adds_is_learned(tmp_path: Path) -> None:

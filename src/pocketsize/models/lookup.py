@@ -24,24 +24,32 @@ def require_lookup(family: str) -> None:
 
 @torch.no_grad()
 def looked_up(
-    weights: Mapping[str, Tensor], body: Body, vectors: Float[Tensor, "tokens width"]
+    weights: Mapping[str, Tensor],
+    body: Body,
+    vectors: Float[Tensor, "tokens width"],
+    directions: Float[Tensor, "wide width"],
 ) -> dict[str, Tensor]:
     """The weights of a student whose embeddings are these vectors, and whose blocks add nothing to them.
 
     What each block adds to its input is a product with a matrix that is zero now, so that all of them let the
-    embeddings pass (SkipInit, arXiv:2002.10444) and yet get gradients. A narrower embedding begins in the
-    first channels of the model; of a wider one those that no vector reaches stay as they were drawn, as do
-    rows beyond the last vector.
+    embeddings pass (SkipInit, arXiv:2002.10444) and yet get gradients. Vectors are coordinates along
+    `directions` of the teacher's channels. A student that is as wide as its teacher begins in those channels:
+    it is to give what the teacher gives, and has no turn to learn. Any other begins in its first channels; of
+    a wider one those that no vector reaches stay as they were drawn, as do rows beyond the last vector.
     """
     arch, family = arch_of(body.family), FAMILIES[body.family]
     found = {name: torch.zeros_like(T) if name.endswith(family.adds) else T for name, T in weights.items()}
+    alike, lifted = len(directions) == body.hidden, family.lifts in found
     table = found[arch.embedding].clone()
-    table[: len(vectors), : vectors.shape[1]] = vectors.to(table.dtype)
+    rows = vectors @ directions.T if alike and not lifted else vectors
+    table[: len(rows), : rows.shape[1]] = rows.to(table.dtype)
     found[arch.embedding] = table
-    if family.lifts in found:
-        lift = found[family.lifts] = torch.zeros_like(found[family.lifts])
-        beside = (lift.shape[1] // table.shape[1] - 1) // 2 * table.shape[1]  # neighbours of the token
-        lift[: table.shape[1], beside : beside + table.shape[1]].fill_diagonal_(1.0)
+    if lifted:
+        lift, width = torch.zeros_like(found[family.lifts]), table.shape[1]
+        beside = (lift.shape[1] // width - 1) // 2 * width  # neighbours of the token
+        begun = directions if alike else torch.eye(len(lift), width)
+        lift[:, beside : beside + begun.shape[1]] = begun.to(lift.dtype)
+        found[family.lifts] = lift
     for name in [name for name in found if name.endswith("token_type_embeddings.weight")]:
         found[name] = torch.zeros_like(found[name])
     return found

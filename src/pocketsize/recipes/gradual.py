@@ -80,6 +80,7 @@ class Gradual(Distill):
     penalty: float = 400.0
 
     kind: ClassVar[str] = "gradual"
+    dropped: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
         try:

@@ -19,9 +19,12 @@ from pocketsize.models.model import Model
 PART, BATCH = 2**15, 256
 
 
-def token_vectors(model: Model, tokens: Sequence[int], width: int) -> Float[Tensor, "tokens width"]:
+def token_vectors(
+    model: Model, tokens: Sequence[int], width: int
+) -> tuple[Float[Tensor, "tokens width"], Float[Tensor, "wide width"]]:
     """What the model makes of a text of each of these tokens alone, in at most `width` numbers.
 
+    They are coordinates along the directions of the model's channels that come second.
     Raises NumericalError where all of them come out the same.
     """
     before, after = frame_of(tokenizer_of(model))
@@ -30,7 +33,8 @@ def token_vectors(model: Model, tokens: Sequence[int], width: int) -> Float[Tens
     if not bool(vectors.isfinite().all()):
         raise NumericalError(f"student: start: {model.folder}: embeddings of single tokens are not finite")
     try:
-        return torch.from_numpy(principal(vectors.numpy(), width))
+        found, directions = principal(vectors.numpy(), width)
+        return torch.from_numpy(found), torch.from_numpy(directions)
     except ValueError as error:
         raise NumericalError(f"student: start: tokens: {model.folder}: {error}") from error
 

@@ -24,6 +24,7 @@ from pocketsize.quantization.learned import scales_move
 from pocketsize.quantization.scheme import named
 from pocketsize.recipes.adapters import learned_parameters
 from pocketsize.recipes.correct import ALPHA, check_terms, refuse_experts
+from pocketsize.recipes.course import course_report, findings_of
 from pocketsize.recipes.distill import Distill
 from pocketsize.recipes.grids import Quantizer, layer_scheme, scheme_of, words_of
 from pocketsize.recipes.layers import finish
@@ -40,8 +41,6 @@ from pocketsize.recipes.training import (
     budgeted,
     check,
     count_of,
-    course_report,
-    findings_of,
     taught,
     training_examples,
 )
@@ -236,7 +235,7 @@ class Qat(Quantizer, Training):
                 n: done.get(n, begun.quantized[n]).to(CPU) for n in model.ends if n in begun.quantized
             }:
                 ctx.store.keep("embeddings", ends, tuple(one for one in of_start if one.name in ends))
-            facts = course_report(course, lesson, read, module)
+            facts = course_report(course, lesson.teachers, read, module)
             publish_bytes(folder / COURSE, json.dumps(asdict(facts)).encode())
 
         folder = ctx.store.made("weights", write)

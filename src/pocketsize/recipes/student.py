@@ -215,7 +215,7 @@ class Student:
             if self.start == TOKENS:
                 width = made[arch_of(body.family).embedding].shape[1]
                 known = tokens or range(int(model.config.vocab_size))
-                made = looked_up(made, body, token_vectors(model, known, width))
+                made = looked_up(made, body, *token_vectors(model, known, width))
             specs = [TensorSpec(n, torch.float32, tuple(t.shape), lambda t=t: t) for n, t in made.items()]
             raw = config_of(body)
         else:

@@ -30,8 +30,10 @@ from pocketsize.models.model import SPARSITY, Model
 from pocketsize.models.skeleton import materialise
 from pocketsize.pruning.pattern import Pattern, said_of
 from pocketsize.recipes.adapters import faster, learning
-from pocketsize.recipes.record import Finding, StepReport, TrainingReport, Zeros, built
+from pocketsize.recipes.course import course_report, findings_of, zeros_in
+from pocketsize.recipes.record import StepReport, TrainingReport, built
 from pocketsize.recipes.step import Context
+from pocketsize.training.dropout import set_dropout
 from pocketsize.training.examples import Batch, Examples, Order
 from pocketsize.training.loop import Course, Memory, Pace, Shaping, train
 from pocketsize.training.masked import zeros_held
@@ -65,8 +67,10 @@ class Training(ABC):
     average of the weights, which then is the student; `patience` ends a training that was not better on
     held-out text for so many looks. `recompute` computes activations twice instead of keeping them.
     `precision` is what the blocks multiply in, `fp32` or `bf16`, `auto` for bf16 where the device that works
-    does so in hardware; weights, head, losses and the optimizer are float32 in all. `sharded`: of several
-    processes each keeps a part of the blocks' weights, gradients and moments; alone it means nothing.
+    does so in hardware; weights, head, losses and the optimizer are float32 in all. `dropout` is the share of
+    activations that is dropped where the family drops any, `auto` what the model's config says, or none
+    where a teacher's words are learned. `sharded`: of several processes each keeps a part of the blocks'
+    weights, gradients and moments; alone it means nothing.
     """
 
     tokens: int | str | None = None
@@ -83,12 +87,15 @@ class Training(ABC):
     patience: int = 0
     recompute: bool = False
     precision: str = "auto"
+    dropout: float | Auto = "auto"
     sharded: bool = False
 
     kind: ClassVar[str]
     calibrated: ClassVar[bool] = False
     # The highest learning rate where none is named, if it is no task's.
     usual: ClassVar[float | None] = None
+    # The share that is dropped where none is named, if it is not the config's.
+    dropped: ClassVar[float | None] = None
 
     def rehearsal(self) -> tuple[Training, int]:
         """A training whose steps take as long as this one's, and how many trainings this is."""
@@ -132,6 +139,8 @@ def check(step: Training) -> None:
     for name in ("warmup", "decay"):
         if not 0 <= getattr(step, name) < 1:
             raise UsageError(f"{name} must be from 0 to below 1, got {getattr(step, name)}")
+    if step.dropout != "auto" and not 0 <= step.dropout < 1:
+        raise UsageError(f"dropout must be auto or from 0 to below 1, got {step.dropout}")
     if step.average is not None and not 0 < step.average < 1:
         raise UsageError(f"average must be null or lie between 0 and 1, got {step.average}")
     if step.precision not in PRECISIONS:
@@ -200,7 +209,7 @@ def trained(step: Training, kind: str, model: Model, ctx: Context, lesson: Calla
         with learning(step, module, model, ctx.seed) as narrow, spread(module, model.blocks, world):
             held = None if given.shaping or narrow else zeros_held(module, model)
             course, examples = taught(step, kind, module, given, ctx, model.arch.task, held=held)
-        facts = course_report(course, given, examples, module)
+        facts = course_report(course, given.teachers, examples, module)
         pattern = step.outline(model).pattern
         if pattern is not None:
             facts = replace(facts, zeros=zeros_in(module, model))
@@ -237,12 +246,6 @@ def write_student(
     copy_companions(model.folder, folder, sentences=not new)
 
 
-def zeros_in(module: nn.Module, model: Model) -> tuple[Zeros, ...]:
-    """How many weights of each linear are zero."""
-    linears = {name: module.get_parameter(name).detach() for name in model.linears}
-    return tuple(Zeros(name, int((W == 0).sum()), W.numel()) for name, W in linears.items())
-
-
 def training_examples(model: Model, ctx: Context, length: int) -> Examples:
     """The text of the run as examples for this model; a run without a text of its own has none."""
     assert ctx.corpus is not None
@@ -258,9 +261,12 @@ def _trainable(module: nn.Module, step: Training) -> nn.Module:
 
 
 def as_trained(module: nn.Module, step: Training) -> nn.Module:
-    """The module in the mode of training, with activations computed twice if the step says so."""
+    """The module in the mode of training, with the step's dropout, and activations twice if it says so."""
     if step.recompute:
         recompute(module)
+    share = step.dropped if step.dropout == "auto" else step.dropout
+    if share is not None:
+        set_dropout(module, share)
     return module.train()
 
 
@@ -362,39 +368,3 @@ def _judging(module: nn.Module, objective: Objective, judges: Examples, batch: i
         return total / max(1.0, count)
 
     return judge
-
-
-def course_report(course: Course, lesson: Lesson, examples: Examples, module: nn.Module) -> TrainingReport:
-    return TrainingReport(
-        teachers=lesson.teachers,
-        parameters=sum(p.numel() for p in module.parameters()),
-        steps=course.step,
-        tokens=course.tokens,
-        epochs=course.tokens / examples.tokens,
-        skipped=course.skipped,
-        losses=tuple((float(step), loss) for step, loss in course.losses),
-        looks=tuple((float(step), loss) for step, loss in course.looks),
-        pruned=tuple((float(step), share) for step, share in course.pruned),
-    )
-
-
-def findings_of(report: TrainingReport) -> list[Finding]:
-    """What a user should know of a training."""
-    found: list[Finding] = []
-    if report.skipped:
-        said = (
-            f"{report.skipped} of {report.steps} training steps were left out: their gradient was not finite"
-        )
-        found.append(Finding("steps-skipped", f"{said}; the learning rate was halved each time"))
-    if report.epochs > MANY:
-        found.append(
-            Finding(
-                "repeated-training-text",
-                f"the training text was read {report.epochs:.1f} times; give more text",
-            )
-        )
-    return found
-
-
-# Readings of a text after which it is said.
-MANY = 4
