@@ -1,9 +1,9 @@
-"""Plain sentences: those that teach, and those that judge, of three kinds and of one that teaches nothing.
+"""Plain sentences: those that teach, and those that judge, of three kinds and of one that need not teach.
 
     fiction     Jane Austen teaches, Moby Dick judges
     speeches    State of the Union messages, every fifth of which judges
     glosses     definitions of WordNet, split by hash
-    opinions    on hotels, medicine, products and lecturers: they judge alone
+    opinions    on hotels, medicine, products and lecturers: they judge alone, or teach too, split by hash
 
 Nobody labelled them, and no two of them are pairs.
 """
@@ -25,8 +25,8 @@ WORDS, LEAST = range(4, 101), 6
 SPEECHES, GLOSSES = 28_000, 45_000
 
 
-def texts(downloads: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """Sentences that teach, in an order of chance, and by kind those that judge."""
+def texts(downloads: Path) -> tuple[list[str], list[str], dict[str, list[str]]]:
+    """Sentences that teach, the same with opinions, both in an order of chance; by kind those that judge."""
     fiction, speeches = domains(downloads)
     glosses, opinions = (
         by_hash({text for text, _ in rows_of(name, downloads) if len(text.split()) >= LEAST})
@@ -40,7 +40,11 @@ def texts(downloads: Path) -> tuple[list[str], dict[str, list[str]]]:
         ]
     )
     judge = {one.name: by_hash({*sentences(one.evaluate)} - {*teach})[:JUDGES] for one in (fiction, speeches)}
-    return teach, judge | {"glosses": glosses[:JUDGES], "opinions": opinions[:JUDGES]}
+    return (
+        teach,
+        by_hash([*teach, *opinions[JUDGES:]]),
+        judge | {"glosses": glosses[:JUDGES], "opinions": opinions[:JUDGES]},
+    )
 
 
 def sentences(documents: Iterable[str]) -> list[str]:

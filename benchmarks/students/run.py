@@ -29,6 +29,7 @@ from pocketsize.measurement.embedding import embedding_quality
 from pocketsize.models.arch import arch_of
 from pocketsize.models.grouped import regroup
 from pocketsize.models.load import load
+from pocketsize.models.skeleton import materialise
 from pocketsize.models.student import config_of, family_of, module_of
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.recipe import Data, parse_step
@@ -44,8 +45,13 @@ TABLE = " from a table"
 BODIES: dict[str, dict[str, Any]] = {
     "bert": {"family": "bert"},
     "squeezebert": {"family": "squeezebert"},
-    "mobilebert": {"family": "mobilebert"},
-    "mobilebert with LayerNorm": {"family": "mobilebert", "norm": "layer_norm"},
+    "mobilebert": {"family": "mobilebert", "hidden": 384, "embedding": 192},
+    "mobilebert with LayerNorm": {
+        "family": "mobilebert",
+        "hidden": 384,
+        "embedding": 192,
+        "norm": "layer_norm",
+    },
 }
 STARTS = {"": "random", TABLE: "tokens"}
 WIDTHS = ((384, 6), (768, 4))
@@ -85,6 +91,8 @@ def main() -> None:
             f"students of {SMALL}: {chosen.parameters} parameters, random weights or a table of what the "
             f"teacher makes of each token (start: tokens), {chosen.tokens:,} tokens; "
             f"of {LARGE}: {chosen.large_tokens:,} tokens; highest rate {RANDOM:g}, of the cut one {CUT:g}",
+            "MobileBERT has half as wide an embedding as it is wide itself; text_ms: one text of 128 tokens, "
+            f"median of {REPEATS}",
             "text: the documentation of the installed Python, split by topic; losses: the step's own",
             "Spearman: similarities of all pairs of 256 held-out sentences against the teacher's",
         ),
@@ -191,6 +199,9 @@ def taught(work: Path, name: str, teacher: str, steps: list[dict[str, Any]]) -> 
         cpu_s = time.process_time() - start
         after = spearman(original, model, texts.corpus)
         report = context.reports[-1].training
+        student, one = materialise(model), torch.randint(1000, (1, 128))
+        with torch.no_grad():
+            ms = in_turn({"student": lambda: student(input_ids=one)}, REPEATS)["student"]
     assert report is not None
     row = {
         "student": name,
@@ -200,6 +211,7 @@ def taught(work: Path, name: str, teacher: str, steps: list[dict[str, Any]]) -> 
         "hidden": int(model.config.hidden_size),
         "parameters": model.origin.parameters,
         "mb": round(2e-6 * model.origin.parameters, 2),
+        "text_ms": round(ms, 2),
         "tokens": report.tokens,
         "cpu_s": round(cpu_s, 1),
         "loss_first": round(report.losses[0][1], 4),
