@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pocketsize.data.labels import class_numbers, classes_of, held_out, is_labelled
+from pocketsize.data.labels import by_labels, class_numbers, classes_of, held_out, is_labelled
 from pocketsize.data.text import Corpus, Document
 from pocketsize.errors import DataError
 
@@ -69,3 +69,34 @@ def test_a_tenth_is_held_out_and_stays_so_when_texts_are_added() -> None:
     assert {d.text for d in judge.documents} <= {d.text for d in held_out(many)[1].documents}
     with pytest.raises(DataError, match="2 texts are too few"):
         held_out(corpus(0, 1))
+
+
+def mixed() -> Corpus:
+    """A labelled file of forty texts, plain text, and rows that nobody labelled."""
+    names = [*(f"f.jsonl: line {i}" for i in range(40)), "more: a.txt", "g.csv: row 1", "g.csv: row 2"]
+    labels = ["a", "b"] * 20 + [None] * 3
+    return Corpus("mixed", tuple(Document(n, f"text {n}", x) for n, x in zip(names, labels, strict=True)))
+
+
+def test_files_without_labels_stand_beside_those_that_have_them() -> None:
+    named, others = by_labels(mixed())
+    assert len(named.documents) == 40 and all(one.label for one in named.documents)
+    assert others is not None
+    assert [one.name for one in others.documents] == ["more: a.txt", "g.csv: row 1", "g.csv: row 2"]
+    assert by_labels(corpus("a", "b", "a")) == (corpus("a", "b", "a"), None)
+    assert by_labels(corpus(None, None)) == (corpus(None, None), None)
+
+
+def test_a_file_of_which_some_texts_have_labels_has_to_have_them_all() -> None:
+    named, others = by_labels(corpus("a", None, "b"))
+    assert others is None and len(named.documents) == 3
+    with pytest.raises(DataError, match="f: row 1: has no label"):
+        class_numbers(named, ("a", "b"))
+
+
+def test_texts_without_labels_are_never_held_out() -> None:
+    teach, judge = held_out(mixed())
+    assert all(one.label for one in judge.documents)
+    assert [one for one in teach.documents if one.label is None] == list(mixed().documents[40:])
+    alone = held_out(by_labels(mixed())[0])
+    assert judge.documents == alone[1].documents

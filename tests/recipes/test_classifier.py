@@ -136,6 +136,34 @@ def test_a_student_is_cut_out_of_a_classifier_and_taught(teacher: Path, tmp_path
         assert AutoModelForSequenceClassification.from_pretrained(out).config.num_hidden_layers == 1
 
 
+def test_text_that_nobody_labelled_teaches_beside_labelled_text(tmp_path: Path) -> None:
+    """One recipe: labels make the classifier, and it teaches what is cut from it by all there is to read."""
+    few = labelled(tmp_path / "few.jsonl", 60)
+    many = tmp_path / "many.txt"
+    rows = Path(labelled(tmp_path / "many.jsonl", 240, label=False, seed=3)).read_text().splitlines()
+    many.write_text("\n\n".join(json.loads(row)["text"] for row in rows))
+    source = write_tiny(tmp_path / "m", "bert")
+    steps = [
+        Finetune(epochs=20.0, **SHORT),
+        Layers(keep=1, heal=False),
+        Distill(epochs=4.0, hard=0.5, **SHORT),
+    ]
+    texts = data(tmp_path, train=(few, str(many)))
+    done = ps.run(source, steps, out=tmp_path / "o", data=texts, console=Quiet())
+    assert done.measurements["accuracy"].value > 0.9
+    reports = {one.kind: one.training for one in done.record.steps}
+    framed = 12  # ten words and two ends, each of them a token or more
+    assert reports["finetune"].tokens >= 20 * 60 * framed
+    assert reports["finetune"].epochs == pytest.approx(20, rel=0.02)
+    of_all = reports["distill"].tokens / reports["distill"].epochs
+    assert of_all == pytest.approx(5 * reports["finetune"].tokens / 20, rel=0.05)
+    (found,) = (f for f in done.record.findings if f.code == "unlabelled-text")
+    assert found.message.startswith("1 of 61 documents that train are of files without labels")
+    with pytest.raises(DataError, match="weigh: loss: some of its files have no labels"):
+        step = Distill(epochs=1.0, weigh="loss", teacher=(str(done.folder),) * 2, **SHORT)
+        ps.run(done.folder, [step], out=tmp_path / "p", data=texts, console=Quiet())
+
+
 def test_a_teacher_is_heard_on_text_without_labels_too(teacher: Path, tmp_path: Path) -> None:
     plain = labelled(tmp_path / "plain.jsonl", label=False, seed=2)
     texts = data(tmp_path, train=(plain,))

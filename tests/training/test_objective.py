@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from oracles import distillation as oracle
+from pocketsize.data.labels import UNKNOWN
 from pocketsize.distillation.divergence import Divergence
 from pocketsize.distillation.signal import top_k
 from pocketsize.errors import UnsupportedError, UsageError
@@ -22,7 +23,7 @@ from pocketsize.models.skeleton import materialise
 from pocketsize.training.early import Early
 from pocketsize.training.examples import Batch, of_rows
 from pocketsize.training.features import Features, Weights
-from pocketsize.training.objective import Embedding, Losses, NextToken, Teacher, pooled, states
+from pocketsize.training.objective import Classes, Embedding, Losses, NextToken, Teacher, pooled, states
 from tiny import GENERATORS, VOCAB, write_tiny
 
 
@@ -198,3 +199,23 @@ def test_features_that_a_family_has_no_place_for_are_refused(tmp_path: Path) -> 
         Features(llama, llama, Weights(relations=1, heads=7))
     with pytest.raises(UsageError, match="hidden must be a number from 0 upwards"):
         Weights(hidden=-1)
+
+
+def test_a_text_that_nobody_labelled_counts_for_its_teacher_alone(tmp_path: Path) -> None:
+    """Each labelled text counts as much as it would in a batch of as many labelled ones."""
+    draw = np.random.default_rng(0)
+    rows = [draw.integers(5, VOCAB, 8) for _ in range(4)]
+    given = of_rows(rows, 2, "texts", np.array([1, UNKNOWN, 0, UNKNOWN])).batch(range(4))
+    student, teacher = (
+        materialise(load(write_tiny(tmp_path / str(i), "bert", seed=i, classes=("a", "b")))) for i in range(2)
+    )
+    losses = Losses(Divergence("forward_kl", 2.0), soft=0.7, hard=0.3)
+    found = Classes(student, losses, [Teacher(teacher)]).loss(given)
+    x, y = (m(input_ids=given.ids, attention_mask=given.mask.long()).logits for m in (student, teacher))
+    own = F.cross_entropy(x[[0, 2]], torch.tensor([1, 0]), reduction="none").sum() / 4
+    soft = oracle.divergence(x, y, "forward_kl", 2.0, 0.5).mean()
+    assert float(found) == pytest.approx(float(0.7 * soft + 0.3 * own), rel=1e-4)
+    nobody = replace(given, labels=torch.full((4,), UNKNOWN))
+    assert float(Classes(student, losses, [Teacher(teacher)]).loss(nobody)) == pytest.approx(
+        float(0.7 * soft), rel=1e-4
+    )

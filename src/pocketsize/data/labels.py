@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,13 +17,31 @@ from pocketsize.errors import DataError, did_you_mean
 HELD_OUT = 10
 # A class needs so many texts to be learned.
 LEAST = 2
+# The number of the class of a text that nobody labelled.
+UNKNOWN = -100
 # Names that stock configs give classes which nobody named.
 _UNNAMED = "LABEL_"
+_ROW = re.compile(r": (?:line|row) \d+$")
 
 
 def is_labelled(corpus: Corpus) -> bool:
-    """Whether its texts have labels; where some have and some have not, `classes_of` says which."""
+    """Whether any of its texts has a label."""
     return any(document.label is not None for document in corpus.documents)
+
+
+def by_labels(corpus: Corpus) -> tuple[Corpus, Corpus | None]:
+    """The texts of files that have labels, and those of files that have none, if there are such.
+
+    A file of which some texts have labels is to have them all; what it lacks, `class_numbers` tells. Of a
+    corpus without any label all is in the first part.
+    """
+    known = {_file_of(document) for document in corpus.documents if document.label is not None}
+    sides: tuple[list[Document], list[Document]] = ([], [])
+    for document in corpus.documents:
+        sides[bool(known) and _file_of(document) not in known].append(document)
+    first, second = (replace(corpus, documents=tuple(side)) if side else None for side in sides)
+    assert first is not None
+    return first, second
 
 
 def classes_of(corpus: Corpus) -> tuple[str, ...]:
@@ -64,16 +83,18 @@ def class_numbers(corpus: Corpus, classes: Sequence[str]) -> np.ndarray:
 
 def held_out(corpus: Corpus) -> tuple[Corpus, Corpus]:
     """The texts that teach and the tenth that evaluates: chosen by the hash of each, so equal ones stay
-    together, and a text that is added moves no other."""
+    together, and a text that is added moves no other. Files without labels teach as a whole."""
+    named, others = by_labels(corpus)
     sides: tuple[list[Document], list[Document]] = ([], [])
-    for document in corpus.documents:
+    for document in named.documents:
         digest = hashlib.sha256(f"{document.text}\0{document.pair}".encode()).digest()
         sides[int.from_bytes(digest[:8], "big") % HELD_OUT == 0].append(document)
     if not all(sides):
         raise DataError(
-            f"{corpus.name}: {len(corpus.documents)} texts are too few to hold a tenth out; "
+            f"{corpus.name}: {len(named.documents)} texts are too few to hold a tenth out; "
             "name other labelled files as `evaluate`"
         )
+    sides[0].extend(others.documents if others is not None else ())
     parts = f"nine of {HELD_OUT} parts", f"one of {HELD_OUT} parts"
     teach, judge = (
         replace(corpus, name=f"{corpus.name}, {part}", documents=tuple(side))
@@ -98,3 +119,8 @@ def _label(document: Document) -> str:
     raise DataError(
         f"{document.name}: label {label!r} is no class; give a name or a whole number from 0 upwards"
     )
+
+
+def _file_of(document: Document) -> str:
+    """The file that a document is a row of, or all of."""
+    return _ROW.sub("", document.name)

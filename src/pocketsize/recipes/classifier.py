@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from pocketsize.data.labels import classes_of
+from pocketsize.data.labels import by_labels, classes_of
 from pocketsize.data.sources import Source
 from pocketsize.data.text import joined, read_corpus
 from pocketsize.errors import UsageError
@@ -33,7 +33,7 @@ def classes_in(train: Sequence[str | Source], base: Path) -> tuple[str, ...]:
             "finetune: makes an encoder a classifier of the labels it finds; name labelled text as `train`"
         )
     sources = [source if isinstance(source, Source) else Source((source,)) for source in train]
-    return classes_of(joined([read_corpus(source, base) for source in sources]))
+    return classes_of(by_labels(joined([read_corpus(source, base) for source in sources]))[0])
 
 
 def with_classes(model: Model, classes: Sequence[str]) -> Model:

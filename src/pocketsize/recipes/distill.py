@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 
 from torch import nn
 
+from pocketsize.data.labels import UNKNOWN
 from pocketsize.distillation.divergence import DIVERGENCES, Divergence
 from pocketsize.errors import DataError, UnsupportedError, UsageError, did_you_mean
 from pocketsize.measurement.classes import classes_named
@@ -161,7 +162,12 @@ class Distill(Shallow, Writing, Heard, Taught, Adapted, Training):
             text = written_examples(self, teachers, maps, min(self.length, model.positions), ctx)
         whole = text or training_examples(model, ctx, self.length)
         if model.arch.task == "classify" and (self.hard or self.weigh == "loss"):
-            require_labels(whole, "hard" if self.hard else "weigh: loss")
+            known = require_labels(whole, "hard" if self.hard else "weigh: loss")
+            if self.weigh == "loss" and known is not whole:
+                raise DataError(
+                    f"{whole.name}: weigh: loss: some of its files have no labels to weigh teachers by; "
+                    "use equal, or leave them out"
+                )
         room, kept = Room(model, teachers, maps, whole, self.dtype), list[Signals]()
 
         def hear(rows: Sequence[int]) -> None:
@@ -302,7 +308,7 @@ class Finetune(Shallow, Adapted, Training):
 
             examples = training_examples(student, ctx, self.length)
             if student.arch.task == "classify":
-                require_labels(examples, "finetune")
+                examples = require_labels(examples, "finetune")
             return Lesson(examples, objective, begin=begin if student is not model else None)
 
         done = trained(self, self.kind, student, ctx, lesson)
@@ -311,13 +317,15 @@ class Finetune(Shallow, Adapted, Training):
         return done
 
 
-def require_labels(examples: Examples, what: str) -> None:
-    """Refuses text without labels for what learns from them."""
+def require_labels(examples: Examples, what: str) -> Examples:
+    """Those of the examples that have labels; refuses text without any for what learns from them."""
     if examples.labels is None:
         raise DataError(
             f"{examples.name}: its texts have no labels, from which {what} learns; "
             "name labelled text as `train`"
         )
+    known = examples.labels != UNKNOWN
+    return examples if known.all() else examples.part(known.nonzero()[0].tolist())
 
 
 def _require_same_task(student: Model, teachers: Sequence[Model]) -> None:

@@ -175,7 +175,7 @@ class Gradual(Distill):
 
         text = training_examples(model, ctx, self.length)
         if model.arch.task == "classify":
-            require_labels(text, "gradual")
+            text = require_labels(text, "gradual")
         return Lesson(text, objective)
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pocketsize.data.calibration import Windows, evaluation_windows, joined_windows, windows
 from pocketsize.data.chat import chat_renderer
-from pocketsize.data.labels import class_numbers, held_out, is_labelled
+from pocketsize.data.labels import by_labels, class_numbers, held_out, is_labelled
 from pocketsize.data.sources import Source, apportion
 from pocketsize.data.text import Corpus, default_corpora, joined, overlap, read_corpus
 from pocketsize.errors import UnsupportedError, UsageError
@@ -157,13 +157,23 @@ def _about_labels(
         return []
     classes = classes_named(outline)
     chosen_texts(evaluate, classes, seed)
+    found: list[Finding] = []
     if train is not None and is_labelled(train):
-        class_numbers(train, classes)
+        named, others = by_labels(train)
+        class_numbers(named, classes)
+        found += [] if others is None else [_unlabelled(named, others)]
     if is_labelled(evaluate):
-        return []
+        return found
     both = original.arch.task == "classify"
     way = "agreement stands for it" if both else "nothing is told of it; name labelled text as `evaluate`"
-    return [Finding("no-labels", f"the text to evaluate with has no labels: accuracy is not known, {way}")]
+    said = f"the text to evaluate with has no labels: accuracy is not known, {way}"
+    return [*found, Finding("no-labels", said)]
+
+
+def _unlabelled(named: Corpus, others: Corpus) -> Finding:
+    count, of = len(others.documents), len(others.documents) + len(named.documents)
+    said = f"{count:,} of {of:,} documents that train are of files without labels"
+    return Finding("unlabelled-text", f"{said}: by them a teacher teaches, and finetune leaves them out")
 
 
 def _calibrating(part: _Part, tokenizer: PreTrainedTokenizerBase, length: int, seed: int) -> Windows:

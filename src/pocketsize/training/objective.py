@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from pocketsize.data.labels import UNKNOWN
 from pocketsize.distillation.divergence import Divergence, cross_entropy, divergence
 from pocketsize.distillation.ensemble import blended, by_loss
 from pocketsize.distillation.feature import pair_distance
@@ -216,7 +217,10 @@ class Embedding:
 
 @dataclass
 class Classes:
-    """Classifiers: the divergence of class probabilities, and the loss of the true labels."""
+    """Classifiers: the divergence of class probabilities, and the loss of the true labels.
+
+    A text that nobody labelled has no such loss; each that is labelled counts the same beside whatever else.
+    """
 
     student: nn.Module
     losses: Losses
@@ -241,7 +245,8 @@ class Classes:
         if said and self.losses.soft:
             found = found + self.losses.soft * self._soft(logits, said, batch)
         if self.losses.hard and batch.labels is not None:
-            found = found + self.losses.hard * F.cross_entropy(logits, batch.labels)
+            told = F.cross_entropy(logits, batch.labels, ignore_index=UNKNOWN, reduction="sum")
+            found = found + self.losses.hard * told / len(logits)
         return found + apart(batch.mask)
 
     def _soft(self, logits: Rows, said: Sequence[Rows], batch: Batch) -> Float[Tensor, ""]:

@@ -9,7 +9,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from pocketsize.data.calibration import frame_of
-from pocketsize.data.labels import class_numbers, is_labelled
+from pocketsize.data.labels import UNKNOWN, by_labels, class_numbers, is_labelled
 from pocketsize.data.text import Corpus
 from pocketsize.errors import UsageError
 from pocketsize.training.examples import Examples, of_rows
@@ -28,7 +28,8 @@ def examples_of(
 ) -> Examples:
     """Packed windows for a generator, texts of at most `length` tokens for an encoder.
 
-    For a classifier those of a labelled set, each with the number of its class among `classes`.
+    For a classifier those of a labelled set, each with the number of its class among `classes`, and those of
+    files without labels beside it.
     """
     if task == "generate":
         return packed(corpus, tokenizer, length=length)
@@ -71,16 +72,32 @@ def separate(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, length: int)
 def labelled(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, length: int, classes: Sequence[str]
 ) -> Examples:
-    """Every text by itself, or with its pair, framed as the tokenizer frames it and cut at `length`."""
-    labels = class_numbers(corpus, classes)
-    pieces = [
-        np.array(
-            tokenizer(d.text, d.pair or None, truncation=True, max_length=length)["input_ids"],
-            dtype=np.int32,
+    """Every text by itself, or with its pair, framed as the tokenizer frames it and cut at `length`.
+
+    Files without labels follow, their texts as `separate` takes them apart unless they have pairs; the class
+    of those is `UNKNOWN`.
+    """
+    named, others = by_labels(corpus)
+    labels = class_numbers(named, classes)
+    pieces = _whole(named, tokenizer, length)
+    if others is not None:
+        paired = any(document.pair for document in others.documents)
+        rest = (
+            _whole(others, tokenizer, length)
+            if paired
+            else separate(others, tokenizer, length=length).pieces()
         )
-        for d in corpus.documents
-    ]
+        pieces, labels = [*pieces, *rest], np.append(labels, np.full(len(rest), UNKNOWN))
     return of_rows(pieces, _pad(tokenizer), corpus.name, labels)
+
+
+def _whole(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int) -> list[np.ndarray]:
+    """The tokens of each document and of its pair, cut at `length`."""
+    told = (
+        tokenizer(d.text, d.pair or None, truncation=True, max_length=length)["input_ids"]
+        for d in corpus.documents
+    )
+    return [np.array(ids, dtype=np.int32) for ids in told]
 
 
 def _pad(tokenizer: PreTrainedTokenizerBase) -> int:
