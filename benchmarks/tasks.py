@@ -37,6 +37,8 @@ TASKS = tuple(SIZES)
 # Texts of each class that evaluate beside those where a benchmark asks for `wide` sets, as far as there are
 # so many: from behind the most that train, which is so many times the quick row's.
 MORE, MOST = {"domains": 0, "glosses": 90, "spam": 500, "sentiment": 500}, 3
+# Texts that are neither, of which no label is told.
+OTHERS = 4000
 LETTERS = 200
 
 Row = tuple[str, str]
@@ -44,11 +46,12 @@ Row = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A labelled set: files of rows with `text` and `label`; no text is in both."""
+    """A labelled set: files of rows with `text` and `label`; no text is in both. `others` have no label."""
 
     name: str
     train: Path
     evaluate: Path
+    others: Path
 
 
 def task(name: str, downloads: Path, times: int = 1, *, wide: bool = False) -> Task:
@@ -58,15 +61,26 @@ def task(name: str, downloads: Path, times: int = 1, *, wide: bool = False) -> T
     """
     folder = downloads / "tasks"
     found = Task(
-        name, folder / f"{name}-train-{times}.jsonl", folder / f"{name}-evaluate{'-wide' * wide}.jsonl"
+        name,
+        folder / f"{name}-train-{times}.jsonl",
+        folder / f"{name}-evaluate{'-wide' * wide}.jsonl",
+        folder / f"{name}-others.jsonl",
     )
-    if not (found.train.exists() and found.evaluate.exists()):
+    if not all(path.exists() for path in (found.train, found.evaluate, found.others)):
         folder.mkdir(parents=True, exist_ok=True)
-        more = MORE[name] if wide else 0
-        train, evaluate = split(list(rows_of(name, downloads)), SIZES[name], times, more)
-        for path, rows in ((found.train, train), (found.evaluate, evaluate)):
-            path.write_text("".join(json.dumps({"text": t, "label": c}) + "\n" for t, c in rows))
+        rows = list(rows_of(name, downloads))
+        train, evaluate = split(rows, SIZES[name], times, MORE[name] if wide else 0)
+        for path, some in ((found.train, train), (found.evaluate, evaluate)):
+            path.write_text("".join(json.dumps({"text": t, "label": c}) + "\n" for t, c in some))
+        left = others(rows, *split(rows, SIZES[name], MOST, MORE[name]))[:OTHERS]
+        found.others.write_text("".join(json.dumps({"text": text}) + "\n" for text in left))
     return found
+
+
+def others(rows: Sequence[Row], *used: Sequence[Row]) -> list[str]:
+    """The texts that are in none of what is used, in the order of their hashes."""
+    taken = {text for some in used for text, _ in some}
+    return sorted({text for text, _ in rows} - taken, key=_place)
 
 
 def split(
@@ -78,7 +92,7 @@ def split(
     asked.
     """
     unique = {text: label for text, label in rows}
-    order = sorted(unique, key=lambda text: hashlib.sha256(text.encode()).hexdigest())
+    order = sorted(unique, key=_place)
     place = {text: i for i, text in enumerate(order)}
     taken: dict[str, list[str]] = {}
     for text in order:
@@ -151,3 +165,7 @@ def _opinions(downloads: Path) -> Iterator[tuple[str, str, str]]:
 
 def _short(text: str) -> str:
     return " ".join(text.split())[:LETTERS].strip()
+
+
+def _place(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

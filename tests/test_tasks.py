@@ -35,3 +35,11 @@ def test_what_evaluates_never_trains_and_is_the_same_however_many_train(tasks: M
         "b": 58,
         "c": 30,
     }
+
+
+def test_texts_without_labels_are_neither_those_that_train_nor_those_that_evaluate(tasks: ModuleType) -> None:
+    used = tasks.split(ROWS, (10, 8), tasks.MOST, 50)
+    left = tasks.others(ROWS, *used)
+    assert left and not {*left} & {text for some in used for text, _ in some}
+    assert {*left} | {text for some in used for text, _ in some} == {text for text, _ in ROWS}
+    assert left == tasks.others(ROWS[::-1], *used)

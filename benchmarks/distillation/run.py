@@ -5,8 +5,8 @@
     python benchmarks/distillation/run.py --tasks glosses spam        # these alone
 
 For each labelled set: an encoder is fine-tuned, students of half its blocks and of a sixth are cut out of it
-and taught by it on the same texts; a control is the same student, trained as long on the labels alone.
-Whatever is finished is kept in the work folder; the record holds the tasks that are whole.
+and taught by it on the same texts; a control is the same student, trained as long on the labels alone. The
+smaller student is taught once more, by texts without labels too. Whatever is finished is kept in the work folder; the record holds the tasks that are whole.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ import torch
 from bars import write_record
 from contest import fetched
 from meter import write_json
-from summary import bars, rows_of
-from tasks import MORE, SIZES, TASKS, Task, task
+from summary import NAMES, bars, rows_of
+from tasks import MORE, OTHERS, SIZES, TASKS, Task, task
 
 from pocketsize.data.labels import classes_of
-from pocketsize.data.text import Corpus, read_corpus
+from pocketsize.data.text import Corpus, joined, read_corpus
 from pocketsize.exporting.table import EXPORTERS
 from pocketsize.measurement.classes import chosen_texts, classes_named, logits_of
 from pocketsize.models.load import load
@@ -81,7 +81,8 @@ PROTOCOL = [
     f"Batches of {BATCH}; teacher: {TEACHER_EPOCHS:g} epochs on the labels. Students: {STUDENT_EPOCHS:g} "
     f"epochs over the same texts, highest rate {RATE:g}; nothing was chosen on the texts that evaluate. "
     "Taught: KL to the teacher at temperature 2, half as much of the labels, cosine of the blocks. "
-    "Control: the labels alone.",
+    "Control: the labels alone. Unlabelled texts: at most "
+    f"{OTHERS:,} others of the same source, of which the teacher alone speaks; as many epochs over all.",
     "Blocks multiply in bfloat16 where the processor does so in hardware (`precision: auto`), which came "
     "after the quick row of this record: that is of float32.",
     "Score: (accuracy - c) / (1 - c), c the share of the commonest class; averaged over tasks. Kept: "
@@ -115,6 +116,7 @@ def main() -> None:
 def run(row: Row, labelled: Task, work: Path) -> None:
     """The teacher, the students and the controls of one task, as far as they are not there yet."""
     train, judge = (read_corpus([str(path)], Path()) for path in (labelled.train, labelled.evaluate))
+    wider = joined([train, read_corpus([str(labelled.others)], Path())])
     place = work / row.name / labelled.name
     classes = classes_of(train)
     teacher = _made(
@@ -125,20 +127,19 @@ def run(row: Row, labelled: Task, work: Path) -> None:
     )
     _scored(teacher, teacher, judge, place / "teacher.json")
     common = {"epochs": STUDENT_EPOCHS, "batch": BATCH, "length": LENGTH, "rate": RATE}
-    ways = {
-        "taught": Distill(temperature=2.0, hard=0.5, cosine=1.0, **common),
-        "control": Finetune(**common),
-    }
+    taught = Distill(temperature=2.0, hard=0.5, cosine=1.0, **common)
+    ways = {"taught": (taught, train), "control": (Finetune(**common), train)}
     for size, kept in (("half", row.half), ("small", row.small)):
-        for way, step in ways.items():
+        own = ways | ({"wider": (taught, wider)} if size == "small" else {})
+        for way, (step, texts) in own.items():
             path = place / f"{size}-{way}.json"
             if not path.exists():
                 student = _made(
-                    teacher, [Layers(keep=kept, heal=False), step], train, place / f"{size}-{way}"
+                    teacher, [Layers(keep=kept, heal=False), step], texts, place / f"{size}-{way}"
                 )
                 if row.vocabulary is not None:
                     trim = Student(vocabulary=row.vocabulary)
-                    student = _made(student, [trim], train, place / f"{size}-{way}-trimmed")
+                    student = _made(student, [trim], texts, place / f"{size}-{way}-trimmed")
                 _scored(student, teacher, judge, path)
 
 
@@ -216,7 +217,8 @@ def record(work: Path, threads: int) -> None:
         for row in ROWS
     }
     found = {
-        row: {name: runs for name, runs in tasks.items() if len(runs) == 5} for row, tasks in found.items()
+        row: {name: runs for name, runs in tasks.items() if {*NAMES} <= {*runs}}
+        for row, tasks in found.items()
     }
     rows = [one for row, tasks in found.items() if tasks for one in rows_of(row, tasks)]
     if not rows:

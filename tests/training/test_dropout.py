@@ -75,7 +75,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 @pytest.mark.parametrize(
     ("step", "share"),
     [
-        (Distill(**SHORT), 0.0),
+        (Distill(**SHORT), 0.1),
+        (Distill(**SHORT, dropout=0.0), 0.0),
         (Distill(**SHORT, dropout=0.3), 0.3),
         (Finetune(**SHORT), 0.1),
         (Finetune(**SHORT, dropout=0), 0.0),

@@ -44,15 +44,15 @@ from pocketsize.training.signals import Signals
 class Distill(Shallow, Writing, Heard, Taught, Adapted, Training):
     """Recipe step `distill`: the student learns to say what its teacher says.
 
-    The keys of `finetune` but `classes` (no dropout, if none is named); those that name teachers (`Taught`),
-    that say what is kept of them (`Heard`) and who writes the text (`Writing`); and: `loss` is forward_kl,
-    reverse_kl, skew_kl, skew_reverse_kl or js, at `temperature`, with `mix` for the last three. `soft` is
-    what the teacher counts, `hard` what the true tokens or labels count. `hidden`, `cosine` and `attention`
-    count the distance of hidden states and of attention, block by block, `relations` that of queries, keys
-    and values of the last blocks, cut into `heads` heads. `pairs` counts how near texts are to each other
-    (embedders). `progressive` is the share of the budget in which blocks learn one after the other what
-    theirs give, before all learn together. The student of each of the `generations` is the teacher of the
-    next, and is kept only if it is better on held-out text.
+    The keys of `finetune` but `classes`; those that name teachers (`Taught`), that say what is kept of them
+    (`Heard`) and who writes the text (`Writing`); and: `loss` is forward_kl, reverse_kl, skew_kl,
+    skew_reverse_kl or js, at `temperature`, with `mix` for the last three. `soft` is what the teacher
+    counts, `hard` what the true tokens or labels count. `hidden`, `cosine` and `attention` count the
+    distance of hidden states and of attention, block by block, `relations` that of queries, keys and values
+    of the last blocks, cut into `heads` heads. `pairs` counts how near texts are to each other (embedders).
+    `progressive` is the share of the budget in which blocks learn one after the other what theirs give,
+    before all learn together. The student of each of the `generations` is the teacher of the next, and is
+    kept only if it is better on held-out text.
     """
 
     loss: str = "forward_kl"
@@ -70,7 +70,6 @@ class Distill(Shallow, Writing, Heard, Taught, Adapted, Training):
     generations: int = 1
 
     kind: ClassVar[str] = "distill"
-    dropped: ClassVar[float | None] = 0.0
 
     def __post_init__(self) -> None:
         check(self)

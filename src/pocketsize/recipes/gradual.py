@@ -80,7 +80,6 @@ class Gradual(Distill):
     penalty: float = 400.0
 
     kind: ClassVar[str] = "gradual"
-    dropped: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
         try:

@@ -68,9 +68,8 @@ class Training(ABC):
     held-out text for so many looks. `recompute` computes activations twice instead of keeping them.
     `precision` is what the blocks multiply in, `fp32` or `bf16`, `auto` for bf16 where the device that works
     does so in hardware; weights, head, losses and the optimizer are float32 in all. `dropout` is the share of
-    activations that is dropped where the family drops any, `auto` what the model's config says, or none
-    where a teacher's words are learned. `sharded`: of several processes each keeps a part of the blocks'
-    weights, gradients and moments; alone it means nothing.
+    activations that is dropped where the family drops any, `auto` what the model's config says. `sharded`: of
+    several processes each keeps a part of the blocks' weights, gradients and moments; alone it means nothing.
     """
 
     tokens: int | str | None = None
@@ -94,8 +93,6 @@ class Training(ABC):
     calibrated: ClassVar[bool] = False
     # The highest learning rate where none is named, if it is no task's.
     usual: ClassVar[float | None] = None
-    # The share that is dropped where none is named, if it is not the config's.
-    dropped: ClassVar[float | None] = None
 
     def rehearsal(self) -> tuple[Training, int]:
         """A training whose steps take as long as this one's, and how many trainings this is."""
@@ -264,9 +261,8 @@ def as_trained(module: nn.Module, step: Training) -> nn.Module:
     """The module in the mode of training, with the step's dropout, and activations twice if it says so."""
     if step.recompute:
         recompute(module)
-    share = step.dropped if step.dropout == "auto" else step.dropout
-    if share is not None:
-        set_dropout(module, share)
+    if step.dropout != "auto":
+        set_dropout(module, step.dropout)
     return module.train()
 
 
