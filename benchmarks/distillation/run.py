@@ -6,7 +6,8 @@
 
 For each labelled set: an encoder is fine-tuned, students of half its blocks and of a sixth are cut out of it
 and taught by it on the same texts; a control is the same student, trained as long on the labels alone. The
-smaller student is taught once more, by texts without labels too. Whatever is finished is kept in the work folder; the record holds the tasks that are whole.
+smaller student is taught once more, by texts without labels too. Whatever is finished is kept in the work
+folder; the record holds the tasks that are whole.
 """
 
 from __future__ import annotations
