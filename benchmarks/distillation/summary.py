@@ -74,13 +74,6 @@ def bars(row: str, tasks: Mapping[str, Runs]) -> list[Bar]:
             "higher",
             0.95,
         ),
-        Bar(
-            f"{said}: at a fifth of the compute, unlabelled texts too, score won by a teacher",
-            _mean(tasks, "small-wider") - _mean(tasks, "small-control"),
-            "",
-            "higher",
-            0.001,
-        ),
     ]
 
 

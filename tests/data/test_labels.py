@@ -12,7 +12,8 @@ from pocketsize.errors import DataError
 
 
 def corpus(*labels: Any) -> Corpus:
-    return Corpus("set", tuple(Document(f"f: row {i}", f"text {i}", label) for i, label in enumerate(labels)))
+    rows = (Document(f"f: row {i}", f"text {i}", label, file="f") for i, label in enumerate(labels))
+    return Corpus("set", tuple(rows))
 
 
 def test_names_are_sorted_and_numbers_rise() -> None:
@@ -73,16 +74,16 @@ def test_a_tenth_is_held_out_and_stays_so_when_texts_are_added() -> None:
 
 def mixed() -> Corpus:
     """A labelled file of forty texts, plain text, and rows that nobody labelled."""
-    names = [*(f"f.jsonl: line {i}" for i in range(40)), "more: a.txt", "g.csv: row 1", "g.csv: row 2"]
-    labels = ["a", "b"] * 20 + [None] * 3
-    return Corpus("mixed", tuple(Document(n, f"text {n}", x) for n, x in zip(names, labels, strict=True)))
+    rows = [(f"f.jsonl: line {i}", "ab"[i % 2], "f.jsonl") for i in range(40)]
+    rows += [("more: a.txt", None, ""), ("g.csv: line 1", None, "g.csv"), ("g.csv: line 2", None, "g.csv")]
+    return Corpus("mixed", tuple(Document(n, f"text {n}", label, file=file) for n, label, file in rows))
 
 
 def test_files_without_labels_stand_beside_those_that_have_them() -> None:
     named, others = by_labels(mixed())
     assert len(named.documents) == 40 and all(one.label for one in named.documents)
     assert others is not None
-    assert [one.name for one in others.documents] == ["more: a.txt", "g.csv: row 1", "g.csv: row 2"]
+    assert [one.name for one in others.documents] == ["more: a.txt", "g.csv: line 1", "g.csv: line 2"]
     assert by_labels(corpus("a", "b", "a")) == (corpus("a", "b", "a"), None)
     assert by_labels(corpus(None, None)) == (corpus(None, None), None)
 
@@ -100,3 +101,14 @@ def test_texts_without_labels_are_never_held_out() -> None:
     assert [one for one in teach.documents if one.label is None] == list(mixed().documents[40:])
     alone = held_out(by_labels(mixed())[0])
     assert judge.documents == alone[1].documents
+
+
+def test_a_text_that_is_held_out_teaches_from_no_other_file() -> None:
+    _, judge = held_out(mixed())
+    again = Document("all.csv: line 7", judge.documents[0].text, file="all.csv")
+    whole = mixed()
+    teach, same = held_out(Corpus("mixed", (*whole.documents, again)))
+    assert same.documents == judge.documents
+    assert again not in teach.documents and len(teach.documents) == len(whole.documents) - len(
+        judge.documents
+    )

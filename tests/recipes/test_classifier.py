@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 import pocketsize as ps
 from pocketsize.cli.main import command
+from pocketsize.data.labels import UNKNOWN
 from pocketsize.data.sources import Source
 from pocketsize.errors import DataError, UnsupportedError, UsageError
 from pocketsize.exporting import table
@@ -29,7 +30,9 @@ from pocketsize.recipes.quantize import Rtn
 from pocketsize.recipes.recipe import Data, Recipe, parse_recipe, parse_step
 from pocketsize.recipes.run import prepare
 from pocketsize.recipes.student import Student
+from pocketsize.recipes.texts import read_texts
 from pocketsize.training import loop
+from pocketsize.training.texts import labelled as labelled_examples
 from quiet import Quiet
 from tiny import ENCODERS, write_texts, write_tiny
 
@@ -158,10 +161,39 @@ def test_text_that_nobody_labelled_teaches_beside_labelled_text(tmp_path: Path) 
     of_all = reports["distill"].tokens / reports["distill"].epochs
     assert of_all == pytest.approx(5 * reports["finetune"].tokens / 20, rel=0.05)
     (found,) = (f for f in done.record.findings if f.code == "unlabelled-text")
-    assert found.message.startswith("1 of 61 documents that train are of files without labels")
+    assert found.message.startswith(f"{many}: no labels, unlike other files that train")
     with pytest.raises(DataError, match="weigh: loss: some of its files have no labels"):
         step = Distill(epochs=1.0, weigh="loss", teacher=(str(done.folder),) * 2, **SHORT)
         ps.run(done.folder, [step], out=tmp_path / "p", data=texts, console=Quiet())
+
+
+def test_files_without_labels_are_read_as_they_are_made(tmp_path: Path) -> None:
+    """Rows as a whole, with their pairs, however short; plain text by its empty lines; all of it named."""
+    folder, few = (
+        write_tiny(tmp_path / "m", "bert", classes=tuple(WORDS)),
+        labelled(tmp_path / "few.jsonl", 30),
+    )
+    (tmp_path / "rows.csv").write_text("text\nok\nthe fox and the dog\n")
+    (tmp_path / "pairs.jsonl").write_text('{"text": "the fox", "pair": "the dog\\n\\nsleeps"}\n')
+    (tmp_path / "plain.txt").write_text("the lazy dog sleeps\n\nthe model answers dates\n\nok")
+    files = (few, *(str(tmp_path / name) for name in ("rows.csv", "pairs.jsonl", "plain.txt")))
+    model, tokenizer = load(folder), AutoTokenizer.from_pretrained(folder)
+    evaluate = labelled(tmp_path / "evaluate.jsonl", 60, seed=1)
+    for given in ({"train": files}, {"calibrate": files}):
+        chosen = Data(**given, evaluate=(evaluate,), sequences=2, length=16)
+        texts = read_texts(chosen, tmp_path, model, trains=True)
+        (found,) = (f for f in texts.findings if f.code == "unlabelled-text")
+        assert "pairs.jsonl, " in found.message and "plain.txt" in found.message
+        examples = labelled_examples(texts.train, tokenizer, length=32, classes=tuple(WORDS))
+        own = examples.labels.tolist()
+        assert len(own) == 35 and own.count(UNKNOWN) == 5 and min(own[:30]) >= 0
+        rows = [examples.batch([i]).ids[0].tolist() for i in range(30, 35)]
+        assert tokenizer("ok")["input_ids"] in rows
+        assert tokenizer("the fox", "the dog\n\nsleeps")["input_ids"] in rows
+        assert tokenizer("the lazy dog sleeps")["input_ids"] in rows
+    sources = (Source((few,), label="label"), Source(files[1:]))
+    texts = read_texts(Data(train=sources, evaluate=(evaluate,)), tmp_path, model, trains=True)
+    assert len(texts.train.documents) == 34
 
 
 def test_a_teacher_is_heard_on_text_without_labels_too(teacher: Path, tmp_path: Path) -> None:

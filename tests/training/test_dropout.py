@@ -21,6 +21,7 @@ from recipes.test_teaching import context
 from tiny import FAMILIES, tiny_config, write_tiny
 from tiny_configs import REFUSED
 
+PLAIN = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout")
 SHORT: dict[str, Any] = {"batch": 4, "length": 32, "rate": 1e-3, "tokens": 256}
 
 
@@ -33,6 +34,27 @@ def answers(module: nn.Module) -> list[torch.Tensor]:
         torch.manual_seed(seed)
         found.append(module(ids).last_hidden_state)
     return found
+
+
+def shares(module: nn.Module) -> set[float]:
+    """All that is dropped anywhere, by layers and by numbers that are read while a module works."""
+    found = {part.p for part in module.modules() if isinstance(part, nn.Dropout)}
+    parts = [vars(part) for part in module.modules()]
+    return found | {v for own in parts for n, v in own.items() if n.endswith("dropout") and n in PLAIN}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "opt"])
+def test_a_config_that_drops_nothing_may_say_so_in_whole_numbers(family: str) -> None:
+    config = tiny_config(family, tied=False)
+    for name, value in config.to_dict().items():
+        if isinstance(value, float) and "drop" in name:
+            setattr(config, name, 0)
+    module = AutoModel.from_config(config).train()
+    assert shares(module) == {0}
+    set_dropout(module, 0.3)
+    assert shares(module) == {0.3}
+    found = answers(module)
+    assert not torch.equal(found[0], found[1])
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *REFUSED])
@@ -49,9 +71,10 @@ def test_nothing_is_left_to_chance_without_dropout(family: str) -> None:
     assert torch.equal(still[0], still[1])
     assert torch.equal(still[0], still[2])
     assert torch.equal(still[0], answers(module.eval())[0])
-    set_dropout(module.train(), 0.4)
+    set_dropout(module.train(), 0.3)
     again = answers(module)
     assert not torch.equal(again[0], again[1])
+    assert shares(module) == {0.3}
 
 
 def test_layers_that_are_dropped_whole_stay_as_they_are_unless_nothing_is_to_be_dropped() -> None:

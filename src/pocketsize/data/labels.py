@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,12 +20,16 @@ LEAST = 2
 UNKNOWN = -100
 # Names that stock configs give classes which nobody named.
 _UNNAMED = "LABEL_"
-_ROW = re.compile(r": (?:line|row) \d+$")
 
 
 def is_labelled(corpus: Corpus) -> bool:
     """Whether any of its texts has a label."""
     return any(document.label is not None for document in corpus.documents)
+
+
+def file_of(document: Document) -> str:
+    """The file that a document is a row of, or all of."""
+    return document.file or document.name
 
 
 def by_labels(corpus: Corpus) -> tuple[Corpus, Corpus | None]:
@@ -35,10 +38,10 @@ def by_labels(corpus: Corpus) -> tuple[Corpus, Corpus | None]:
     A file of which some texts have labels is to have them all; what it lacks, `class_numbers` tells. Of a
     corpus without any label all is in the first part.
     """
-    known = {_file_of(document) for document in corpus.documents if document.label is not None}
+    known = {file_of(document) for document in corpus.documents if document.label is not None}
     sides: tuple[list[Document], list[Document]] = ([], [])
     for document in corpus.documents:
-        sides[bool(known) and _file_of(document) not in known].append(document)
+        sides[bool(known) and file_of(document) not in known].append(document)
     first, second = (replace(corpus, documents=tuple(side)) if side else None for side in sides)
     assert first is not None
     return first, second
@@ -83,7 +86,7 @@ def class_numbers(corpus: Corpus, classes: Sequence[str]) -> np.ndarray:
 
 def held_out(corpus: Corpus) -> tuple[Corpus, Corpus]:
     """The texts that teach and the tenth that evaluates: chosen by the hash of each, so equal ones stay
-    together, and a text that is added moves no other. Files without labels teach as a whole."""
+    together, and a text that is added moves no other. Files without labels teach, but for equal texts."""
     named, others = by_labels(corpus)
     sides: tuple[list[Document], list[Document]] = ([], [])
     for document in named.documents:
@@ -94,7 +97,10 @@ def held_out(corpus: Corpus) -> tuple[Corpus, Corpus]:
             f"{corpus.name}: {len(named.documents)} texts are too few to hold a tenth out; "
             "name other labelled files as `evaluate`"
         )
-    sides[0].extend(others.documents if others is not None else ())
+    judges = {(document.text, document.pair) for document in sides[1]}
+    for document in others.documents if others is not None else ():
+        if (document.text, document.pair) not in judges:
+            sides[0].append(document)
     parts = f"nine of {HELD_OUT} parts", f"one of {HELD_OUT} parts"
     teach, judge = (
         replace(corpus, name=f"{corpus.name}, {part}", documents=tuple(side))
@@ -119,8 +125,3 @@ def _label(document: Document) -> str:
     raise DataError(
         f"{document.name}: label {label!r} is no class; give a name or a whole number from 0 upwards"
     )
-
-
-def _file_of(document: Document) -> str:
-    """The file that a document is a row of, or all of."""
-    return _ROW.sub("", document.name)

@@ -33,7 +33,8 @@ class Row:
     """One text of a file, and whether it is marked as written by a model.
 
     A row of a chat has `messages` and no text until a chat template gives it one. `label` is what the file
-    says that the text is, of whatever type; `pair` a second text beside it.
+    says that the text is, of whatever type; `pair` a second text beside it. `file` was named to hold the row,
+    empty where the text is all of a file.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Row:
     messages: tuple[Message, ...] = ()
     label: object = None
     pair: str = ""
+    file: str = ""
 
 
 def read_documents(source: Source, base: Path) -> Iterator[Row]:
@@ -55,7 +57,7 @@ def read_documents(source: Source, base: Path) -> Iterator[Row]:
             for row, size in _rows_of(part, source, total):
                 total += size
                 _require_room(part, total)
-                yield row
+                yield row if row.name == str(path) else replace(row, file=str(path))
 
 
 def _rows_of(path: Path, source: Source, total: int) -> Iterator[tuple[Row, int]]:
@@ -193,7 +195,8 @@ def _separated(path: Path, text: str, source: Source, generated: bool) -> Iterat
     for wanted in (column, source.label, source.pair):
         if wanted is not None and wanted not in names:
             raise DataError(
-                f"{path}: no column {wanted}; it has {', '.join(names)}{_hint(path, names, source)}"
+                f"{path}: no column {wanted}; it has {', '.join(names)}"
+                f"{_hint(path, names, source) if wanted == column else ''}"
             )
     try:
         for row in lines:

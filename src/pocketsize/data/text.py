@@ -31,12 +31,16 @@ _MODULES = """
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text with a name a reader can find it by; what it is said to be, and its pair, if it has them."""
+    """One text with a name a reader can find it by; what it is said to be, and its pair, if it has them.
+
+    `file` holds it as one of its rows; empty where the text is all of a file.
+    """
 
     name: str
     text: str
     label: object = None
     pair: str = ""
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ def read_corpus(files: Sequence[str] | Source, base: Path, render: Render | None
         raise UsageError("no data files were named; give at least one file or glob")
     source = files if isinstance(files, Source) else Source(tuple(files))
     rows = _rendered(list(read_documents(source, base)), render)
-    documents = tuple(Document(row.name, row.text, row.label, row.pair) for row in rows)
+    documents = tuple(Document(row.name, row.text, row.label, row.pair, row.file) for row in rows)
     return Corpus(source.name, documents, any(row.generated for row in rows))
 
 

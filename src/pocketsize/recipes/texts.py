@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pocketsize.data.calibration import Windows, evaluation_windows, joined_windows, windows
 from pocketsize.data.chat import chat_renderer
-from pocketsize.data.labels import by_labels, class_numbers, held_out, is_labelled
+from pocketsize.data.labels import by_labels, class_numbers, file_of, held_out, is_labelled
 from pocketsize.data.sources import Source, apportion
 from pocketsize.data.text import Corpus, default_corpora, joined, overlap, read_corpus
 from pocketsize.errors import UnsupportedError, UsageError
@@ -33,6 +33,8 @@ REPEATS = 0.9
 FEW = 8
 # Tokens of a window of labelled texts, which only stands for them where windows are asked for.
 SHORT = 32
+# Files that a finding names.
+NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +90,14 @@ def read_texts(
             "name the files in one list"
         )
     corpora = [joined([p.corpus for p in parts]) for parts in (first, second)]
-    findings += _about_labels((model, outline), train if trains else None, corpora[1], data.seed)
+    taught = (corpora[0] if train is None else train) if trains else None
+    findings += _about_labels((model, outline), taught, corpora[1], data.seed)
     calibrate = [_calibrating(p, tokenizer, length, data.seed) for p in first]
     evaluate = [_judging(p, tokenizer, length, task) for p in second]
     findings += [*_about_length(data, length), *_about_overlap(*corpora)]
     findings += _about_windows((first, calibrate), (second, evaluate), calibrates=calibrates)
     records = _records(data, (first, calibrate), (second, evaluate), task, tokenizer)
-    if train is not None and standard[0] is not train:
+    if train is not None and corpora[0] is not train:
         findings += _about_overlap(train, corpora[1])
     train = corpora[0] if train is None else train
     if trains:
@@ -161,7 +164,7 @@ def _about_labels(
     if train is not None and is_labelled(train):
         named, others = by_labels(train)
         class_numbers(named, classes)
-        found += [] if others is None else [_unlabelled(named, others)]
+        found += [] if others is None else [_unlabelled(others)]
     if is_labelled(evaluate):
         return found
     both = original.arch.task == "classify"
@@ -170,10 +173,12 @@ def _about_labels(
     return [*found, Finding("no-labels", said)]
 
 
-def _unlabelled(named: Corpus, others: Corpus) -> Finding:
-    count, of = len(others.documents), len(others.documents) + len(named.documents)
-    said = f"{count:,} of {of:,} documents that train are of files without labels"
-    return Finding("unlabelled-text", f"{said}: by them a teacher teaches, and finetune leaves them out")
+def _unlabelled(others: Corpus) -> Finding:
+    """What is said of files without labels beside labelled ones: a mistyped column would look like it."""
+    files = list(dict.fromkeys(map(file_of, others.documents)))
+    more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
+    said = f"{', '.join(files[:NAMED])}{more}: no labels, unlike other files that train"
+    return Finding("unlabelled-text", f"{said}; a teacher teaches by them, labels alone do not")
 
 
 def _calibrating(part: _Part, tokenizer: PreTrainedTokenizerBase, length: int, seed: int) -> Windows:

@@ -16,5 +16,6 @@ def set_dropout(module: nn.Module, share: float) -> None:
         if isinstance(part, nn.Dropout):
             part.p = share
         for name, value in vars(part).items():
-            if isinstance(value, float) and "drop" in name and (name != "layerdrop" or not share):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if number and "drop" in name and (name != "layerdrop" or not share):
                 setattr(part, name, share)

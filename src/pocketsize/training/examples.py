@@ -50,7 +50,7 @@ class Batch:
 class Examples:
     """Token sequences one after the other: row i is `flat[starts[i] : starts[i + 1]]`.
 
-    `labels` has one class for each row, if any has one, below 0 where nobody knows it. `sha256` pins them
+    `labels` has one class for each row, if any has one, `UNKNOWN` where nobody told it. `sha256` pins them
     all. A `part` of others has the `numbers` that its rows have there.
     """
 
@@ -101,14 +101,9 @@ class Examples:
         """What numbers these rows have among all examples."""
         return tuple(int(row if self.numbers is None else self.numbers[row]) for row in rows)
 
-    def pieces(self, rows: Sequence[int] | None = None) -> list[np.ndarray]:
-        """The tokens of these rows, or of all."""
-        asked = range(len(self)) if rows is None else rows
-        return [self.flat[self.starts[row] : self.starts[row + 1]] for row in asked]
-
     def part(self, rows: Sequence[int]) -> Examples:
         """These rows as examples of their own."""
-        pieces = self.pieces(rows)
+        pieces = [self.flat[self.starts[row] : self.starts[row + 1]] for row in rows]
         labels = None if self.labels is None else self.labels[list(rows)]
         found = of_rows(pieces, self.pad, self.name, labels)
         return replace(found, numbers=np.array(self.numbers_of(rows)))

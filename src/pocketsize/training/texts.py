@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pocketsize.data.calibration import frame_of
 from pocketsize.data.labels import UNKNOWN, by_labels, class_numbers, is_labelled
-from pocketsize.data.text import Corpus
+from pocketsize.data.text import Corpus, Document
 from pocketsize.errors import UsageError
 from pocketsize.training.examples import Examples, of_rows
 
@@ -57,16 +57,7 @@ def packed(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, length: int) -
 
 def separate(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, length: int) -> Examples:
     """Every paragraph by itself, framed as the tokenizer frames a text; long ones in pieces of `length`."""
-    frame = frame_of(tokenizer)
-    if length - len(frame[0]) - len(frame[1]) < LEAST:
-        raise UsageError(f"length {length} leaves no room for text; give at least 16")
-    pieces = [
-        np.array(ids, dtype=np.int32)
-        for document in corpus.documents
-        for text in _paragraphs(document.text)
-        for ids in _framed(tokenizer, text, length, frame)
-    ]
-    return of_rows(pieces, _pad(tokenizer), corpus.name)
+    return of_rows(_apart(corpus.documents, tokenizer, length), _pad(tokenizer), corpus.name)
 
 
 def labelled(
@@ -74,28 +65,39 @@ def labelled(
 ) -> Examples:
     """Every text by itself, or with its pair, framed as the tokenizer frames it and cut at `length`.
 
-    Files without labels follow, their texts as `separate` takes them apart unless they have pairs; the class
-    of those is `UNKNOWN`.
+    Those of files without labels follow, rows in the same way, plain text as `separate` takes it apart; their
+    class is `UNKNOWN`.
     """
     named, others = by_labels(corpus)
-    labels = class_numbers(named, classes)
-    pieces = _whole(named, tokenizer, length)
-    if others is not None:
-        paired = any(document.pair for document in others.documents)
-        rest = (
-            _whole(others, tokenizer, length)
-            if paired
-            else separate(others, tokenizer, length=length).pieces()
-        )
-        pieces, labels = [*pieces, *rest], np.append(labels, np.full(len(rest), UNKNOWN))
-    return of_rows(pieces, _pad(tokenizer), corpus.name, labels)
+    labels, rest = class_numbers(named, classes), () if others is None else others.documents
+    more = _whole([document for document in rest if document.file], tokenizer, length)
+    if plain := [document for document in rest if not document.file]:
+        more += _apart(plain, tokenizer, length)
+    pieces = [*_whole(named.documents, tokenizer, length), *more]
+    return of_rows(pieces, _pad(tokenizer), corpus.name, np.append(labels, np.full(len(more), UNKNOWN)))
 
 
-def _whole(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int) -> list[np.ndarray]:
+def _apart(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, length: int
+) -> list[np.ndarray]:
+    """The tokens of each paragraph."""
+    frame = frame_of(tokenizer)
+    if length - len(frame[0]) - len(frame[1]) < LEAST:
+        raise UsageError(f"length {length} leaves no room for text; give at least 16")
+    return [
+        np.array(ids, dtype=np.int32)
+        for document in documents
+        for text in _paragraphs(document.text)
+        for ids in _framed(tokenizer, text, length, frame)
+    ]
+
+
+def _whole(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, length: int
+) -> list[np.ndarray]:
     """The tokens of each document and of its pair, cut at `length`."""
     told = (
-        tokenizer(d.text, d.pair or None, truncation=True, max_length=length)["input_ids"]
-        for d in corpus.documents
+        tokenizer(d.text, d.pair or None, truncation=True, max_length=length)["input_ids"] for d in documents
     )
     return [np.array(ids, dtype=np.int32) for ids in told]
 
