@@ -17,7 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -82,8 +82,8 @@ PROTOCOL = [
     f"Batches of {BATCH}; teacher: {TEACHER_EPOCHS:g} epochs on the labels. Students: {STUDENT_EPOCHS:g} "
     f"epochs over the same texts, highest rate {RATE:g}; nothing was chosen on the texts that evaluate. "
     "Taught: KL to the teacher at temperature 2, half as much of the labels, cosine of the blocks. "
-    "Control: the labels alone. Unlabelled texts: at most "
-    f"{OTHERS:,} others of the same source, of which the teacher alone speaks; as many epochs over all.",
+    f"Control: the labels alone. Unlabelled texts: at most {OTHERS:,} others of the same source, of which "
+    "the teacher alone speaks; as many epochs over all, nothing dropped at random.",
     "Blocks multiply in bfloat16 where the processor does so in hardware (`precision: auto`), which came "
     "after the quick row of this record: that is of float32.",
     "Score: (accuracy - c) / (1 - c), c the share of the commonest class; averaged over tasks. Kept: "
@@ -131,7 +131,7 @@ def run(row: Row, labelled: Task, work: Path) -> None:
     taught = Distill(temperature=2.0, hard=0.5, cosine=1.0, **common)
     ways = {"taught": (taught, train), "control": (Finetune(**common), train)}
     for size, kept in (("half", row.half), ("small", row.small)):
-        own = ways | ({"wider": (taught, wider)} if size == "small" else {})
+        own = ways | ({"wider": (replace(taught, dropout=0.0), wider)} if size == "small" else {})
         for way, (step, texts) in own.items():
             path = place / f"{size}-{way}.json"
             if not path.exists():

@@ -8,6 +8,7 @@ Rows are kept in `work` as they are finished; a run that was cut off goes on.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import tempfile
@@ -173,7 +174,9 @@ def in_turn(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
 
 def taught(work: Path, name: str, teacher: str, steps: list[dict[str, Any]]) -> dict[str, Any]:
     """A student, taught; its bytes, and how much of the teacher's ranking it has."""
-    path = work / f"{teacher.partition(':')[2]}-{''.join(c if c.isalnum() else '-' for c in name)}.json"
+    pin = hashlib.sha256(json.dumps(steps, sort_keys=True).encode()).hexdigest()[:8]
+    plain = "".join(c if c.isalnum() else "-" for c in name)
+    path = work / f"{teacher.partition(':')[2]}-{plain}-{pin}.json"
     if path.exists():
         return json.loads(path.read_text())
     original = load(teacher)

@@ -128,7 +128,7 @@ def test_a_student_that_starts_as_a_table_of_tokens_lets_them_pass(
 def test_a_student_as_wide_as_its_teacher_begins_in_its_channels(
     family: str, embedding: int | None, tmp_path: Path
 ) -> None:
-    """So what it is to give, the teacher's own vectors, it gives at once as far as its embedding reaches."""
+    """So it gives the teacher's own vectors at once, but for their mean, as far as its embedding reaches."""
     student = Student(family=family, layers=2, hidden=64, heads=2, start="tokens", embedding=embedding)
     ran(tmp_path, "bert", student)
     ours, source = load(tmp_path / "o"), load(tmp_path / "m")
