@@ -325,7 +325,8 @@ def _signature(function: Callable[..., object]) -> str:
 def _class(kind: type, heading: str) -> str:
     """A dataclass: its fields in a table, its docstring, and what else it answers."""
     parts = [f"## {heading}", _doc(kind)]
-    rows = [[f"`{f.name}`", _code(str(f.type)), _initial(f)] for f in fields(kind)]  # type: ignore[arg-type]
+    said = {f.name: re.sub(r"\bAuto\b", '"auto"', str(f.type)) for f in fields(kind)}
+    rows = [[f"`{f.name}`", _code(said[f.name]), _initial(f)] for f in fields(kind)]  # type: ignore[arg-type]
     parts.append(table(["field", "type", "default"], rows))
     answers = []
     for name, item in vars(kind).items():

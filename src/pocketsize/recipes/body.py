@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 
@@ -28,7 +28,7 @@ from pocketsize.models.surgery import cuts_of
 from pocketsize.models.taylor import block_costs
 from pocketsize.recipes import heal as healing
 from pocketsize.recipes.record import Stage, StepReport
-from pocketsize.recipes.step import Context
+from pocketsize.recipes.step import Auto, Context
 
 PICKS = ("even", "influence", "taylor", "kl")
 # Which blocks were kept, beside the config of the shorter model.
@@ -54,7 +54,7 @@ class Layers:
     keep: int | tuple[int, ...] | None = None
     pick: str = "even"
     remove: float | None = None
-    heal: bool | Literal["auto"] = "auto"
+    heal: bool | Auto = "auto"
 
     kind: ClassVar[str] = "layers"
     calibrated: ClassVar[bool] = True

@@ -14,9 +14,9 @@ from pocketsize.linalg import feedback_factor
 from pocketsize.models.model import Model
 from pocketsize.models.walk import Site
 from pocketsize.quantization.drift import made_up_for
-from pocketsize.recipes.grids import Auto
 from pocketsize.recipes.rounds import rounding_word
 from pocketsize.recipes.sites import naming, stacked, what_is_read
+from pocketsize.recipes.step import Auto
 
 # What the first position of every window counts beside all positions together, where it feeds attention.
 SINK = 0.5

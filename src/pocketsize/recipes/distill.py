@@ -20,10 +20,9 @@ from pocketsize.recipes.early import Shallow, check_shallow, early_of, settle_sh
 from pocketsize.recipes.embedding import embedding
 from pocketsize.recipes.generations import JUDGES, generations
 from pocketsize.recipes.signals import Heard, Room, check_signals, heard
-from pocketsize.recipes.step import Context
+from pocketsize.recipes.step import Auto, Context
 from pocketsize.recipes.teachers import Taught, check_teachers, frozen, maps_of, teachers_of
 from pocketsize.recipes.training import (
-    Auto,
     Lesson,
     Reading,
     Training,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 
@@ -12,11 +11,12 @@ from pocketsize.errors import UnsupportedError, UsageError
 from pocketsize.models.body import body_of
 from pocketsize.models.exits import LAST_NORM
 from pocketsize.models.model import Model
+from pocketsize.recipes.step import Auto
 from pocketsize.training.early import Early
 
 # So many, where none are named.
 EXITS = 4
-Numbers = tuple[int, ...] | Literal["auto"]
+Numbers = tuple[int, ...] | Auto
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Shallow:
     what the loss behind them counts. Each batch teaches one of them beside the end.
     """
 
-    exits: tuple[int, ...] | Literal["auto"] | None = None
+    exits: tuple[int, ...] | Auto | None = None
     early: float = 1.0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pocketsize.data.calibration import Windows
 from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
@@ -21,7 +21,7 @@ from pocketsize.models.skipping import Leave, early_exits, skipped_halves
 from pocketsize.pruning.gate import CONFIDENCES, KINDS, Gates
 from pocketsize.recipes.early import check_exits, settled_exits
 from pocketsize.recipes.record import Finding, StepReport
-from pocketsize.recipes.step import Context, Step
+from pocketsize.recipes.step import Auto, Context, Step
 
 SCORES, SPREADS = ("sensitivity", "magnitude"), ("global", "uniform")
 # Windows that calibrate.
@@ -62,7 +62,7 @@ class Gate:
     head: bool = True
     tokens: bool = True
     confidence: str = "probe"
-    exits: tuple[int, ...] | Literal["auto"] = "auto"
+    exits: tuple[int, ...] | Auto = "auto"
     rank: int = 64
 
     kind: ClassVar[str] = "gate"

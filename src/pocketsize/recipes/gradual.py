@@ -15,8 +15,8 @@ from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of, said_o
 from pocketsize.pruning.schedule import ERK, MATRIX, MODEL, SCOPES
 from pocketsize.recipes.distill import Distill, require_labels
 from pocketsize.recipes.record import Finding, TrainingReport
-from pocketsize.recipes.step import Context
-from pocketsize.recipes.training import Auto, Lesson, Training, trained, training_examples
+from pocketsize.recipes.step import Auto, Context
+from pocketsize.recipes.training import Lesson, Training, trained, training_examples
 from pocketsize.training.examples import Examples
 from pocketsize.training.loop import Shaping
 from pocketsize.training.masked import (

@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
 from pocketsize.exporting.gguf.blocks import block_type
@@ -16,10 +16,9 @@ from pocketsize.quantization.scheme import BITS, GROUPS, Scheme, bits_of, defaul
 from pocketsize.recipes.mixes import INSTEAD, MIXES, base_of, by_name
 from pocketsize.recipes.overrides import decides, matched, matches, module_of, require_packed
 from pocketsize.recipes.rounds import check_rounds
-from pocketsize.recipes.step import Context, Step
+from pocketsize.recipes.step import Auto, Context, Step
 from pocketsize.recipes.zeros import float_zeros_of, require_zero_of
 
-Auto = Literal["auto"]
 # The options that say how a linear is stored; each may be another where an override says so.
 GRID = ("scheme", "group", "symmetric", "float_zeros", "scale_digits")
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,9 +20,9 @@ from pocketsize.models.walk import HELD_OUT
 from pocketsize.pruning.heal import healed
 from pocketsize.recipes.journal import StoredTensors
 from pocketsize.recipes.record import Finding, Stage
-from pocketsize.recipes.step import Context, Place
+from pocketsize.recipes.step import Auto, Context, Place
 
-Heal = bool | Literal["auto"]
+Heal = bool | Auto
 # Windows that linears are solved on at most. One in SHARE of all, JUDGES at most, judges the whole model and
 # nothing else.
 WINDOWS = 32

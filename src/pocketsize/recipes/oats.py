@@ -27,11 +27,10 @@ from pocketsize.pruning.oats import ROUNDS, oats, split
 from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of, said_of
 from pocketsize.recipes.correct import DAMPED, SINK, aim_of, check_shares, decided, settled
 from pocketsize.recipes.fallbacks import raised_damping
-from pocketsize.recipes.grids import Auto
 from pocketsize.recipes.prune import compared
 from pocketsize.recipes.record import LayerReport, StepReport
 from pocketsize.recipes.rival import denser, sparse_bits
-from pocketsize.recipes.step import Context
+from pocketsize.recipes.step import Auto, Context
 
 LEFT, RIGHT = "left", "right"
 

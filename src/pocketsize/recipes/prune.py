@@ -29,14 +29,13 @@ from pocketsize.pruning.sparsegpt import sparsegpt
 from pocketsize.pruning.support import refit
 from pocketsize.recipes.correct import DAMPED, LEFT_OUT, SINK, aim_of, check_shares, decided, settled
 from pocketsize.recipes.fallbacks import raised_damping, require_few_fallbacks
-from pocketsize.recipes.grids import Auto
 from pocketsize.recipes.learn import judging_windows, too_little_to_learn
 from pocketsize.recipes.overrides import decides, matched
 from pocketsize.recipes.record import Finding, LayerReport, StepReport
 from pocketsize.recipes.rival import beside_dense, denser, some_rows, sparse_bits
 from pocketsize.recipes.shares import ALLOCATIONS, mask_of, shares_of
 from pocketsize.recipes.sites import naming
-from pocketsize.recipes.step import Context, Unit
+from pocketsize.recipes.step import Auto, Context, Unit
 from pocketsize.recipes.survivors import learn_survivors
 
 SCORES = ("alps", "sparsegpt", "surgeon", "taylor", "wanda", "magnitude")

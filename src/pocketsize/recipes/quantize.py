@@ -23,7 +23,6 @@ from pocketsize.quantization.scheme import Scheme, named
 from pocketsize.recipes.correct import SINK, aim_of, check_sink, check_terms, refuse_experts
 from pocketsize.recipes.fallbacks import require_few_fallbacks
 from pocketsize.recipes.grids import (
-    Auto,
     Quantizer,
     chosen,
     end_scheme,
@@ -38,7 +37,7 @@ from pocketsize.recipes.rival import sparse_report
 from pocketsize.recipes.rounds import rounding_word
 from pocketsize.recipes.sites import naming, stacked, unstacked
 from pocketsize.recipes.stages import Way, staged
-from pocketsize.recipes.step import Context, Step, Unit
+from pocketsize.recipes.step import Auto, Context, Step, Unit
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import yaml
 
@@ -24,7 +24,7 @@ from pocketsize.recipes.grids import Quantizer
 from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.qat import Qat
 from pocketsize.recipes.rotate import check_turns
-from pocketsize.recipes.step import Step
+from pocketsize.recipes.step import Auto, Step
 from pocketsize.recipes.table import STEPS
 
 KEYS = ("model", "data", "steps", "export", "dtype")
@@ -52,7 +52,7 @@ class Data:
     length: int = 512
     tokens: int = 16384
     seed: int = 0
-    written: float | Literal["auto"] = "auto"
+    written: float | Auto = "auto"
     train: tuple[str, ...] | tuple[Source, ...] = ()
 
     def __post_init__(self) -> None:

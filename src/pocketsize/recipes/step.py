@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Int64
 from torch import Tensor
@@ -18,6 +18,9 @@ from pocketsize.models.model import Model
 from pocketsize.quantization.grid import QWeight
 from pocketsize.recipes.record import Finding, LayerReport, StepReport
 from pocketsize.training.loop import Keeper
+
+# What a key says that leaves its value to the step.
+Auto = Literal["auto"]
 
 
 @dataclass(slots=True)

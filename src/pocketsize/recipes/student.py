@@ -38,7 +38,7 @@ from pocketsize.recipes import heal as healing
 from pocketsize.recipes.lookup import token_vectors
 from pocketsize.recipes.record import Finding, StepReport
 from pocketsize.recipes.slicing import IMPORTANCES, STAGES, healed, selected, stages_of, tensor
-from pocketsize.recipes.step import Context
+from pocketsize.recipes.step import Auto, Context
 from pocketsize.recipes.timing import quickest_within
 from pocketsize.recipes.training import count_of
 from pocketsize.recipes.trimming import TOKENIZER, copy_trimmed, same_words
@@ -88,7 +88,7 @@ class Student:
     start: str = RANDOM
     remove: float | None = None
     importance: str = "activation"
-    heal: bool | Literal["auto"] = "auto"
+    heal: bool | Auto = "auto"
 
     kind: ClassVar[str] = "student"
 

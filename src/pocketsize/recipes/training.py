@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ from pocketsize.pruning.pattern import Pattern, said_of
 from pocketsize.recipes.adapters import faster, learning
 from pocketsize.recipes.course import course_report, findings_of, zeros_in
 from pocketsize.recipes.record import StepReport, TrainingReport, built
-from pocketsize.recipes.step import Context
+from pocketsize.recipes.step import Auto, Context
 from pocketsize.training.dropout import set_dropout
 from pocketsize.training.examples import Batch, Examples, Order
 from pocketsize.training.loop import Course, Memory, Pace, Shaping, train
@@ -41,7 +41,6 @@ from pocketsize.training.objective import Objective
 from pocketsize.training.recompute import recompute
 from pocketsize.training.texts import examples_of
 
-Auto = Literal["auto"]
 COURSE = "course.json"
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
 # The highest learning rates that are chosen where none is named.

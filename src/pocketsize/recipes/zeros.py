@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pocketsize.errors import UnsupportedError
 from pocketsize.exporting.table import EXPORTERS
 from pocketsize.models.model import Model
 from pocketsize.quantization.scheme import Scheme
+from pocketsize.recipes.step import Auto
 
 
 def float_zeros_of(
     where: str,
-    asked: bool | Literal["auto"],
+    asked: bool | Auto,
     symmetric: bool,
     exports: tuple[str, ...],
     model: Model,
