@@ -85,7 +85,7 @@ PROTOCOL = [
     f"Control: the labels alone. Unlabelled texts: at most {OTHERS:,} others of the same source, of which "
     "the teacher alone speaks; as many epochs over all, nothing dropped at random.",
     "Blocks multiply in bfloat16 where the processor does so in hardware (`precision: auto`), which came "
-    "after the quick row of this record: that is of float32.",
+    "after the quick row of this record: that is of float32, but for its student of unlabelled texts.",
     "Score: (accuracy - c) / (1 - c), c the share of the commonest class; averaged over tasks. Kept: "
     "score of the student over that of its teacher. Intervals: 95 % bootstrap over texts, drawn "
     "together for both, 1000 draws.",

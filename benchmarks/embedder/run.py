@@ -35,14 +35,14 @@ from pocketsize.recipes.training import count_of
 TEACHER, PEER = "sample:mpnet-base", "sample:minilm-l6"
 BATCH, LENGTH, NEAREST = 32, 128, 10
 BUILT = {"family": "bert", "layers": 6, "hidden": 384, "heads": 6, "ffn": 1536}
+FIRST, WIDER, PEERS_NAME = "table of tokens", "table of tokens, opinions teach too", "MiniLM-L6"
 # What each student begins with, and the highest rate it bears.
 STUDENTS: dict[str, tuple[list[dict[str, Any]], float]] = {
-    "table of tokens": ([{"student": {**BUILT, "start": "tokens"}}], 1e-3),
+    FIRST: ([{"student": {**BUILT, "start": "tokens"}}], 1e-3),
     "cut from the teacher": ([{"layers": {"keep": 6}}, {"student": {"hidden": 384, "ffn": 1536}}], 3e-4),
     "random": ([{"student": BUILT}], 1e-3),
-    "table of tokens, opinions teach too": ([{"student": {**BUILT, "start": "tokens"}}], 1e-3),
 }
-FIRST, WIDER, PEERS_NAME = "table of tokens", "table of tokens, opinions teach too", "MiniLM-L6"
+STUDENTS[WIDER] = STUDENTS[FIRST]
 QUESTION = (
     "How much of a large embedder's sense of what is near what does a student of 6 x 384 have after an hour "
     "on one core, beside MiniLM-L6, and what does it owe to what it began with?"
