@@ -150,18 +150,19 @@ def test_rotary_tables_stay_float32_in_bfloat16(tmp_path: Path, monkeypatch: pyt
         assert float((site.gram.mean() - exact).norm() / exact.norm()) < 0.02
 
 
+@pytest.mark.parametrize("judged", [False, True])
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "bert"])
-def test_sites_know_what_they_lack_beside_the_original(family: str, tmp_path: Path) -> None:
-    """Of all batches but every fourth; the Gram matrix and what passes on are as without."""
+def test_sites_know_what_they_lack_beside_the_original(family: str, judged: bool, tmp_path: Path) -> None:
+    """Of all batches, or of all but those that judge; the Gram matrix and what passes on are as without."""
     model = load(write_tiny(tmp_path / "m", family))
     ids = torch.randint(5, VOCAB - 1, (9, 24), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids, dtype=torch.bool)
     for row, length in enumerate((24, 11, 7, 20, 16)):
         mask[row, length:] = False
-    teach = [i for i in range(9) if i // 2 != 3]
+    teach = [i for i in range(9) if not judged or i // 2 != 3]
     replaced: dict[str, torch.Tensor] = {}
     plain = walk(model, ids, mask)
-    for site, other in zip(walk(model, ids, mask, drift=True), plain, strict=True):
+    for site, other in zip(walk(model, ids, mask, drift=True, judged=judged), plain, strict=True):
         assert torch.allclose(site.gram.mean(), other.gram.mean(), atol=2e-4, rtol=1e-3)
         assert other.drift is None and site.whole is None
         for found, first in ((site.drift, False), (site.first_drift, True)):

@@ -54,7 +54,7 @@ class Whole:
 
     def put(self, name: str, W: Tensor) -> Tensor:
         """Give a linear a weight, by its name below the block; the parameter."""
-        _replace(self.module, name, W)
+        assign(self.module, name, W.to(forward_dtype()))
         return self.module.get_parameter(name)
 
 
@@ -69,7 +69,7 @@ class Site:
     that the block is done after this site; `block` is the block's path, or `head`. `whole` is the block
     itself, at its last site and only where the walk runs the original beside it: what is then put into
     `replaced` may be any of its linears. `drift` and `first_drift` are what the linears lack beside the
-    original's, of all batches but every fourth, where that is asked for. Where linears round their inputs,
+    original's, where that is asked for; where batches judge, of the others. Where linears round their inputs,
     `gram` and `sample` are of those before they do, and `divisor` may be set to what inputs are divided by
     while they are rounded.
     """
@@ -94,12 +94,13 @@ class Site:
 class _Wanted:
     """What a walk gathers beside Gram matrices, and what inputs are divided by while they are rounded.
 
-    `whole`: last sites have the whole block.
+    `whole`: last sites have the whole block. `judged`: no drift counts every fourth batch.
     """
 
     hold_out: bool
     sampled: int
     whole: bool
+    judged: bool
     divisors: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -114,6 +115,7 @@ def walk(
     hold_out: bool = False,
     beside: bool = False,
     drift: bool = False,
+    judged: bool = False,
     sampled: int = 0,
     rounds: Mapping[str, Scheme] = _NONE,
 ) -> Iterator[Site]:
@@ -127,7 +129,8 @@ def walk(
     name stands for a tied one). With `hold_out`, sites have a Gram matrix of every fourth window alone too,
     with `sampled` about so many tokens of either kind. With `beside`, the original runs beside the changed
     model, and the last site of each block has both; so it does with `drift`, and each site has what its
-    linears lack. Linears in `rounds` round what they read, as the model will; never beside an original.
+    linears lack, of three in four batches if the fourth is `judged` by. Linears in `rounds` round what they
+    read, as the model will; never beside an original.
 
     Forward passes run in bfloat16 where the CPU has it, sums are float32; padding counts nowhere.
     """
@@ -136,7 +139,7 @@ def walk(
     calls = capture(module, model, input_ids.to(device), mask.to(device))
     shelf = shelf_for(model, calls)
     originals = _copied(calls) if beside or drift else []
-    wanted = _Wanted(hold_out, sampled, beside)
+    wanted = _Wanted(hold_out, sampled, beside, judged)
     round_inputs(module, rounds, wanted.divisors)
     for path in model.blocks:
         block = module.get_submodule(path)
@@ -227,7 +230,7 @@ def _visit(
             if site.divisor is not None:
                 wanted.divisors.update(dict.fromkeys(names, site.divisor))
             for name, new in site.replaced.items():
-                _replace(block, name.removeprefix(f"{path}."), model.as_stored(name, new))
+                assign(block, name.removeprefix(f"{path}."), model.as_stored(name, new).to(forward_dtype()))
             del site, gram
         if not wanted.whole:
             for run, call in zip(runs, calls, strict=True):
@@ -263,7 +266,7 @@ def _gather(
             X = X.reshape(*mask.shape, X.shape[-1])  # OPT joins batch and sequence
             if site.first is not None:
                 site.first.update(X[:, 0])
-            if there is not None and number % HELD_OUT != HELD_OUT - 1:
+            if there is not None and not (wanted.judged and number % HELD_OUT == HELD_OUT - 1):
                 _differ(site, X, there.view(*mask.shape, -1), mask, linear)
                 continue
             if site.held is None:
@@ -358,11 +361,6 @@ def reached(stop: object, first: nn.Module, path: str, names: tuple[str, ...]) -
             f"{path}: does not run its linears in the order of its family; expected {names[0]}"
         )
     return stop[1]
-
-
-def _replace(block: nn.Module, name: str, new: Tensor) -> None:
-    """Give one linear of a block its new weight, in the dtype it runs in."""
-    assign(block, name, new.to(forward_dtype()))
 
 
 def require_finite(hidden: Tensor, path: str, batch: int) -> None:

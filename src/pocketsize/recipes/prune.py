@@ -150,10 +150,6 @@ class Prune:
         for name in model.linears:
             if self._touches(name):
                 require_fitting(self.wanted, model.matrix_shape(name)[1], name)
-        if (self.score == "taylor" or self.allocation == "taylor") and model.arch.task != "generate":
-            raise UnsupportedError(
-                f"prune: taylor: {model.config.model_type} predicts no tokens, whose loss it needs; use alps"
-            )
         scope = ("row" if self.score == "wanda" else "matrix") if self.scope == "auto" else self.scope
         own = self.score == "alps" and self.moves
         alpha = settled(self.kind, self.alpha, model, LEFT_OUT if own else 0.0)
@@ -292,7 +288,8 @@ def _walked(step: Prune, model: Model, ctx: Context) -> list[LayerReport]:
         changed = ctx.store.changed()
         return {name: changed[name] for name in model.linears_of(path) if name in changed}
 
-    for site in walk(model, ctx.input_ids, ctx.mask, finished=replay, beside=learns, drift=step.drift > 0):
+    how = {"finished": replay, "beside": learns, "drift": step.drift > 0, "judged": learns}
+    for site in walk(model, ctx.input_ids, ctx.mask, **how):
         for name, X, report in _pruned_site(site, step, shares, masks):
             site.replaced[name] = X
             unit.changed[name] = X.to(CPU)

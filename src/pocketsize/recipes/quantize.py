@@ -255,7 +255,7 @@ def walked(
     head = step.embeddings is not None and model.arch.head is not None
     gram: Gram | None = None
     unit, how = Unit(), {"head": head, "hold_out": hold_out, "beside": beside, "sampled": step.sampled}
-    how["drift"] = drift
+    how |= {"drift": drift, "judged": True}
     found = {name: layer_scheme(step, name) for name in model.linears}
     how |= {"rounds": {name: scheme for name, scheme in found.items() if scheme and scheme.activations}}
     for site in walk(model, ctx.input_ids, ctx.mask, finished=replay, **how):
