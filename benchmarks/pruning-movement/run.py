@@ -1,4 +1,4 @@
-"""A classifier with a tenth of its encoder's weights left: movement pruning beside magnitude pruning.
+"""A classifier with a tenth of its encoder's weights left, by every way of pruning while training.
 
     python benchmarks/pruning-movement/run.py                             # the quick row: MiniLM-L6
     python benchmarks/pruning-movement/run.py --rows full --threads 16    # MPNet, ten times as long
@@ -36,19 +36,25 @@ from pocketsize.data.text import Corpus, read_corpus
 from pocketsize.measurement.classes import chosen_texts, classes_named, logits_of
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
+from pocketsize.models.products import quick_products
 from pocketsize.recipes.distill import Finetune
 from pocketsize.recipes.gradual import Gradual
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.step import Context, Step
 
-QUESTION = "What does a classifier keep with a tenth of its encoder's weights, by movement and by magnitude?"
+QUESTION = "What does a classifier keep with a tenth of its encoder's weights, by which way of pruning it?"
 LENGTH, BATCH, TEACHER_EPOCHS = 64, 8, 3.0
 # Percent of the weights of the blocks' linears that are left.
 LEFT = (10, 3)
 METHODS: dict[str, dict[str, Any]] = {
     "movement": {"method": "movement", "scores": "magnitude"},
     "magnitude": {"method": "magnitude"},
+    "soft_movement": {"method": "soft_movement"},
+    "cycles": {"method": "magnitude", "cycles": 4},
+    "rigl": {"method": "rigl"},
 }
+# The two that a bar holds against each other.
+PAIR = ("movement", "magnitude")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,8 @@ PROTOCOL = [
     "has trained.",
     "Students begin as their teacher and read the same texts (epochs and rate: the table). Loss: KL to the "
     "teacher at temperature 2, half as much of the labels. Weights of each linear of the blocks become zero "
-    "along a cubic from 10 % to 75 % of the steps. Movement: scores begin at magnitudes, rate 0.01.",
+    "along a cubic from 10 % to 75 % of the steps. Movement: scores begin at magnitudes, rate 0.01. Soft "
+    "movement: at zero. Cycles: magnitude in four rounds of training and cutting. RigL cuts at once.",
     "Score: (accuracy - c) / (1 - c), c the share of the commonest class. Kept: score over that of the "
     "teacher, with a 95 % bootstrap interval over texts, drawn together for both, 1000 draws.",
 ]
@@ -84,7 +91,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=["quick"])
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["domains", "spam"])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--left", nargs="+", type=int, choices=LEFT, default=[LEFT[0]])
     parser.add_argument("--work", type=Path, default=work)
     parser.add_argument("--downloads", type=Path, default=work / "downloads", help="packages with texts")
@@ -92,21 +100,23 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     for name in chosen.rows:
-        for labelled in (task(t, chosen.downloads, ROWS[name].times) for t in chosen.tasks):
-            run(ROWS[name], labelled, chosen.left, chosen.work / name / labelled.name)
+        for labelled in (task(t, chosen.downloads, ROWS[name].times, wide=True) for t in chosen.tasks):
+            runs = list(itertools.product(chosen.left, chosen.methods))
+            with quick_products():
+                run(ROWS[name], labelled, runs, chosen.work / name / labelled.name)
             record(chosen.work, chosen.threads)
     record(chosen.work, chosen.threads)
 
 
-def run(row: Row, labelled: Task, left: Sequence[int], place: Path) -> None:
-    """The teacher and a student by each method, as far as they are not there yet."""
+def run(row: Row, labelled: Task, runs: Sequence[tuple[int, str]], place: Path) -> None:
+    """The teacher, and students with so many percent left by such a method, if they are not there yet."""
     train, judge = (read_corpus([str(path)], Path()) for path in (labelled.train, labelled.evaluate))
     lesson: dict[str, Any] = {"batch": BATCH, "length": LENGTH}
     tune = Finetune(epochs=TEACHER_EPOCHS, rate=row.teacher_rate, classes=classes_of(train), **lesson)
     teacher, _ = _made(load(fetched(row.sample)), tune, train, place / "teacher")
     _scored(teacher, {}, judge, place / "teacher.json")
     common = {"epochs": row.epochs, "rate": row.rate, "temperature": 2.0, "hard": 0.5, **lesson}
-    for percent, name in itertools.product(left, METHODS):
+    for percent, name in runs:
         if not (path := place / f"{_run(name, percent)}.json").exists():
             step = Gradual(sparsity=1 - percent / 100, **common, **METHODS[name])
             student, facts = _made(teacher, step, train, place / path.stem)
@@ -156,7 +166,7 @@ def record(work: Path, threads: int) -> None:
     rows: list[dict[str, object]] = []
     bars: list[Bar] = []
     for (name, row), percent in itertools.product(ROWS.items(), LEFT):
-        wanted = {"teacher", *(_run(method, percent) for method in METHODS)}
+        wanted = {"teacher", *(_run(method, percent) for method in PAIR)}
         found = {
             t: {path.stem: json.loads(path.read_text()) for path in (work / name / t).glob("*.json")}
             for t in TASKS
@@ -182,6 +192,8 @@ def rows_of(row: Row, percent: int, tasks: Mapping[str, Mapping[str, Any]]) -> l
     """A row for each method: its score in each task beside its teacher's, what it keeps, and its training."""
     found: list[dict[str, object]] = []
     for name in METHODS:
+        if not all(_run(name, percent) in task_runs for task_runs in tasks.values()):
+            continue
         runs = [task_runs[_run(name, percent)] for task_runs in tasks.values()]
         one: dict[str, object] = {"weights": row.sample.removeprefix("sample:"), "method": name}
         one["weights_left"] = round(_left(runs), 4)
@@ -197,7 +209,7 @@ def rows_of(row: Row, percent: int, tasks: Mapping[str, Mapping[str, Any]]) -> l
 def bars_of(row: Row, percent: int, tasks: Mapping[str, Mapping[str, Any]]) -> list[Bar]:
     """The claims of a row: they are made of a tenth of the weights; below, only who keeps more."""
     said = f"{row.sample.removeprefix('sample:')}, {' and '.join(tasks)}, {percent} % left"
-    kept = {name: kept_of(tasks, _run(name, percent))[0] for name in METHODS}
+    kept = {name: kept_of(tasks, _run(name, percent))[0] for name in PAIR}
     against = Bar(
         f"{said}: movement over magnitude", kept["movement"] / kept["magnitude"], "x", "higher", 1.0
     )
