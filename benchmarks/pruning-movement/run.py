@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from bars import Bar, write_record
 from contest import fetched
+from kept import kept_of, score
 from meter import write_json
-from summary import kept_of, score
 from tasks import TASKS, Task, task
 
 from pocketsize.data.labels import classes_of
