@@ -25,8 +25,8 @@ from summary import record
 HERE = Path(__file__).parent
 SOURCES = (
     *("pruning", "linalg.py", "models/archs", "models/dtype.py", "models/products.py", "models/taps.py"),
-    *("models/walk.py", "quantization", "recipes/correct.py", "recipes/prune.py", "recipes/quantize.py"),
-    *("recipes/shares.py", "recipes/sites.py", "recipes/survivors.py"),
+    *("models/walk.py", "quantization", "recipes/correct.py", "recipes/oats.py", "recipes/prune.py"),
+    *("recipes/quantize.py", "recipes/shares.py", "recipes/sites.py", "recipes/survivors.py"),
 )
 # Windows of each kind of text that language models are scored on.
 EVALUATED = 24

@@ -46,6 +46,7 @@ JOINT, DENSE = "pruned-4bit", "dense-3bit"
 VARIANTS = (
     ours("magnitude", {"prune": {"score": "magnitude"}}),
     ours("learned", {"prune": {"learn": 20}}),
+    ours("oats", {"oats": {"sparsity": 0.5}}),
     ours(JOINT, {"prune": {}}, {"gptq": _DENSE | {"scheme": "W4A16"}}),
     ours(DENSE, {"gptq": _DENSE}),
 )

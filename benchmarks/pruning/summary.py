@@ -147,6 +147,8 @@ def protocol() -> list[str]:
         "is in both; one evaluator for every side",
         "CPU seconds: user and system time of the pruning call in its process, loading left out, compilation "
         "by numba included (empty cache)",
+        "oats: a sparse matrix and one of low rank, which have half as many numbers together as the weights; "
+        "their sum has few zeros",
         "peers: llm-compressor at its defaults (SparseGPT: damping 0.01, blocks of 128 columns), bfloat16",
         "rows: median, least and greatest over seeds; of the two kinds of text the worse; `load_1min` tells "
         "how busy the machine was",
