@@ -9,6 +9,7 @@ import torch
 
 from pocketsize.exporting import compressed_tensors
 from pocketsize.models.load import load
+from pocketsize.models.products import quick_products
 from pocketsize.recipes.grids import Quantizer
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.record import StepReport
@@ -23,7 +24,8 @@ def quantize(folder: Path, step: Quantizer, sequences: int, length: int) -> Step
     with tempfile.TemporaryDirectory(dir=folder.parent) as room:
         journal = open_journal(Path(room) / "work", {})
         context = Context(ids, torch.ones_like(ids, dtype=torch.bool), journal, lambda *_: None)
-        done = step.resolve(model, ("folder",)).apply(model, context)
+        with quick_products():
+            done = step.resolve(model, ("folder",)).apply(model, context)
         (Path(room) / "out").mkdir()
         compressed_tensors.write(done, Path(room) / "out")
     return context.reports[-1]

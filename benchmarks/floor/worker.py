@@ -21,6 +21,7 @@ from pocketsize.linalg import Gram
 from pocketsize.models import attention
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
+from pocketsize.models.products import quick_products
 from pocketsize.models.walk import walk
 from pocketsize.quantization import gptq
 from pocketsize.recipes.grids import block_scheme
@@ -61,9 +62,10 @@ def quantize(model: Model, sequences: int, length: int) -> None:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(int(model.config.vocab_size), (sequences, length), generator=generator)
     step = Gptq("W4A16", group=64, symmetric=False, embeddings=None).resolve(model, ("folder",))
-    for site in walk(model, ids, torch.ones_like(ids, dtype=torch.bool)):
-        for _ in quantize_site(site, block_scheme(step), step):
-            pass
+    with quick_products():
+        for site in walk(model, ids, torch.ones_like(ids, dtype=torch.bool)):
+            for _ in quantize_site(site, block_scheme(step), step):
+                pass
 
 
 def gram_widths(model: Model) -> list[int]:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
+from pocketsize.models.products import quick_products
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.quantize import Gptq
 from pocketsize.recipes.step import Context
@@ -101,7 +102,8 @@ def measured(
 
     journal = open_journal(own, {})
     ctx = Context(ids, real, journal, progress)
-    step.apply(model, ctx)
+    with quick_products():
+        step.apply(model, ctx)
     if not plain.exists():
         shutil.copytree(own / "gptq", plain)
     found: list[dict[str, Any]] = []

@@ -38,6 +38,7 @@ from pocketsize.io.llamacpp import LlamaCpp
 from pocketsize.measurement.quality import quality
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import Model
+from pocketsize.models.products import quick_products
 from pocketsize.models.skeleton import materialise
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.recipe import parse_step
@@ -185,7 +186,8 @@ def applied(
         corpus=texts.train,
     )
     start = time.process_time()
-    made = step.apply(model, context)
+    with quick_products():
+        made = step.apply(model, context)
     report = context.reports[-1]
     facts = folder.with_suffix(".json")
     if not facts.exists():

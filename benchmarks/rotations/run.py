@@ -27,6 +27,7 @@ from torch import Tensor
 
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
+from pocketsize.models.products import quick_products
 from pocketsize.models.rotated import rotated
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.quantize import Gptq
@@ -72,7 +73,8 @@ def quantized(model: Model, grid: tuple[int, int | None], ids: Tensor, room: Pat
     step = Gptq(f"W{grid[0]}A16", group=grid[1], symmetric=False, float_zeros=False, embeddings=None)
     real = torch.ones_like(ids, dtype=torch.bool)
     journal = open_journal(room / "work", {})
-    return step.resolve(model, ("folder",)).apply(model, Context(ids, real, journal, lambda *_: None))
+    with quick_products():
+        return step.resolve(model, ("folder",)).apply(model, Context(ids, real, journal, lambda *_: None))
 
 
 def record(found: list[dict[str, object]]) -> None:

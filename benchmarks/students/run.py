@@ -30,6 +30,7 @@ from pocketsize.measurement.embedding import embedding_quality
 from pocketsize.models.arch import arch_of
 from pocketsize.models.grouped import regroup
 from pocketsize.models.load import load
+from pocketsize.models.products import quick_products
 from pocketsize.models.skeleton import materialise
 from pocketsize.models.student import config_of, family_of, module_of
 from pocketsize.recipes.journal import open_journal
@@ -198,7 +199,8 @@ def taught(work: Path, name: str, teacher: str, steps: list[dict[str, Any]]) -> 
             if step.kind == "distill":
                 before = spearman(original, model, texts.corpus)
                 start = time.process_time()
-            model = step.apply(model, context)
+            with quick_products():
+                model = step.apply(model, context)
         cpu_s = time.process_time() - start
         after = spearman(original, model, texts.corpus)
         report = context.reports[-1].training

@@ -31,6 +31,7 @@ from pocketsize.data.text import Corpus, default_corpora
 from pocketsize.measurement.tokens import compare
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import Model
+from pocketsize.models.products import quick_products
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.distill import Distill, Finetune
 from pocketsize.recipes.journal import open_journal
@@ -121,7 +122,8 @@ class Bench:
 
     def taught(self, step: Distill | Finetune, model: Model, name: str, seed: int) -> Model:
         """The model after a step, its work kept under this name."""
-        return step.resolve(model, ("folder",)).apply(model, self.context(name, seed))
+        with quick_products():
+            return step.resolve(model, ("folder",)).apply(model, self.context(name, seed))
 
     def context(self, name: str, seed: int) -> Context:
         """What a step is given; it looks at no calibration text."""

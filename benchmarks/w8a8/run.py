@@ -28,6 +28,7 @@ from pocketsize.measurement.embedding import embedding_quality
 from pocketsize.measurement.quality import quality
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
+from pocketsize.models.products import quick_products
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.recipe import Data, parse_step
 from pocketsize.recipes.step import Context
@@ -103,7 +104,8 @@ def quantized(model: Model, raw: dict[str, Any], texts: Texts) -> tuple[Model, f
         start = time.process_time()
         journal = open_journal(Path(room) / "work", {})
         windows = texts.calibrate
-        done = step.apply(model, Context(windows.input_ids, windows.mask, journal, lambda *_: None))
+        with quick_products():
+            done = step.apply(model, Context(windows.input_ids, windows.mask, journal, lambda *_: None))
         took = time.process_time() - start
         return done.with_quantized(dict(done.quantized), done.changed), took
 
