@@ -26,6 +26,7 @@ from pocketsize.models.skeleton import skeleton, stored
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.classifier import begun, with_classes
 from pocketsize.recipes.distill import Distill, Finetune
+from pocketsize.recipes.gradual import Gradual
 from pocketsize.recipes.quantize import Rtn
 from pocketsize.recipes.recipe import Data, Recipe, parse_recipe, parse_step
 from pocketsize.recipes.run import prepare
@@ -165,6 +166,7 @@ def test_text_that_nobody_labelled_teaches_beside_labelled_text(tmp_path: Path) 
     with pytest.raises(DataError, match="weigh: loss: some of its files have no labels"):
         step = Distill(epochs=1.0, weigh="loss", teacher=(str(done.folder),) * 2, **SHORT)
         ps.run(done.folder, [step], out=tmp_path / "p", data=texts, console=Quiet())
+    assert not (tmp_path / ".p.work").exists()
 
 
 def test_files_without_labels_are_read_as_they_are_made(tmp_path: Path) -> None:
@@ -202,11 +204,26 @@ def test_a_teacher_is_heard_on_text_without_labels_too(teacher: Path, tmp_path: 
     steps = [Layers(keep=1), Distill(epochs=6.0, **SHORT)]
     done = ps.run(teacher, steps, out=tmp_path / "o", data=texts, console=Quiet())
     assert done.measurements["agreement"].value > 0.9
-    with pytest.raises(DataError, match="its texts have no labels, from which hard learns"):
-        step = Distill(epochs=1.0, hard=1.0, **SHORT)
+
+
+HEEDED: list[tuple[Any, str]] = [
+    (Distill(epochs=1.0, hard=1.0, **SHORT), "hard"),
+    (Distill(epochs=1.0, weigh="loss", **SHORT), "weigh: loss"),
+    (Finetune(epochs=1.0, **SHORT), "finetune"),
+    (Gradual(epochs=1.0, sparsity=0.5, soft=0.0, hard=1.0, **SHORT), "gradual"),
+    (Gradual(epochs=1.0, sparsity=0.5, hard=1.0, **SHORT), "hard"),
+]
+
+
+@pytest.mark.parametrize(("step", "heeds"), HEEDED, ids=lambda one: getattr(one, "kind", one))
+def test_text_without_labels_is_refused_before_any_work(
+    step: Any, heeds: str, teacher: Path, tmp_path: Path
+) -> None:
+    """Steps before the one that would heed them do not begin either."""
+    texts = data(tmp_path, train=(labelled(tmp_path / "plain.jsonl", label=False, seed=2),))
+    with pytest.raises(DataError, match=f"its texts have no labels, from which {heeds} learns"):
         ps.run(teacher, [Layers(keep=1), step], out=tmp_path / "p", data=texts, console=Quiet())
-    with pytest.raises(DataError, match="no labels, from which finetune learns"):
-        ps.run(teacher, [Finetune(epochs=1.0, **SHORT)], out=tmp_path / "q", data=texts, console=Quiet())
+    assert not (tmp_path / "p").exists() and not (tmp_path / ".p.work").exists()
 
 
 def test_a_classifier_is_quantized_after_it_was_made(tmp_path: Path) -> None:

@@ -121,16 +121,15 @@ def walk(
 ) -> Iterator[Site]:
     """Visit the linears in running order, each calibrated on the model as changed so far.
 
-    Every block is materialised once and run once: each batch runs up to the first linears that
-    read one tensor and waits there; when the Gram matrix holds all batches the site is handed to
-    the caller, and the batches go on with the weights the caller put into `replaced`. So every
-    linear is calibrated on what it will really read. A block for which `finished` returns weights
-    is run with those, unvisited. With `head`, a last site gives the input of the head (the embedding's
-    name stands for a tied one). With `hold_out`, sites have a Gram matrix of every fourth window alone too,
-    with `sampled` about so many tokens of either kind. With `beside`, the original runs beside the changed
-    model, and the last site of each block has both; so it does with `drift`, and each site has what its
-    linears lack, of three in four batches if the fourth is `judged` by. Linears in `rounds` round what they
-    read, as the model will; never beside an original.
+    Every block is materialised once and run once: each batch runs up to the first linears that read one
+    tensor and waits there; when the Gram matrix holds all batches the site is handed to the caller, and the
+    batches go on with the weights the caller put into `replaced`. So every linear is calibrated on what it
+    will really read. A block for which `finished` returns weights is run with those, unvisited. With `head`,
+    a last site gives the input of the head (the embedding's name stands for a tied one). With `hold_out`,
+    sites have a Gram matrix of every fourth window alone too, with `sampled` about so many tokens of either
+    kind. With `beside`, the original runs beside the changed model, and the last site of each block has both;
+    so it does with `drift`, and each site has what its linears lack, of three in four batches if the fourth
+    is `judged` by. Linears in `rounds` round what they read, as the model will; never beside an original.
 
     Forward passes run in bfloat16 where the CPU has it, sums are float32; padding counts nowhere.
     """

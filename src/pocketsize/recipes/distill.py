@@ -8,9 +8,8 @@ from typing import Any, ClassVar, cast
 
 from torch import nn
 
-from pocketsize.data.labels import UNKNOWN
 from pocketsize.distillation.divergence import DIVERGENCES, Divergence
-from pocketsize.errors import DataError, UnsupportedError, UsageError, did_you_mean
+from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
 from pocketsize.measurement.classes import classes_named
 from pocketsize.models.device import working_device
 from pocketsize.models.model import Model
@@ -19,6 +18,7 @@ from pocketsize.recipes.classifier import begun, with_classes
 from pocketsize.recipes.early import Shallow, check_shallow, early_of, settle_shallow
 from pocketsize.recipes.embedding import embedding
 from pocketsize.recipes.generations import JUDGES, generations
+from pocketsize.recipes.labels import WEIGHED, require_labels, some_unlabelled
 from pocketsize.recipes.signals import Heard, Room, check_signals, heard
 from pocketsize.recipes.step import Auto, Context
 from pocketsize.recipes.teachers import Taught, check_teachers, frozen, maps_of, teachers_of
@@ -103,6 +103,11 @@ class Distill(Shallow, Writing, Heard, Taught, Adapted, Training):
         """Whether it reads the training text of the run."""
         return self.written is None
 
+    @property
+    def heeds(self) -> str:
+        """The key by which labels of a set count, if they do."""
+        return key_of_labels(self)
+
     def rehearsal(self) -> tuple[Training, int]:
         """One generation with live teachers: to hear them once takes as long as to hear them in turn."""
         plain = replace(self, signals="live", cache=None, written=None, generations=1, progressive=0.0)
@@ -159,13 +164,10 @@ class Distill(Shallow, Writing, Heard, Taught, Adapted, Training):
         if self.written is not None:
             text = written_examples(self, teachers, maps, min(self.length, model.positions), ctx)
         whole = text or training_examples(model, ctx, self.length)
-        if model.arch.task == "classify" and (self.hard or self.weigh == "loss"):
-            known = require_labels(whole, "hard" if self.hard else "weigh: loss")
-            if self.weigh == "loss" and known is not whole:
-                raise DataError(
-                    f"{whole.name}: weigh: loss: some of its files have no labels to weigh teachers by; "
-                    "use equal, or leave them out"
-                )
+        if model.arch.task == "classify" and self.heeds:
+            known = require_labels(whole, self.heeds)
+            if self.heeds == WEIGHED and known is not whole:
+                raise some_unlabelled(whole.name)
         room, kept = Room(model, teachers, maps, whole, self.dtype), list[Signals]()
 
         def hear(rows: Sequence[int]) -> None:
@@ -262,6 +264,11 @@ class Finetune(Shallow, Adapted, Training):
 
     kind: ClassVar[str] = "finetune"
 
+    @property
+    def heeds(self) -> str:
+        """The step itself: labels are all that it learns from."""
+        return self.kind
+
     def __post_init__(self) -> None:
         check(self)
         check_adapters(self, self.kind)
@@ -306,7 +313,7 @@ class Finetune(Shallow, Adapted, Training):
 
             examples = training_examples(student, ctx, self.length)
             if student.arch.task == "classify":
-                examples = require_labels(examples, "finetune")
+                examples = require_labels(examples, self.heeds)
             return Lesson(examples, objective, begin=begin if student is not model else None)
 
         done = trained(self, self.kind, student, ctx, lesson)
@@ -315,15 +322,9 @@ class Finetune(Shallow, Adapted, Training):
         return done
 
 
-def require_labels(examples: Examples, what: str) -> Examples:
-    """Those of the examples that have labels; refuses text without any for what learns from them."""
-    if examples.labels is None:
-        raise DataError(
-            f"{examples.name}: its texts have no labels, from which {what} learns; "
-            "name labelled text as `train`"
-        )
-    known = examples.labels != UNKNOWN
-    return examples if known.all() else examples.part(known.nonzero()[0].tolist())
+def key_of_labels(step: Distill) -> str:
+    """The key of a lesson by which labels count, if they do."""
+    return WEIGHED if step.weigh == "loss" else "hard" if step.hard else ""
 
 
 def _require_same_task(student: Model, teachers: Sequence[Model]) -> None:

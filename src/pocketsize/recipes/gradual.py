@@ -13,7 +13,8 @@ from pocketsize.errors import UsageError, did_you_mean
 from pocketsize.models.model import Model
 from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of, said_of
 from pocketsize.pruning.schedule import ERK, MATRIX, MODEL, SCOPES
-from pocketsize.recipes.distill import Distill, require_labels
+from pocketsize.recipes.distill import Distill, key_of_labels
+from pocketsize.recipes.labels import require_labels
 from pocketsize.recipes.record import Finding, TrainingReport
 from pocketsize.recipes.step import Auto, Context
 from pocketsize.recipes.training import Lesson, Training, trained, training_examples
@@ -106,6 +107,11 @@ class Gradual(Distill):
         return found
 
     @property
+    def heeds(self) -> str:
+        """The step itself where labels alone teach, else what of `distill` heeds them."""
+        return key_of_labels(self) if self.soft or self.features() else self.kind
+
+    @property
     def scored(self) -> bool:
         """Whether each weight has a score that learns."""
         return self.method in (MOVEMENT, SOFT)
@@ -174,7 +180,7 @@ class Gradual(Distill):
 
         text = training_examples(model, ctx, self.length)
         if model.arch.task == "classify":
-            text = require_labels(text, "gradual")
+            text = require_labels(text, self.heeds)
         return Lesson(text, objective)
 
 

@@ -103,6 +103,11 @@ class Training(ABC):
         return True
 
     @property
+    def heeds(self) -> str:
+        """What of it heeds labels where those are a set's, as messages name it; nothing if nothing does."""
+        return ""
+
+    @property
     def dtype(self) -> torch.dtype:
         """What the blocks multiply in on this machine."""
         return forward_dtype() if self.precision == "auto" else NAMES[self.precision]
