@@ -130,7 +130,6 @@ def walk(
     kind. With `beside`, the original runs beside the changed model, and the last site of each block has both;
     so it does with `drift`, and each site has what its linears lack, of three in four batches if the fourth
     is `judged` by. Linears in `rounds` round what they read, as the model will; never beside an original.
-
     Forward passes run in bfloat16 where the CPU has it, sums are float32; padding counts nowhere.
     """
     device = working_device()
