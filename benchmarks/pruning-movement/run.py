@@ -53,24 +53,29 @@ METHODS: dict[str, dict[str, Any]] = {
     "cycles": {"method": "magnitude", "cycles": 4},
     "rigl": {"method": "rigl"},
 }
-# The two that a bar holds against each other.
-PAIR = ("movement", "magnitude")
+# The two that a bar holds against each other, and the first with texts that nobody labelled beside.
+PAIR, WIDER = ("movement", "magnitude"), "movement_wider"
+METHODS[WIDER] = METHODS[PAIR[0]]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A teacher with its rate, how often its students read the texts, and how many there are."""
+    """A teacher with its rate, how often its students read the texts, and how many there are.
+
+    `wider` is how often they read them with those beside that have no label.
+    """
 
     sample: str
     teacher_rate: float
     epochs: float
     rate: float
+    wider: float
     times: int = 1
 
 
 ROWS = {
-    "quick": Row("sample:minilm-l6", 1e-4, epochs=2.5, rate=5e-4),
-    "full": Row("sample:mpnet-base", 5e-5, epochs=10.0, rate=1e-4, times=3),
+    "quick": Row("sample:minilm-l6", 1e-4, epochs=2.5, rate=5e-4, wider=1.5),
+    "full": Row("sample:mpnet-base", 5e-5, epochs=10.0, rate=1e-4, wider=3.0, times=3),
 }
 PROTOCOL = [
     "Teachers are those of `benchmarks/distillation`: fine-tuned on the labels, "
@@ -79,7 +84,8 @@ PROTOCOL = [
     "Students begin as their teacher and read the same texts (epochs and rate: the table). Loss: KL to the "
     "teacher at temperature 2, half as much of the labels. Weights of each linear of the blocks become zero "
     "along a cubic from 10 % to 75 % of the steps. Movement: scores begin at magnitudes, rate 0.01. Soft "
-    "movement: at zero. Cycles: magnitude in four rounds of training and cutting. RigL cuts at once.",
+    "movement: at zero. Wider: movement, with at most 4,000 other texts of the same source, of which the "
+    "teacher alone speaks. Cycles: magnitude in four rounds of training and cutting. RigL cuts at once.",
     "Score: (accuracy - c) / (1 - c), c the share of the commonest class. Kept: score over that of the "
     "teacher, with a 95 % bootstrap interval over texts, drawn together for both, 1000 draws.",
 ]
@@ -111,15 +117,17 @@ def main() -> None:
 def run(row: Row, labelled: Task, runs: Sequence[tuple[int, str]], place: Path) -> None:
     """The teacher, and students with so many percent left by such a method, if they are not there yet."""
     train, judge = (read_corpus([str(path)], Path()) for path in (labelled.train, labelled.evaluate))
+    both = read_corpus([str(labelled.train), str(labelled.others)], Path())
     lesson: dict[str, Any] = {"batch": BATCH, "length": LENGTH}
     tune = Finetune(epochs=TEACHER_EPOCHS, rate=row.teacher_rate, classes=classes_of(train), **lesson)
     teacher, _ = _made(load(fetched(row.sample)), tune, train, place / "teacher")
     _scored(teacher, {}, judge, place / "teacher.json")
-    common = {"epochs": row.epochs, "rate": row.rate, "temperature": 2.0, "hard": 0.5, **lesson}
+    common = {"rate": row.rate, "temperature": 2.0, "hard": 0.5, **lesson}
     for percent, name in runs:
         if not (path := place / f"{_run(name, percent)}.json").exists():
-            step = Gradual(sparsity=1 - percent / 100, **common, **METHODS[name])
-            student, facts = _made(teacher, step, train, place / path.stem)
+            epochs, text = (row.wider, both) if name == WIDER else (row.epochs, train)
+            step = Gradual(sparsity=1 - percent / 100, epochs=epochs, **common, **METHODS[name])
+            student, facts = _made(teacher, step, text, place / path.stem)
             _scored(student, facts, judge, path)
 
 
@@ -202,7 +210,9 @@ def rows_of(row: Row, percent: int, tasks: Mapping[str, Mapping[str, Any]]) -> l
             one[f"{labelled}_student"] = round(score(own), 4)
         kept, low, high = kept_of(tasks, _run(name, percent))
         one["kept"] = {"median": round(kept, 4), "min": round(low, 4), "max": round(high, 4)}
-        found.append(one | {"epochs": row.epochs, "rate": row.rate, "steps": runs[0]["steps"]})
+        epochs, steps = row.wider if name == WIDER else row.epochs, [run["steps"] for run in runs]
+        one |= {"epochs": epochs, "rate": row.rate, "steps": f"{min(steps)} to {max(steps)}"}
+        found.append(one)
     return found
 
 
@@ -216,11 +226,15 @@ def bars_of(row: Row, percent: int, tasks: Mapping[str, Mapping[str, Any]]) -> l
     if percent != LEFT[0]:
         return [against]
     left = _left([runs["movement"] for runs in tasks.values()])
-    return [
+    bars = [
         Bar(f"{said}: encoder weights left", left, "", "lower", percent / 100),
         Bar(f"{said}: score kept by movement", kept["movement"], "", "higher", 0.95),
         against,
     ]
+    if all(WIDER in runs for runs in tasks.values()):
+        share = kept_of(tasks, WIDER)[0]
+        bars.append(Bar(f"{said}: score kept by movement, unlabelled texts too", share, "", "higher", 0.95))
+    return bars
 
 
 def _left(runs: Sequence[Mapping[str, Any]]) -> float:
