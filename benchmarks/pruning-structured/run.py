@@ -56,7 +56,9 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 # Of what parameters run say a token saves, the least part that the clock must show.
 LEAST = {"width": 0.7, "depth": 0.8}
-LESSON = {"batch": 2, "length": LENGTH, "rate": 1e-4}
+# What teaches: all weights, or low-rank corrections of them at three times the rate, as is usual here.
+LESSONS: dict[str, dict[str, Any]] = {"taught": {"rate": 1e-4}, "taught by LoRA": {"rate": 3e-4, "lora": 16}}
+BATCH = 2
 PROMPT, DECODED, ROUNDS = 256, 16, 5
 FRESH = """
 import sys
@@ -104,7 +106,9 @@ def main() -> None:
             f"SmolLM2-135M-Instruct; importance and healing on {CALIBRATED} windows of {LENGTH} tokens, half "
             "fiction, half speeches; width: inner channels by Taylor costs; depth: blocks by measured KL",
             f"taught: {tokens:,} tokens of the same kinds, forward KL to the original, batches of "
-            f"{LESSON['batch']} x {LENGTH}, rate {LESSON['rate']:g}",
+            f"{BATCH} x {LENGTH}; "
+            + ", ".join(f"{name}: rate {keys['rate']:g}" for name, keys in LESSONS.items())
+            + f", rank {LESSONS['taught by LoRA']['lora']}",
             f"judged on {chosen.evaluated:,} tokens of other books and of other speeches; of both the worse",
             "of ideal: share of the time that is gone over share of the parameters that is, of the blocks "
             "where text is read, with the head where it is written; timed as healed, which has the shape",
@@ -154,8 +158,9 @@ def stages(
     cut = applied(original, {kind: bare | {"heal": False}}, texts, work / way / "cut")
     named = {"cut": cut, "healed": done}
     if tokens:
-        lesson = {"distill": {"tokens": tokens, **LESSON}}
-        named["taught"] = applied(done, lesson, texts, work / way / "taught", original)
+        for name, keys in LESSONS.items():
+            lesson = {"distill": {"tokens": tokens, "batch": BATCH, "length": LENGTH, **keys}}
+            named[name] = applied(done, lesson, texts, work / way / name, original)
     out = work / way / "out"
     if not out.exists():
         out.mkdir()
@@ -326,7 +331,7 @@ def bars(rows: list[dict[str, Any]], speeds: dict[str, dict[str, Any]]) -> list[
             found.append(
                 Bar(f"{way}: time saved over the ideal, {name}", value, "share", "higher", LEAST[way])
             )
-        for after, before in (("healed", "cut"), ("taught", "healed")):
+        for after, before in (("healed", "cut"), *((name, "healed") for name in LESSONS)):
             if (name := f"{way}, {after}") in kl:
                 ratio = kl[name] / kl[f"{way}, {before}"]
                 found.append(Bar(f"{way}: KL {after} over {before}", round(ratio, 4), "ratio", "lower", 1.0))
