@@ -56,8 +56,8 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 # Of what parameters run say a token saves, the least part that the clock must show.
 LEAST = {"width": 0.7, "depth": 0.8}
-# What teaches: all weights, or low-rank corrections of them at three times the rate, as is usual here.
-LESSONS: dict[str, dict[str, Any]] = {"taught": {"rate": 1e-4}, "taught by LoRA": {"rate": 3e-4, "lora": 16}}
+# What teaches: all weights, or low-rank corrections of them at ten times the rate.
+LESSONS: dict[str, dict[str, Any]] = {"taught": {"rate": 1e-4}, "taught by LoRA": {"rate": 1e-3, "lora": 16}}
 BATCH = 2
 PROMPT, DECODED, ROUNDS = 256, 16, 5
 FRESH = """
