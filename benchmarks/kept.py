@@ -21,6 +21,9 @@ def score(run: Mapping[str, Any]) -> float:
 
 def kept_of(tasks: Mapping[str, Runs], name: str) -> tuple[float, float, float]:
     """The average score over that of the teacher, with its interval: the same texts are drawn for both."""
+    for task, runs in tasks.items():
+        if runs[name]["labels"] != runs["teacher"]["labels"]:
+            raise SystemExit(f"{task}: {name} was judged by other texts than its teacher; judge both anew")
 
     def ratio(take: Callable[[Runs, str], float]) -> float:
         both = [np.mean([take(runs, who) for runs in tasks.values()]) for who in (name, "teacher")]

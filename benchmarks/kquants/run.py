@@ -32,6 +32,7 @@ from torch import Tensor
 from pocketsize.exporting.gguf.superblocks import pack
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import Model
+from pocketsize.models.products import quick_products
 from pocketsize.models.walk import Site, walk
 from pocketsize.quantization.gptq import gptq
 from pocketsize.quantization.scheme import NAMED
@@ -64,7 +65,9 @@ def main() -> None:
     torch.set_num_threads(1)
     rows: list[dict[str, object]] = []
     for name in MODELS:
-        for kind, sides in tallies(name, chosen.kinds, chosen.downloads, chosen.blocks).items():
+        with quick_products():
+            tallied = tallies(name, chosen.kinds, chosen.downloads, chosen.blocks)
+        for kind, sides in tallied.items():
             rows.append(row(name, kind, **sides))
             print(rows[-1], flush=True)
     if chosen.blocks is None and chosen.kinds == list(KINDS):

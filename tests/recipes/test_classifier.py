@@ -208,7 +208,8 @@ def test_a_teacher_is_heard_on_text_without_labels_too(teacher: Path, tmp_path: 
 
 HEEDED: list[tuple[Any, str]] = [
     (Distill(epochs=1.0, hard=1.0, **SHORT), "hard"),
-    (Distill(epochs=1.0, weigh="loss", **SHORT), "weigh: loss"),
+    (Distill(epochs=1.0, weigh="loss", teacher=("a", "b"), **SHORT), "weigh: loss"),
+    (Distill(epochs=1.0, weigh="loss", soft=0.0, cosine=1.0, hard=1.0, **SHORT), "hard"),
     (Finetune(epochs=1.0, **SHORT), "finetune"),
     (Gradual(epochs=1.0, sparsity=0.5, soft=0.0, hard=1.0, **SHORT), "gradual"),
     (Gradual(epochs=1.0, sparsity=0.5, hard=1.0, **SHORT), "hard"),
@@ -221,9 +222,15 @@ def test_text_without_labels_is_refused_before_any_work(
 ) -> None:
     """Steps before the one that would heed them do not begin either."""
     texts = data(tmp_path, train=(labelled(tmp_path / "plain.jsonl", label=False, seed=2),))
-    with pytest.raises(DataError, match=f"its texts have no labels, from which {heeds} learns"):
+    with pytest.raises(DataError, match=f"its texts have no labels, which {heeds} needs"):
         ps.run(teacher, [Layers(keep=1), step], out=tmp_path / "p", data=texts, console=Quiet())
     assert not (tmp_path / "p").exists() and not (tmp_path / ".p.work").exists()
+
+
+def test_who_weighs_nobody_needs_no_labels(teacher: Path, tmp_path: Path) -> None:
+    texts = data(tmp_path, train=(labelled(tmp_path / "plain.jsonl", label=False, seed=2),))
+    step = Distill(epochs=1.0, weigh="loss", **SHORT)
+    ps.run(teacher, [Layers(keep=1), step], out=tmp_path / "p", data=texts, console=Quiet())
 
 
 def test_a_classifier_is_quantized_after_it_was_made(tmp_path: Path) -> None:
@@ -400,7 +407,12 @@ def test_a_classifier_cannot_be_built_and_the_way_out_is_said(teacher: Path, tmp
 
 @pytest.mark.parametrize(
     "rest",
-    [["gptq"], [{"prune": {"pattern": "2:4"}}], [{"layers": {"keep": 1}}, {"prune": {}}, "smoothquant"]],
+    [
+        ["gptq"],
+        [{"prune": {"pattern": "2:4"}}],
+        [{"prune": {"score": "taylor"}}],
+        [{"layers": {"keep": 1}}, {"prune": {}}, "smoothquant"],
+    ],
     ids=str,
 )
 def test_what_follows_a_new_head_is_rehearsed(rest: list[Any], tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def walk(
     calls = capture(module, model, input_ids.to(device), mask.to(device))
     shelf = shelf_for(model, calls)
     originals = _copied(calls) if beside or drift else []
-    wanted = _Wanted(hold_out, sampled, beside, judged)
+    wanted = _Wanted(hold_out, sampled, beside, judged or hold_out)
     round_inputs(module, rounds, wanted.divisors)
     for path in model.blocks:
         block = module.get_submodule(path)

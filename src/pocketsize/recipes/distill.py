@@ -264,11 +264,6 @@ class Finetune(Shallow, Adapted, Training):
 
     kind: ClassVar[str] = "finetune"
 
-    @property
-    def heeds(self) -> str:
-        """The step itself: labels are all that it learns from."""
-        return self.kind
-
     def __post_init__(self) -> None:
         check(self)
         check_adapters(self, self.kind)
@@ -281,6 +276,11 @@ class Finetune(Shallow, Adapted, Training):
                 f"finetune: classes is auto or a list of two or more names, got {self.classes!r}"
             )
         object.__setattr__(self, "classes", names)
+
+    @property
+    def heeds(self) -> str:
+        """The step itself: labels are all that it learns from."""
+        return self.kind
 
     def resolve(self, model: Model, exports: tuple[str, ...]) -> Finetune:
         """The step with a budget; refuses classes that the model has not, or can have none."""
@@ -324,7 +324,8 @@ class Finetune(Shallow, Adapted, Training):
 
 def key_of_labels(step: Distill) -> str:
     """The key of a lesson by which labels count, if they do."""
-    return WEIGHED if step.weigh == "loss" else "hard" if step.hard else ""
+    weighed = step.weigh == "loss" and step.soft and len(step.names) > 1
+    return WEIGHED if weighed else "hard" if step.hard else ""
 
 
 def _require_same_task(student: Model, teachers: Sequence[Model]) -> None:

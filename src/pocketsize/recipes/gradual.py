@@ -109,7 +109,7 @@ class Gradual(Distill):
     @property
     def heeds(self) -> str:
         """The step itself where labels alone teach, else what of `distill` heeds them."""
-        return key_of_labels(self) if self.soft or self.features() else self.kind
+        return self.kind if self._by_text else key_of_labels(self)
 
     @property
     def scored(self) -> bool:
@@ -170,7 +170,12 @@ class Gradual(Distill):
 
     def _alone(self, model: Model) -> bool:
         """Whether nobody but the text teaches."""
-        return not self.soft and not self.features() and model.arch.task != "embed"
+        return self._by_text and model.arch.task != "embed"
+
+    @property
+    def _by_text(self) -> bool:
+        """Whether no teacher counts."""
+        return not self.soft and not self.features()
 
     def _by_labels(self, model: Model, ctx: Context) -> Lesson:
         make = NextToken if model.arch.task == "generate" else Classes

@@ -39,9 +39,7 @@ def require_labels(examples: Examples, heeds: str) -> Examples:
 
 def unlabelled(name: str, heeds: str) -> DataError:
     """What is said of text without labels."""
-    return DataError(
-        f"{name}: its texts have no labels, from which {heeds} learns; name labelled text as `train`"
-    )
+    return DataError(f"{name}: its texts have no labels, which {heeds} needs; name labelled text as `train`")
 
 
 def some_unlabelled(name: str) -> DataError:

@@ -138,7 +138,7 @@ def stages(model: Model, recipe: Recipe, size: Size, *, base_bytes: int, waiting
         elif isinstance(step, Layers):
             heap.stage(step.kind, chain(_looked_at(model), _healed(model, step, size, waiting)))
         elif isinstance(step, Gate):
-            heap.stage(step.kind, _gating(model, size))
+            heap.stage(step.kind, _backward(model, size.tokens, GATED * size.length))
         elif isinstance(step, Rotate):
             heap.stage(step.kind, _turned(model, step))
         first, model = model is teacher, step.outline(model)
@@ -231,9 +231,8 @@ def _pruned(model: Model, step: Prune | Oats, size: Size, waiting: float) -> Ite
     states = size.tokens * model.config.hidden_size * width
     block = sum(_numbers(model, name) for name in model.linears_of(model.blocks[0]))
     if "taylor" in (step.score, step.allocation):
-        scores = [4.0 * block * len(model.blocks)]
-        before = 4.0 * min(SCORED, size.tokens) * model.config.hidden_size
-        yield [*scores, *[before] * len(model.blocks), block * width, SCRATCH]
+        scores = 4.0 * block * len(model.blocks)
+        yield from ([scores, *held] for held in _backward(model, size.tokens, SCORED))
     if not step.calibrated:
         yield [4.0 * _largest(model)] * 4
         return
@@ -287,11 +286,9 @@ def _cut(model: Model, step: Student) -> Iterator[list[float]]:
 
 def _looked_at(model: Model) -> Iterator[list[float]]:
     """What lies around the blocks and one block, as the text passes."""
-    inside = set(model.linears)
-    around = [4.0 * _numbers(model, name) for name in model.checkpoint.entries if name not in inside]
     block = 4.0 * sum(_numbers(model, name) for name in model.linears_of(model.blocks[0]))
     inner = getattr(model.config, "intermediate_size", None) or 4 * int(model.config.hidden_size)
-    yield [*around, block, 4.0 * BATCH_TOKENS * 6 * inner, SCRATCH]
+    yield [*_around(model, 4), block, 4.0 * BATCH_TOKENS * 6 * inner, SCRATCH]
 
 
 def _healed(model: Model, step: Layers | Student, size: Size, waiting: float) -> Iterator[list[float]]:
@@ -309,15 +306,17 @@ def _healed(model: Model, step: Layers | Student, size: Size, waiting: float) ->
         yield [*held, *[4.0 * columns**2] * 5, *[4.0 * rows * columns] * 7]
 
 
-def _gating(model: Model, size: Size) -> Iterator[list[float]]:
-    """States in front of every block; of one block what its linears read, and gradients behind them."""
-    tokens, width = min(size.windows, GATED) * size.length, forward_dtype().itemsize
+def _backward(model: Model, tokens: int, most: int) -> Iterator[list[float]]:
+    """States in front of every block; of one what its linears read, and gradients; what tells the loss."""
+    tokens, width = min(tokens, most), forward_dtype().itemsize
     states = float(tokens * int(model.config.hidden_size) * width)
     linears = model.linears_of(model.blocks[0])
     block = float(sum(_numbers(model, name) for name in linears) * width)
     seen = [float(tokens * side * width) for name in linears for side in model.matrix_shape(name)]
-    yield [*[states] * (len(model.blocks) + 3), block, *seen, *[2 * max(seen)] * 3, SCRATCH]
-    yield [*_reading(model, width), *[states] * 3, *[4.0 * _numbers(model, model.ends[-1])] * 2, SCRATCH]
+    stays = _around(model, width) if model.arch.task == "classify" else []
+    yield [*[states] * (len(model.blocks) + 3), block, *seen, *[2 * max(seen)] * 3, *stays, SCRATCH]
+    head = [4.0 * _numbers(model, model.ends[-1])] * 2 if model.arch.task == "generate" else stays
+    yield [*_reading(model, width), *[states] * 3, *head, SCRATCH]
 
 
 def _with_gates(model: Model) -> Iterator[list[float]]:
@@ -338,9 +337,7 @@ def _measuring(model: Model, recipe: Recipe, size: Size, waiting: float) -> Iter
 
     States wait in front of a block, and stand behind it; those of the first model stay for the second.
     """
-    ends = set(model.ends)
-    linears = set(model.linears)
-    around = [4.0 * _numbers(model, name) for name in model.checkpoint.entries if name not in linears]
+    ends, around = set(model.ends), _around(model, 4)
     block = 4.0 * sum(_numbers(model, name) for name in model.linears_of(model.blocks[0]))
     hidden = 4 * int(model.config.hidden_size)
     if model.arch.task != "generate":
@@ -348,16 +345,13 @@ def _measuring(model: Model, recipe: Recipe, size: Size, waiting: float) -> Iter
         running = 3 * BATCH * SENTENCE_TOKENS * max(waiting, 1)
         yield [*around, block, *_reading(model, 4)[:1], states, running, SCRATCH]
         return
-    if _ends_change(recipe) or any(rounds(model, recipe.export, name) for name in ends):
+    changed = any(isinstance(step, Quantizer) and step.embeddings is not None for step in recipe.steps)
+    if changed or any(rounds(model, recipe.export, name) for name in ends):
         around += [4.0 * _numbers(model, name) for name in model.checkpoint.entries if name in ends]
     states = min(size.evaluated * hidden, STATES // 2)
     room = 3 * 4 * max(LOGITS, int(model.config.vocab_size))
     running = BATCH_TOKENS * (4 * waiting + 2 * hidden)
     yield [*around, block, room, *[states] * 4, running, 2 * SCRATCH]
-
-
-def _ends_change(recipe: Recipe) -> bool:
-    return any(isinstance(step, Quantizer) and step.embeddings is not None for step in recipe.steps)
 
 
 def _exporting(model: Model, recipe: Recipe) -> Iterator[list[float]]:
@@ -386,6 +380,12 @@ def _reading(model: Model, width: int) -> list[float]:
     count, stored = _numbers(model, name), DTYPES[model.checkpoint.entries[name].dtype]
     whole = [] if stored == torch.float32 else [4.0 * count]
     return [float(count * stored.itemsize), *whole, *([] if width == 4 else [float(count * width)])]
+
+
+def _around(model: Model, width: int) -> list[float]:
+    """What a model has beside the linears of its blocks."""
+    inside = set(model.linears)
+    return [float(_numbers(model, name) * width) for name in model.checkpoint.entries if name not in inside]
 
 
 def _all(model: Model, width: int) -> list[float]:
