@@ -4,9 +4,9 @@
     python benchmarks/pruning-structured/run.py                    about half an hour of one core
     python benchmarks/pruning-structured/run.py --tokens 16k       less
 
-Each way in three stages: cut, healed, and taught a little. Then stock transformers loads what came of it in a
-process of its own, and both runtimes read and write with it and with the original in turn. Stop it at any
-moment and start it again.
+Each way in three stages: cut, healed, and taught a little, all weights or low-rank corrections of them. Then
+stock transformers loads what came of it in a process of its own, and both runtimes read and write with it and
+with the original in turn. Stop it at any moment and start it again.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _corpus(name: str, texts: list[str]) -> Corpus:
 def stages(
     original: Model, way: str, step: dict[str, Any], texts: Texts, work: Path, tokens: int
 ) -> list[dict[str, Any]]:
-    """The rows of one way: cut, healed, taught."""
+    """The rows of one way: cut, healed, taught in each manner."""
     (kind, options) = next(iter(step.items()))
     done = applied(original, step, texts, work / way / "healed")
     # The same blocks without looking for them again; slices are found again.
