@@ -229,6 +229,25 @@ def test_more_zeros_are_made_in_a_pruned_model_and_others_in_their_place(tmp_pat
             step.resolve(first, ())
 
 
+PACES = [
+    ({"scores": "zero"}, 4000, 0.01),
+    ({"scores": "magnitude"}, 40, 0.01),
+    ({"scores": "magnitude"}, 640, 0.0025),
+    ({"scores": "magnitude"}, None, 0.01),
+    ({"scores": "magnitude", "score_rate": 0.2}, 640, 0.2),
+]
+
+
+@pytest.mark.parametrize(("options", "steps", "rate"), PACES, ids=str)
+def test_scores_from_magnitudes_go_no_further_in_a_long_training(
+    options: dict[str, Any], steps: int | None, rate: float, tmp_path: Path
+) -> None:
+    """From zero they have to; where the steps are not known it is the paper's rate."""
+    model = load(write_tiny(tmp_path / "m", "llama"))
+    step = Gradual(sparsity=0.9, method="movement", **options)
+    assert step.thinning(model, steps).rate == pytest.approx(rate)
+
+
 def test_what_soft_movement_missed_is_told(tmp_path: Path) -> None:
     source = write_tiny(tmp_path / "m", "llama")
     step = Gradual(sparsity=0.9, method="soft_movement", penalty=0.0, **SHORT)

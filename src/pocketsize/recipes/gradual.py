@@ -46,6 +46,9 @@ _OWN = {
 # Masks are renewed so many times in a training, and at most after so many steps; a ramp has two at least.
 TIMES = {RIGL: (20, 100)}
 USUAL, LEAST = (100, 10), 2
+# The rate of scores as in the paper, and how far those that begin at magnitudes go at most in a training, in
+# means of their matrix: at a fixed rate a long one would lead them all away from what they began as.
+SCORED, REACH = 1e-2, 1.6
 # A share of all weights that the last mask of soft movement pruning may change before it is said.
 JUMP = 0.1
 
@@ -58,11 +61,12 @@ class Gradual(Distill):
     the share of the weights that is zero in the end, of each `matrix`, of all of the `model` together, or
     with small matrices keeping more (`erk`), as `scope` says; `pattern`, unstructured or such as 2:4.
     `method` says which weights go: `magnitude`, the smallest; `movement`, those that training moves to zero,
-    by scores that learn at `score_rate` from `zero` or from `magnitude` (`scores`); `soft_movement`, those
-    whose scores fall below `threshold` under a `penalty`; `rigl` cuts at once, then lets the share `fraction`
-    of the weights change places. It goes from the share `begin` of the training to the share `end`, along a
-    cubic, with new masks every so many steps (`every`); or in `cycles` of training and cutting, before each
-    of which weights go back to what they were at first if `rewind`.
+    by scores that begin at `zero` or at `magnitude` (`scores`) and learn at `score_rate`, where `auto` is
+    0.01, and from magnitudes less the longer the training; `soft_movement`, those whose scores fall below
+    `threshold` under a `penalty`; `rigl` cuts at once, then lets the share `fraction` of the weights change
+    places. It goes from the share `begin` of the training to the share `end`, along a cubic, with new masks
+    every so many steps (`every`); or in `cycles` of training and cutting, before each of which weights go
+    back to what they were at first if `rewind`.
     """
 
     sparsity: float | None = None
@@ -75,7 +79,7 @@ class Gradual(Distill):
     cycles: int = 0
     rewind: bool = False
     fraction: float = 0.3
-    score_rate: float = 1e-2
+    score_rate: float | Auto = "auto"
     scores: str = ZERO
     threshold: float = 0.1
     penalty: float = 400.0
@@ -159,11 +163,17 @@ class Gradual(Distill):
             self.cycles,
             self.rewind,
             self.fraction,
-            self.score_rate,
+            self._score_rate(steps),
             self.scores,
             self.threshold,
             self.penalty,
         )
+
+    def _score_rate(self, steps: int | None) -> float:
+        """The highest rate of scores in a training of so many steps, the paper's where that is not known."""
+        if self.score_rate != "auto":
+            return self.score_rate
+        return SCORED if self.scores == ZERO or steps is None else min(SCORED, REACH / steps)
 
     def _shaping(self, module: nn.Module, model: Model, steps: int | None) -> Shaping:
         return Thinned(module, model, self.thinning(model, steps))
@@ -226,7 +236,7 @@ def _check_numbers(step: Gradual) -> None:
     if step.cycles < 0:
         raise UsageError(f"gradual: cycles is how often weights are cut, 0 for a ramp; got {step.cycles}")
     for key in ("fraction", "score_rate", "threshold"):
-        if not 0 < (value := getattr(step, key)) < 1:
+        if (value := getattr(step, key)) != "auto" and not 0 < value < 1:
             raise UsageError(f"gradual: {key} must lie between 0 and 1, got {value:g}")
     if not 0 <= step.penalty < math.inf:
         raise UsageError(f"gradual: penalty must be a number from 0 upwards, got {step.penalty:g}")
