@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +20,17 @@ OWN = (OURS, LEARNED)
 
 
 def record(benches: Mapping[str, Bench], runs: Sequence[Run], path: Path) -> None:
-    """Write the record of all contests that are finished and scored."""
+    """Write the record of all contests that are finished and scored.
+
+    An encoder that was not run stays as it was recorded, and its rows name the commit of then.
+    """
+    before = json.loads(path.read_text()) if path.exists() else {"rows": [], "bars": [], "commit": ""}
+    rows = [{"commit": before["commit"][:7]} | one for one in before["rows"] if one["model"] not in benches]
+    kept = [
+        Bar(*(one[key] for key in ("name", "value", "unit", "better", "target")))
+        for one in before["bars"]
+        if one["name"].split(",")[0] not in benches
+    ]
     results = {name: collected(bench, runs) for name, bench in benches.items()}
     everything = [one for found in results.values() for one in found]
     write_record(
@@ -27,9 +38,9 @@ def record(benches: Mapping[str, Bench], runs: Sequence[Run], path: Path) -> Non
         question=QUESTION,
         threads=max(run.side.threads for run in runs),
         protocol=protocol(everything),
-        versions=versions(everything),
-        rows=[row(name, group) for name, found in results.items() for group in grouped(found)],
-        bars=[bar for name, found in results.items() for bar in bars(name, found)],
+        versions=before.get("versions", {}) | versions(everything),
+        rows=[*rows, *(row(name, group) for name, found in results.items() for group in grouped(found))],
+        bars=[*kept, *(bar for name, found in results.items() for bar in bars(name, found))],
     )
 
 
