@@ -59,7 +59,7 @@ LEAST = {"width": 0.7, "depth": 0.8}
 # What teaches: all weights, or low-rank corrections of them at ten times the rate.
 LESSONS: dict[str, dict[str, Any]] = {"taught": {"rate": 1e-4}, "taught by LoRA": {"rate": 1e-3, "lora": 16}}
 BATCH = 2
-PROMPT, DECODED, ROUNDS = 256, 16, 5
+PROMPT, DECODED, ROUNDS = 256, 16, 15
 FRESH = """
 import sys
 from transformers import AutoModelForCausalLM
