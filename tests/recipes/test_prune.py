@@ -87,10 +87,15 @@ def test_half_of_every_linear_is_zero_and_stock_transformers_loads_it(
 
 
 def test_gradients_choose_the_weights_of_an_encoder(tmp_path: Path) -> None:
-    """Those of its embedding: what goes is not what is smallest."""
-    ran(tmp_path, "bert", Prune(score="taylor"), sequences=16)
+    """Those of its embedding, row by row: what goes is not what is smallest."""
+    done = ran(tmp_path, "bert", Prune(score="taylor"), sequences=16)
+    assert done.record.steps[0].options["scope"] == "row"
     model, plain = load(tmp_path / "o"), load(tmp_path / "m")
     assert all(share == pytest.approx(0.5, abs=0.01) for share in zeros(tmp_path / "o").values())
+    assert (
+        Prune(score="taylor").resolve(load(write_tiny(tmp_path / "l", "llama")), ("folder",)).scope
+        == "matrix"
+    )
     for name in model.linears:
         W, kept = plain.weight(name), model.weight(name) != 0
         assert torch.equal(model.weight(name)[kept], W[kept])
