@@ -150,7 +150,7 @@ class Prune:
         for name in model.linears:
             if self._touches(name):
                 require_fitting(self.wanted, model.matrix_shape(name)[1], name)
-        # An embedding's few gradients are large in whole rows: over a matrix they would leave some rows empty.
+        # An embedding's few gradients are large in whole rows: over a matrix they would leave rows empty.
         by_row = self.score == "wanda" or (self.score == "taylor" and model.arch.task != "generate")
         scope = ("row" if by_row else "matrix") if self.scope == "auto" else self.scope
         own = self.score == "alps" and self.moves
