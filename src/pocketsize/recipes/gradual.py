@@ -235,8 +235,8 @@ def _check_numbers(step: Gradual) -> None:
         raise UsageError(f"gradual: every is auto or a number of steps from 1 upwards, got {step.every}")
     if step.cycles < 0:
         raise UsageError(f"gradual: cycles is how often weights are cut, 0 for a ramp; got {step.cycles}")
-    for key in ("fraction", "score_rate", "threshold"):
-        if (value := getattr(step, key)) != "auto" and not 0 < value < 1:
+    for key in ("fraction", "threshold", *(("score_rate",) if step.score_rate != "auto" else ())):
+        if not 0 < (value := getattr(step, key)) < 1:
             raise UsageError(f"gradual: {key} must lie between 0 and 1, got {value:g}")
     if not 0 <= step.penalty < math.inf:
         raise UsageError(f"gradual: penalty must be a number from 0 upwards, got {step.penalty:g}")
