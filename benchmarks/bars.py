@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from meter import today, write_json
 
@@ -57,6 +59,21 @@ def gain_bars(
         if len(gains) == len(seeds):
             found.append(Bar(f"{name}, the worst of {len(seeds)} seeds", min(gains), "nats", "higher", 0.0))
     return found
+
+
+def bar_of(stored: Mapping[str, Any]) -> Bar:
+    """A bar as a record has it."""
+    return Bar(*(stored[key] for key in ("name", "value", "unit", "better", "target")))
+
+
+def not_run_again(
+    path: Path, models: Container[str]
+) -> tuple[list[dict[str, Any]], list[Bar], dict[str, str]]:
+    """Rows and bars of a record's other models, and its versions; rows name the commit of then."""
+    before = json.loads(path.read_text()) if path.exists() else {"rows": [], "bars": [], "commit": ""}
+    rows = [{"commit": before["commit"][:7]} | one for one in before["rows"] if one["model"] not in models]
+    bars = [bar_of(one) for one in before["bars"] if re.split("[,:]", one["name"])[0] not in models]
+    return rows, bars, before.get("versions", {})
 
 
 def write_record(

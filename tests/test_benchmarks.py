@@ -16,10 +16,7 @@ ALL = TOP / "benchmarks"
 # What they leave lies deeper.
 SCRIPTS = sorted([*ALL.glob("*.py"), *ALL.glob("*/*.py")])
 # What only the environments of other tools have.
-PEERS = {
-    *("auto_round", "compressed_tensors", "datasets", "gptqmodel", "hqq", "llmcompressor", "nncf", "trl"),
-    *("logbar", "device_smi"),
-}
+PEERS = {"auto_round", "compressed_tensors", "datasets", "gptqmodel", "hqq", "llmcompressor", "nncf", "trl"}
 
 
 def imported(tree: ast.Module) -> Iterator[tuple[str, str]]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bars import Bar, write_record
+from bars import Bar, not_run_again, write_record
 from contest import GROUP, OURS, Bench, Run
 from contestants import BALANCED
 from results import Figure, Result, collected, cost, grouped, head, spread, versions, worst
@@ -24,13 +23,7 @@ def record(benches: Mapping[str, Bench], runs: Sequence[Run], path: Path) -> Non
 
     An encoder that was not run stays as it was recorded, and its rows name the commit of then.
     """
-    before = json.loads(path.read_text()) if path.exists() else {"rows": [], "bars": [], "commit": ""}
-    rows = [{"commit": before["commit"][:7]} | one for one in before["rows"] if one["model"] not in benches]
-    kept = [
-        Bar(*(one[key] for key in ("name", "value", "unit", "better", "target")))
-        for one in before["bars"]
-        if one["name"].split(",")[0] not in benches
-    ]
+    rows, kept, before = not_run_again(path, benches)
     results = {name: collected(bench, runs) for name, bench in benches.items()}
     everything = [one for found in results.values() for one in found]
     write_record(
@@ -38,7 +31,7 @@ def record(benches: Mapping[str, Bench], runs: Sequence[Run], path: Path) -> Non
         question=QUESTION,
         threads=max(run.side.threads for run in runs),
         protocol=protocol(everything),
-        versions=before.get("versions", {}) | versions(everything),
+        versions=before | versions(everything),
         rows=[*rows, *(row(name, group) for name, found in results.items() for group in grouped(found))],
         bars=[*kept, *(bar for name, found in results.items() for bar in bars(name, found))],
     )

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from bars import Bar, write_record
+from bars import Bar, bar_of, write_record
 from contest import GROUP, OURS, Bench, Run
 from language import LENGTH, kl_on, row
 from results import Result, collected, cost, grouped, versions, worst
@@ -31,11 +31,7 @@ def record(bench: Bench, runs: Sequence[Run], path: Path) -> None:
     stay = [one for one in before["rows"] if (one["bits"], one["sequences"]) not in new]
     found = bars(results)
     said = {_asked(one.name) for one in found}
-    kept = [
-        Bar(*(one[key] for key in ("name", "value", "unit", "better", "target")))
-        for one in before["bars"]
-        if _asked(one["name"]) not in said
-    ]
+    kept = [bar_of(one) for one in before["bars"] if _asked(one["name"]) not in said]
     write_record(
         path,
         question=QUESTION,

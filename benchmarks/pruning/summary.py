@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from bars import Bar, write_record
+from bars import Bar, not_run_again, write_record
 from contest import Bench, Run
 from results import Result, finished, head, spread, versions
 from sides import DENSE, JOINT, OURS, PATTERNS, PEERS, stem
@@ -27,13 +26,7 @@ def record(benches: Mapping[str, tuple[Bench, Sequence[Run]]], path: Path) -> No
 
     A model that was not run stays as it was recorded, and its rows name the commit of then.
     """
-    before = json.loads(path.read_text()) if path.exists() else {"rows": [], "bars": [], "commit": ""}
-    rows = [{"commit": before["commit"][:7]} | one for one in before["rows"] if one["model"] not in benches]
-    bars = [
-        Bar(*(one[key] for key in ("name", "value", "unit", "better", "target")))
-        for one in before["bars"]
-        if one["name"].split(",")[0].split(":")[0] not in benches
-    ]
+    rows, bars, before = not_run_again(path, benches)
     kept, found = len(bars), list[Result]()
     for name, (bench, runs) in benches.items():
         results = [one for run in runs if (one := finished(bench, run)) is not None]
@@ -53,7 +46,7 @@ def record(benches: Mapping[str, tuple[Bench, Sequence[Run]]], path: Path) -> No
         question=QUESTION,
         threads=1,
         protocol=protocol(),
-        versions=before.get("versions", {}) | versions(found),
+        versions=before | versions(found),
         rows=rows,
         bars=bars,
     )
