@@ -79,7 +79,7 @@ class Row:
 
 
 ROWS = {
-    "quick": Row("sample:minilm-l6", 1e-4, epochs=2.5, rate=5e-4, wider=1.5),
+    "quick": Row("sample:minilm-l6", 1e-4, epochs=2.5, rate=5e-4, wider=4.0),
     "full": Row("sample:mpnet-base", 5e-5, epochs=10.0, rate=1e-4, wider=3.0, times=3),
 }
 PROTOCOL = [
