@@ -30,9 +30,9 @@ SRC = Path(__file__).parents[1] / "src"
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four windows of `judged.LENGTH` tokens a batch: sixteen of them teach and judge."""
     from judged import LENGTH
-    from pocketsize.models import calls  # behind the hook
+    from pocketsize.models import batches  # behind the hook
 
-    monkeypatch.setattr(calls, "BATCH_TOKENS", 4 * LENGTH)
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 4 * LENGTH)
 
 
 @pytest.fixture

@@ -33,7 +33,17 @@ DISTILL = [
     *("progressive", "generations"),
 ]
 KEYS = {
-    "data": ["calibrate", "evaluate", "sequences", "length", "tokens", "seed", "written", "train"],
+    "data": [
+        "calibrate",
+        "evaluate",
+        "sequences",
+        "length",
+        "tokens",
+        "seed",
+        "written",
+        "train",
+        "shortest",
+    ],
     "source": ["files", "share", "column", "rows", "label", "pair"],
     "layers": ["keep", "pick", "remove", "heal"],
     "student": [

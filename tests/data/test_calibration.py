@@ -50,6 +50,41 @@ def test_calibration_windows_do_not_overlap_and_follow_the_seed():
     assert take[0].mask.all() and take[0].tokens == 320
 
 
+@pytest.mark.parametrize(
+    ("length", "shortest", "lengths"), [(64, 8, [64, 32, 16, 8]), (100, 12, [100, 50, 25, 12])]
+)
+def test_each_length_has_as_many_tokens_as_every_other(
+    length: int, shortest: int, lengths: list[int]
+) -> None:
+    """Of 24 full windows a quarter each stays whole, or becomes halves, quarters, eighths."""
+    framed = bytes_tokenizer("<s> $A </s>", bos_token="<s>", eos_token="</s>", sep_token="</s>")
+    how = {"count": 24, "length": length, "seed": 3, "special": True}
+    w = windows(numbered(2000), framed, shortest=shortest, **how)
+    counts = w.mask.sum(1).tolist()
+    assert [counts.count(one) for one in lengths] == [6, 12, 24, 48] and len(counts) == 90
+    assert (w.drawn, w.shortest, w.input_ids.shape[1]) == (24, lengths[-1], length)
+    ends = [framed.convert_tokens_to_ids(mark) for mark in ("<s>", "</s>")]
+    for ids, real in zip(w.input_ids, w.mask, strict=True):
+        own = ids[real].tolist()
+        assert [own[0], own[-1]] == ends and real[: len(own)].all()
+    texts = [framed.decode(ids[real][1:-1]) for ids, real in zip(w.input_ids, w.mask, strict=True)]
+    whole = windows(numbered(2000), framed, **how)
+    assert whole.mask.all() and whole.drawn == whole.shortest == 0
+    joined = [framed.decode(ids[1:-1]) for ids in whole.input_ids]
+    assert all(any(text in one for one in joined) for text in texts)
+
+
+def test_few_windows_have_lengths_far_apart():
+    w = windows(numbered(9000), PLAIN, count=4, length=1024, seed=0, special=False, shortest=16)
+    assert {*w.mask.sum(1).tolist()} == {1024, 256, 64, 16}
+
+
+def test_windows_too_short_for_their_frame_are_refused():
+    framed = bytes_tokenizer("<s> $A </s>", bos_token="<s>", eos_token="</s>", sep_token="</s>")
+    with pytest.raises(UsageError, match="length 2 leaves no room for text; give at least 4"):
+        windows(numbered(99), framed, count=4, length=8, seed=0, special=True, shortest=2)
+
+
 def test_windows_do_not_touch_global_randomness():
     before = torch.random.get_rng_state()
     windows(numbered(50), PLAIN, count=2, length=8, seed=0, special=False)

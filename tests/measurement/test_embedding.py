@@ -11,7 +11,7 @@ from oracles.ranks import spearman_slow
 from pocketsize.data.text import Corpus, Document
 from pocketsize.errors import DataError, UnsupportedError, UsageError
 from pocketsize.measurement import embedding
-from pocketsize.measurement.embedding import embedding_quality, keep_of, mean_pool, sentences
+from pocketsize.measurement.embedding import embedding_quality, keep_of, mean_pool, sentences, window_distance
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import Model
 from pocketsize.quantization.rtn import rtn
@@ -41,6 +41,20 @@ def rounded(model: Model, bits: int) -> Model:
 
 def figures(original: Model, small: Model) -> dict[str, float]:
     return {m.name: m.value for m in embedding_quality(original, small, CORPUS, seed=0).measurements}
+
+
+def test_windows_count_by_their_tokens(model):
+    """Each alone, without padding."""
+    small = rounded(model, 3)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 90, (6, 24), generator=generator)
+    lengths = [24, 6, 12, 6, 24, 3]
+    mask = torch.arange(24) < torch.tensor(lengths)[:, None]
+    alone = [
+        window_distance(model, small, ids[i : i + 1, :n], mask[i : i + 1, :n]) for i, n in enumerate(lengths)
+    ]
+    wanted = np.average(alone, weights=lengths)
+    assert window_distance(model, small, ids, mask) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_an_encoder_keeps_all_of_itself(model):

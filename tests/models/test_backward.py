@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pocketsize.exporting.behaviour import loaded
-from pocketsize.models import backward, calls
+from pocketsize.models import backward, batches, calls
 from pocketsize.models.backward import Ends, backward_walk
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
@@ -21,7 +21,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Float32, several batches, and instead of tokens drawn by chance the likeliest ones."""
     for module in (backward, calls):
         monkeypatch.setattr(module, "forward_dtype", lambda: torch.float32)
-    monkeypatch.setattr(calls, "BATCH_TOKENS", 48)
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 48)
     monkeypatch.setattr(torch, "multinomial", lambda p, n, generator: p.argmax(-1, keepdim=True))
 
 

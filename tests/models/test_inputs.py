@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from exporting.rounded import quantized
+from pocketsize.models import batches
 from pocketsize.models import calls as calling
 from pocketsize.models import walk as walking
 from pocketsize.models.inputs import round_inputs
@@ -30,7 +31,7 @@ def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exact arithmetic on every machine; several batches even for little text."""
     for module in (calling, walking):
         monkeypatch.setattr(module, "forward_dtype", lambda: torch.float32)
-    monkeypatch.setattr(calling, "BATCH_TOKENS", 96)
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 96)
 
 
 @torch.no_grad()

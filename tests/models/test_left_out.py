@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from oracles.heal import distances_slow
-from pocketsize.models import calls, left_out
+from pocketsize.models import batches, calls, left_out
 from pocketsize.models.left_out import (
     Part,
     distances_without,
@@ -29,7 +29,7 @@ from tiny import VOCAB, write_tiny
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (left_out, calls):
         monkeypatch.setattr(module, "forward_dtype", lambda: torch.float32)
-    monkeypatch.setattr(calls, "BATCH_TOKENS", 48)
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 48)
 
 
 def tokens(*, padded: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pocketsize.measurement.suite import divergence
-from pocketsize.models import calls, lockstep, walk
+from pocketsize.models import batches, calls, lockstep, walk
 from pocketsize.models.depth import with_blocks
 from pocketsize.models.importance import slice_importance
 from pocketsize.models.load import load
@@ -27,7 +27,7 @@ from tiny import VOCAB, write_tiny
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (lockstep, calls, walk):
         monkeypatch.setattr(module, "forward_dtype", lambda: torch.float32)
-    monkeypatch.setattr(calls, "BATCH_TOKENS", 48)
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 48)
 
 
 def tokens(windows: int = 16) -> tuple[Tensor, Tensor]:

@@ -155,7 +155,7 @@ def test_importance_does_not_depend_on_batches(tmp_path: Path, monkeypatch: pyte
     mask = torch.ones_like(ids, dtype=torch.bool)
     names = watched(model, narrower(model))
     whole = slice_importance(model, ids, mask, names)
-    monkeypatch.setattr("pocketsize.models.importance.BATCH_TOKENS", 16)
+    monkeypatch.setattr("pocketsize.models.batches.BATCH_TOKENS", 16)
     parts = slice_importance(model, ids, mask, names)
     for name, one in whole.items():
         torch.testing.assert_close(parts[name].value(), one.value(), rtol=1e-5, atol=1e-6)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from oracles.taylor import slice_cost_slow
-from pocketsize.models import backward, calls
+from pocketsize.models import backward, batches, calls
 from pocketsize.models.load import load
 from pocketsize.models.surgery import writers_of
 from pocketsize.models.taylor import block_costs, slice_costs
@@ -20,7 +20,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Float32, two windows a batch, and instead of what is drawn by chance the likeliest."""
     for module in (backward, calls):
         monkeypatch.setattr(module, "forward_dtype", lambda: torch.float32)
-    monkeypatch.setattr(calls, "BATCH_TOKENS", 48)
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 48)
     monkeypatch.setattr(torch, "multinomial", lambda p, n, generator: p.argmax(-1, keepdim=True))
 
 

@@ -29,7 +29,10 @@ def healed_slow(W: Tensor, X: Tensor, Y: Tensor, weight: Tensor, damp: float) ->
 def distances_slow(
     model: Model, ids: Tensor, mask: Tensor, parts: list[Part], gone: Collection[int] = ()
 ) -> list[float]:
-    """Each part left out of a whole stock module, window by window, and its outputs compared in float64."""
+    """Each part left out of a whole stock module, window by window, and its outputs compared in float64.
+
+    Each window counts by its tokens.
+    """
     whole = materialise(model)
     wanted = [_said(model, whole, row, real) for row, real in zip(ids, mask, strict=True)]
     found = []
@@ -45,7 +48,9 @@ def distances_slow(
             block.forward = _hands_on(block)
         own = [_said(model, module, row, real) for row, real in zip(ids, mask, strict=True)]
         apart = [_apart(model.arch.task, a, b) for a, b in zip(wanted, own, strict=True)]
-        found.append(float(torch.cat(apart).mean()))
+        rows = [len(one) for one in apart] if model.arch.task == "generate" else mask.sum(1).tolist()
+        total = sum(float(one.mean()) * n for one, n in zip(apart, rows, strict=True))
+        found.append(total / sum(rows))
     return found
 
 

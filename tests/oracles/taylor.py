@@ -33,14 +33,16 @@ def slice_cost_slow(
 
 def loss_slow(model: Model, module: nn.Module, ids: Tensor, mask: Tensor, seed: int) -> Tensor:
     """The negative log-likelihood of what the model itself says, likeliest; of an encoder its embeddings
-    along directions drawn by chance."""
+    along directions drawn by chance. What is told of a window counts by the root of its tokens."""
     out = module(input_ids=ids, attention_mask=mask.long())
+    worth = (mask.sum(1) / mask.sum(1).float().mean()).sqrt()
     if model.arch.task == "embed":
         kept = mask[..., None]
         found = F.normalize((out.last_hidden_state * kept).sum(1) / kept.sum(1), dim=-1)
         generator = torch.Generator().manual_seed(seed)
         parts = [torch.randn(len(one), found.shape[1], generator=generator) for one in found.split(2)]
-        return (found * torch.cat(parts)).sum()
-    logits = out.logits[mask] if model.arch.task == "generate" else out.logits
-    p = logits.log_softmax(-1)
-    return -p.gather(-1, p.detach().argmax(-1, keepdim=True)).sum()
+        return (found * torch.cat(parts)).sum(1) @ worth
+    writes = model.arch.task == "generate"
+    p = (out.logits[mask] if writes else out.logits).log_softmax(-1)
+    told = -p.gather(-1, p.detach().argmax(-1, keepdim=True))[:, 0]
+    return told.sum() if writes else told @ worth

@@ -10,7 +10,7 @@ import torch
 
 from pocketsize.api import default_export
 from pocketsize.errors import UnsupportedError, UsageError
-from pocketsize.models import calls as calling
+from pocketsize.models import batches
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.quantization.scheme import NAMED
@@ -61,7 +61,7 @@ def test_every_quantizer_that_can_takes_a_codebook(
 def test_a_table_is_learned_block_by_block(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calling, "BATCH_TOKENS", 4 * 16)  # four windows a batch: sixteen teach and judge
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 4 * 16)  # four windows a batch: sixteen teach and judge
     ctx = context(tmp_path)
     step = Gptq(scheme="NF4", learn=4).resolve(model, ("bitsandbytes",))
     done = step.apply(model, ctx)

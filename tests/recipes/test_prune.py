@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 import pocketsize as ps
 from pocketsize.errors import PocketsizeError, UnsupportedError, UsageError
 from pocketsize.exporting import table
-from pocketsize.models import calls
+from pocketsize.models import batches
 from pocketsize.models.backward import Seen
 from pocketsize.models.load import load
 from pocketsize.models.walk import walk
@@ -112,7 +112,7 @@ JUDGED = [(Prune(), 32, False), (Prune(learn=8), 32, True), (Prune(learn=8), 4, 
 def test_drift_is_counted_of_all_text_unless_some_judges(
     step: Any, sequences: int, judged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "BATCH_TOKENS", 4 * 32)
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 4 * 32)
     told: list[bool] = []
 
     def watched(*args: Any, judged: bool = False, **how: Any) -> Any:
@@ -268,7 +268,7 @@ def test_an_allocation_spreads_the_same_share(family: str, allocation: str, tmp_
 def test_learning_is_kept_only_where_the_block_comes_nearer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "BATCH_TOKENS", 4 * 32)
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 4 * 32)
     done = ran(tmp_path, "llama", Prune(learn=8), sequences=32)
     layers = done.record.steps[0].layers
     assert all(layer.learned is not None and layer.learned <= 1 for layer in layers)

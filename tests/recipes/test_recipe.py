@@ -70,6 +70,8 @@ def test_sources_survive_their_own_file(tmp_path: Path) -> None:
         ({"steps": [{"gptq": {"symmetric": True, "float_zeros": True}}]}, "use float_zeros: false"),
         ({"data": {"written": 1}}, "written must be auto or a share from 0 to below 1"),
         ({"data": {"written": "much"}}, "written is a number, or auto"),
+        ({"data": {"shortest": 0}}, "shortest must be auto or a positive number, got 0"),
+        ({"data": {"shortest": 1.5}}, "shortest"),
         ({"steps": [{"gptq": {"sink": -1}}]}, "sink must be a number from 0 upwards"),
         ({"data": {"sequnces": 3}}, "data: unknown option 'sequnces'; did you mean 'sequences'?"),
         ({"data": {"length": 0}}, "length must be a positive number"),
@@ -261,6 +263,23 @@ def test_a_model_that_is_tuned_writes_of_that_text_as_well(tmp_path: Path) -> No
     assert windows("1024", written=0) == 0 and windows("1024", calibrate="a.txt") == 0
     assert windows("1024", train="a.txt") == 8
     assert parse_recipe(MINIMAL, base=tmp_path).resolved(model).windows_written == 32
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet"])
+def test_an_encoder_is_calibrated_on_short_windows_too(family: str, tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", family))
+
+    def shortest(**data: object) -> object:
+        return parse_recipe(MINIMAL | {"data": data}, base=tmp_path).resolved(model).data.shortest
+
+    assert shortest() == 8 and shortest(shortest=64) == 64
+
+
+def test_what_writes_is_calibrated_on_windows_of_one_length(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama"))
+    assert parse_recipe(MINIMAL, base=tmp_path).resolved(model).data.shortest == "auto"
+    with pytest.raises(UnsupportedError, match="shortest: windows of one length"):
+        parse_recipe(MINIMAL | {"data": {"shortest": 8}}, base=tmp_path).resolved(model)
 
 
 def test_an_encoder_writes_nothing(tmp_path: Path) -> None:

@@ -164,7 +164,8 @@ def test_the_most_windows_that_fit(room: int, most: int) -> None:
 
 
 def texts(windows: int) -> Any:
-    cut = [SimpleNamespace(input_ids=torch.empty(count, 512)) for count in (windows, 32)]
+    shapes = ((count, 512) for count in (windows, 32))
+    cut = [SimpleNamespace(input_ids=torch.empty(s), mask=torch.ones(s, dtype=torch.bool)) for s in shapes]
     return SimpleNamespace(calibrate=cut[0], evaluate=cut[1])
 
 

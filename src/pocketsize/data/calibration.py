@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Int64
@@ -19,6 +19,8 @@ from pocketsize.errors import DataError, UsageError
 PIECE = 2**18
 # Calibration tokenises this many times the tokens it takes, to draw its windows from.
 DRAW = 4
+# Where windows have several lengths, those of one length follow one another for so many tokens.
+RUN = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,8 @@ class Windows:
 
     `mask` is False on padding, which is never counted. `text_bytes` tells for each window how many
     UTF-8 bytes the tokens stand for that a causal model predicts in it; `prefix` how many tokens
-    the tokenizer's own frame puts in front (BOS, CLS).
+    the tokenizer's own frame puts in front (BOS, CLS). Where windows have
+    several lengths, `drawn` is how many full ones they were cut from, and `shortest` is the least length.
     """
 
     input_ids: Int64[Tensor, "n length"]
@@ -38,6 +41,8 @@ class Windows:
     documents: int
     generated: bool = False
     prefix: int = 0
+    drawn: int = 0
+    shortest: int = 0
 
     @property
     def tokens(self) -> int:
@@ -53,21 +58,54 @@ def windows(
     length: int,
     seed: int,
     special: bool,
+    shortest: int | None = None,
 ) -> Windows:
     """At most `count` windows of `length` tokens for calibration: no two overlap, drawn by `seed`.
 
     With `special`, each window is framed as the tokenizer frames a text (BOS, or CLS .. SEP), within
-    `length`. A short text gives fewer windows, which the caller should say; not one is an error.
+    `length`. A short text gives fewer windows, which the caller should say; not one is an error. Down to
+    `shortest`, windows of half the length, a quarter and so on stand for as many tokens of full ones, each
+    length for as many as every other; windows of one length are neighbours as far as `RUN` tokens.
     """
+    lengths = lengths_of(length, length if shortest is None else shortest)
     _positive(sequences=count, length=length)
     prefix, suffix = frame_of(tokenizer) if special else ([], [])
     inner = _inner(length, prefix, suffix)
+    _inner(lengths[-1], prefix, suffix)
     generator = random.Random(seed)
     pieces = list(_pieces(corpus))
     generator.shuffle(pieces)
     found = list(_cut(_tokens(pieces, tokenizer), inner, DRAW * count))
     generator.shuffle(found)
-    return _windows(corpus, tokenizer, found[:count], length, (prefix, suffix))
+    if len(lengths) == 1:
+        return _windows(corpus, tokenizer, found[:count], length, (prefix, suffix))
+    cut = _cut_shorter(found[:count], length, lengths, length - inner)
+    made = _windows(corpus, tokenizer, cut, length, (prefix, suffix))
+    return replace(made, drawn=min(count, len(found)), shortest=int(made.mask.sum(1).amin()))
+
+
+def lengths_of(length: int, shortest: int) -> list[int]:
+    """A length, half of it, a quarter and so on, down to the shortest; itself at least."""
+    found = [length]
+    while found[-1] // 2 >= max(1, shortest):
+        found.append(found[-1] // 2)
+    return found
+
+
+def _cut_shorter(
+    full: Sequence[list[int]], length: int, lengths: Sequence[int], frame: int
+) -> list[list[int]]:
+    """Full windows, most of them cut into shorter ones, around which go `frame` tokens each.
+
+    Lengths far apart take turns, so that a few windows know them already.
+    """
+    turns, found = [*lengths[::2], *lengths[1::2]], list[list[int]]()
+    run = max(1, min(RUN // length, len(full) // len(turns)))
+    for i, window in enumerate(full):
+        one = turns[i // run % len(turns)]
+        inner = one - frame
+        found += [window[a * inner : (a + 1) * inner] for a in range(length // one)]
+    return found
 
 
 def evaluation_windows(
@@ -107,6 +145,8 @@ def joined_windows(parts: Sequence[Windows], shares: Sequence[float]) -> Windows
         documents=sum(part.documents for part in parts),
         generated=any(part.generated for part in parts),
         prefix=parts[0].prefix,
+        drawn=sum(part.drawn for part in parts),
+        shortest=min(part.shortest for part in parts),
     )
 
 
@@ -184,12 +224,17 @@ def _windows(
             f"{corpus.name}: too short for one window of {length} tokens; give more text, or a recipe "
             "a shorter length"
         )
-    ids = torch.tensor([prefix + window + suffix for window in inner], dtype=torch.int64)
+    framed = [torch.tensor(prefix + window + suffix) for window in inner]
+    filler = 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)  # type: ignore[arg-type]
+    ids = torch.full((len(framed), length), filler, dtype=torch.int64)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for i, window in enumerate(framed):
+        ids[i, : len(window)], mask[i, : len(window)] = window, True
     predicted = [window if prefix else window[1:] for window in inner]
     sizes = [len(_text(tokenizer, window).encode("utf-8", "replace")) for window in predicted]
     return Windows(
         input_ids=ids,
-        mask=torch.ones_like(ids, dtype=torch.bool),
+        mask=mask,
         text_bytes=torch.tensor(sizes, dtype=torch.int64),
         name=corpus.name,
         sha256=corpus.sha256,

@@ -21,6 +21,7 @@ from pocketsize.measurement.embedding import BATCH, sentences
 from pocketsize.measurement.measurement import Measurement
 from pocketsize.measurement.quality import Quality, rounding_said
 from pocketsize.measurement.stats import RESAMPLES, Interval, bootstrap, bootstrap_mean, bootstrap_ratio
+from pocketsize.models.batches import in_batches
 from pocketsize.models.device import working_device
 from pocketsize.models.inputs import round_inputs
 from pocketsize.models.load import tokenizer_of
@@ -73,10 +74,10 @@ def class_quality(original: Model | None, compressed: Model, corpus: Corpus, *, 
 def class_distance(
     original: Model, compressed: Model, ids: Int64[Tensor, "n s"], mask: Bool[Tensor, "n s"]
 ) -> float:
-    """KL of the class probabilities of two classifiers, mean over windows of tokens."""
-    batches = list(zip(ids.split(BATCH), mask.split(BATCH), strict=True))
+    """KL of the class probabilities of two classifiers, mean over windows, which count by their tokens."""
+    batches = list(in_batches(ids, mask, BATCH * ids.shape[1]))
     x, y = (np.concatenate(_forward(model, batches)) for model in (original, compressed))
-    return float(divergences(x, y).mean())
+    return float(np.average(divergences(x, y), weights=mask.sum(1).numpy()))
 
 
 def classes_named(model: Model) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from pocketsize.errors import DataError, NumericalError, UnsupportedError, Usage
 from pocketsize.measurement.measurement import Measurement
 from pocketsize.measurement.quality import Quality, rounding_said
 from pocketsize.measurement.stats import RESAMPLES, Interval, bootstrap, bootstrap_mean, dense, spearman
+from pocketsize.models.batches import in_batches
 from pocketsize.models.device import working_device
 from pocketsize.models.inputs import round_inputs
 from pocketsize.models.load import tokenizer_of
@@ -80,14 +81,15 @@ def window_distance(
 ) -> float:
     """The mean over windows of 1 - cos of what two encoders make of each, float32.
 
-    Where the two have different widths it is the mean squared difference of the similarities of all pairs of
-    windows.
+    Windows count by their tokens. Where the two have different widths it is the mean squared difference of
+    the similarities of all pairs of windows.
     """
-    batches = list(zip(ids.split(BATCH), mask.split(BATCH), strict=True))
+    batches = list(in_batches(ids, mask, BATCH * ids.shape[1]))
     x, y = (torch.cat(embedded(model, batches)) for model in (original, compressed))
+    share = mask.sum(1).double() / mask.sum()
     if x.shape != y.shape:
-        return float((x @ x.T - y @ y.T).square().mean())
-    return float(((x - y) ** 2).sum(1).mean() / 2)
+        return float(share @ (x @ x.T - y @ y.T).square() @ share)
+    return float(share @ ((x - y) ** 2).sum(1) / 2)
 
 
 def embedded(

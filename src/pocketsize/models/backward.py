@@ -52,8 +52,9 @@ def backward_walk(
     predictions, summed over all positions: the mean of its squared gradients is the Fisher information, which
     is what KL is made of to second order. Of an encoder it is its embedding of a window, of length 1, times a
     direction drawn by chance: the mean square of its changes is the embedding's own, which is twice
-    1 - cosine. Hidden states in front of every block stay in memory until the block's turn comes. The last
-    that comes, of a causal language model alone, is `Ends`, under the name `ends`.
+    1 - cosine; of both, windows count by their tokens. Hidden states in front of every block stay in memory
+    until the block's turn comes. The last that comes, of a causal language model alone, is `Ends`, under the
+    name `ends`.
     """
     device = working_device()
     module = skeleton(model, device)
@@ -139,19 +140,21 @@ def _probed(module: nn.Module, model: Model, calls: Sequence[Call], seed: int) -
     for name in surroundings(module, model) if classifies else ():
         fill(module, name, lambda full: model.weight(full).to(forward_dtype()), working_device())
     width, slopes = model.checkpoint.entries[model.arch.embedding].shape[1], list[Tensor]()
+    mean = sum(int(call.mask.sum()) for call in calls) / sum(len(call.mask) for call in calls)
     with replayed(module, model, calls) as replay:
         for call in calls:
-            hidden = call.hidden.detach().requires_grad_()
+            hidden, worth = call.hidden.detach().requires_grad_(), (call.mask.sum(1) / mean).sqrt()
             if classifies:
                 replay.hidden, empty = hidden, hidden.new_zeros(*call.mask.shape, width)
                 logits = module(inputs_embeds=empty, attention_mask=call.mask.long()).logits
                 p = logits.float().log_softmax(-1)
-                loss = -p.gather(-1, torch.multinomial(p.detach().exp(), 1, generator=generator)).sum()
+                drawn = torch.multinomial(p.detach().exp(), 1, generator=generator)
+                loss = -(p.gather(-1, drawn)[:, 0] * worth).sum()
             else:
                 kept = call.mask[..., None]
                 found = F.normalize((hidden.float() * kept).sum(1) / kept.sum(1), dim=-1)
                 probe = torch.randn(found.shape, generator=generator, device=found.device)
-                loss = (found * probe).sum()
+                loss = ((found * probe).sum(-1) * worth).sum()
             (slope,) = torch.autograd.grad(loss, hidden)
             slopes.append(slope)
     return slopes

@@ -11,18 +11,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from pocketsize.errors import UnsupportedError
+from pocketsize.models.batches import in_batches
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import fill
 from pocketsize.models.stream import surroundings
-
-BATCH_TOKENS = 2048
-
-
-def windows_per_batch(length: int) -> int:
-    """How many windows of this many tokens run together."""
-    return max(1, BATCH_TOKENS // length)
-
 
 Arguments = tuple[tuple[object, ...], dict[str, object]]
 
@@ -56,19 +49,21 @@ def capture(module: nn.Module, model: Model, input_ids: Tensor, mask: Tensor) ->
             fill(module, name, lambda full: model.original(full).to(forward_dtype()), input_ids.device)
     blocks = [module.get_submodule(path) for path in model.blocks]
     calls: list[Call] = []
-    states = torch.empty(0)
-    size = windows_per_batch(input_ids.shape[1])
+    batches = list(in_batches(input_ids, mask))
+    states, begin, tokens = torch.empty(0), 0, sum(ids.numel() for ids, _ in batches)
+    firsts: dict[int, Call] = {}  # by width: tables differ where widths do
     extra = {"use_cache": False} if model.arch.causal else {}
-    for ids, batch_mask in zip(input_ids.split(size), mask.split(size), strict=True):
+    for ids, batch_mask in batches:
         attend = None if bool(batch_mask.all()) else batch_mask.long()
         call = _arguments(module, blocks, {"input_ids": ids, "attention_mask": attend} | extra)
         call.mask = batch_mask
-        if calls:
-            _share(calls[0], call)
-        else:
-            states = call.hidden.new_empty(*input_ids.shape, call.hidden.shape[-1])
-        begin = size * len(calls)
-        call.hidden = states[begin : begin + len(ids)].copy_(call.hidden)
+        if (first := firsts.setdefault(ids.shape[1], call)) is not call:
+            _share(first, call)
+        if not calls:
+            states = call.hidden.new_empty(tokens, call.hidden.shape[-1])
+        end = begin + ids.numel()
+        call.hidden = states[begin:end].view(call.hidden.shape).copy_(call.hidden)
+        begin = end
         calls.append(call)
     for end in (model.arch.embedding, model.arch.head):
         if end is not None:

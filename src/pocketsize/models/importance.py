@@ -12,12 +12,11 @@ from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
 from pocketsize.distillation.slices import Importance
+from pocketsize.models.batches import in_batches
 from pocketsize.models.body import body_of, uncached
 from pocketsize.models.device import working_device
 from pocketsize.models.model import Model
 from pocketsize.models.stream import stream, without_blocks
-
-BATCH_TOKENS = 2048
 
 
 @torch.no_grad()
@@ -38,7 +37,6 @@ def slice_importance(
         path: Importance.zeros(model.matrix_shape(f"{path}.weight")[1] // width, width)
         for path, width in watched.items()
     }
-    rows = max(1, BATCH_TOKENS // input_ids.shape[1])
     # Batches take turns at every block, so that each is read once.
     kept: dict[greenlet, Bool[Tensor, "b s"]] = {}
 
@@ -51,8 +49,7 @@ def slice_importance(
 
     handles = [module.get_submodule(p).register_forward_pre_hook(partial(see, p)) for p in watched]
     try:
-        batches = zip(input_ids.split(rows), mask.split(rows), strict=True)
-        calls = [partial(run, ids.to(device), real.to(device)) for ids, real in batches]
+        calls = [partial(run, ids.to(device), real.to(device)) for ids, real in in_batches(input_ids, mask)]
         stream(module, model, model.weight, calls)
     finally:
         for handle in handles:

@@ -11,12 +11,11 @@ from greenlet import getcurrent, greenlet
 from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
+from pocketsize.models.batches import in_batches
 from pocketsize.models.body import body_of, uncached
 from pocketsize.models.device import working_device
 from pocketsize.models.model import Model
 from pocketsize.models.stream import stream, without_blocks
-
-BATCH_TOKENS = 2048
 
 
 @torch.no_grad()
@@ -47,8 +46,7 @@ def block_influence(
         real[getcurrent()] = kept
         body(input_ids=ids, attention_mask=kept.long(), **uncached(body))
 
-    batches = zip(input_ids.split(_rows(input_ids)), mask.split(_rows(mask)), strict=True)
-    calls = [partial(run, ids.to(device), kept.to(device)) for ids, kept in batches]
+    calls = [partial(run, ids.to(device), kept.to(device)) for ids, kept in in_batches(input_ids, mask)]
     blocks = [(path, module.get_submodule(path)) for path in model.blocks]
     handles = [b.register_forward_pre_hook(partial(enter, path), with_kwargs=True) for path, b in blocks]
     handles += [b.register_forward_hook(partial(leave, path)) for path, b in blocks]
@@ -59,7 +57,3 @@ def block_influence(
             handle.remove()
     count = int(mask.sum())
     return [1 - sums[path] / count for path in model.blocks]
-
-
-def _rows(x: Tensor) -> int:
-    return max(1, BATCH_TOKENS // x.shape[1])

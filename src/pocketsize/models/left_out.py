@@ -175,10 +175,11 @@ class _Pass:
         with replayed(self.module, self.model, self.whole) as replay:
             for number, row, real in places:
                 wanted = self._said(replay, self.whole[number].hidden[row], real)
-                items += len(wanted)
+                worth = 1 if task == "generate" else int(real.sum())  # a window counts as many as it has
+                items += worth * len(wanted)
                 for i in range(count):
                     own = self._said(replay, self.without[i][number].hidden[row], real)
-                    totals[i] += float(_distance(wanted, own, task))
+                    totals[i] += worth * float(_distance(wanted, own, task))
         return [total / items for total in totals]
 
     def _said(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pocketsize.models.calls import BATCH_TOKENS
+from pocketsize.models.batches import BATCH_TOKENS
 from pocketsize.models.depth import excerpt
 from pocketsize.models.model import Model
 from pocketsize.models.walk import walk

@@ -163,8 +163,12 @@ def _either(new: Mapping[str, Tensor], model: Model, name: str) -> Tensor:
 
 def _copied(calls: Sequence[Call]) -> list[Call]:
     """The same calls with hidden states of their own, in one piece of memory."""
-    states = torch.cat([call.hidden for call in calls]).split([len(call.hidden) for call in calls])
-    return [Call(own, call.arguments, call.mask) for own, call in zip(states, calls, strict=True)]
+    rows = [call.hidden.flatten(0, 1) for call in calls]
+    states = torch.cat(rows).split([len(own) for own in rows])
+    return [
+        Call(own.view(call.hidden.shape), call.arguments, call.mask)
+        for own, call in zip(states, calls, strict=True)
+    ]
 
 
 def _firsts(block: nn.Module, model: Model) -> list[nn.Module]:

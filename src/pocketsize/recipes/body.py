@@ -28,7 +28,7 @@ from pocketsize.models.surgery import cuts_of
 from pocketsize.models.taylor import block_costs
 from pocketsize.recipes import heal as healing
 from pocketsize.recipes.record import Stage, StepReport
-from pocketsize.recipes.step import Auto, Context
+from pocketsize.recipes.step import Auto, Context, first_windows
 
 PICKS = ("even", "influence", "taylor", "kl")
 # Which blocks were kept, beside the config of the shorter model.
@@ -145,12 +145,11 @@ class Layers:
         if isinstance(self.keep, tuple) or self.pick == "even":
             return list(even), []
         count = len(even)
-        ids, mask = ctx.input_ids[:WINDOWS], ctx.mask[:WINDOWS]
+        ids, mask = first_windows(ctx, WINDOWS)
         if self.pick == "kl":
-            some = max(1, MEASURED // ids.shape[1])
-            return least_missed(model, ids[:some], mask[:some], count)
+            return least_missed(model, *first_windows(ctx, max(1, MEASURED // ids.shape[1])), count)
         if self.pick == "taylor":
-            costs = block_costs(model, ids[:GRADED], mask[:GRADED], seed=ctx.seed)
+            costs = block_costs(model, *first_windows(ctx, GRADED), seed=ctx.seed)
             return sorted(_highest(costs, count)), costs
         influence = block_influence(model, ids, mask)
         ends = [0, len(influence) - 1][:count]

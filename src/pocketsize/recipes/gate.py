@@ -21,7 +21,7 @@ from pocketsize.models.skipping import Leave, early_exits, skipped_halves
 from pocketsize.pruning.gate import CONFIDENCES, KINDS, Gates
 from pocketsize.recipes.early import check_exits, settled_exits
 from pocketsize.recipes.record import Finding, StepReport
-from pocketsize.recipes.step import Auto, Context, Step
+from pocketsize.recipes.step import Auto, Context, Step, first_windows
 
 SCORES, SPREADS = ("sensitivity", "magnitude"), ("global", "uniform")
 # Windows that calibrate.
@@ -121,7 +121,7 @@ class Gate:
             publish_bytes(folder / NAME, gates_json(model, self._gates(model, ctx), told))
 
         ctx.beside[NAME] = ctx.made("gate", write) / NAME
-        tokens = int(ctx.mask[:WINDOWS].sum())
+        tokens = int(first_windows(ctx, WINDOWS)[1].sum())
         ctx.reports.append(StepReport(self.kind, asdict(self), tokens=tokens))
         ctx.progress(1, 1, f"gates of kind {self.skip}")
         ctx.findings.append(
@@ -134,7 +134,7 @@ class Gate:
         return model
 
     def _gates(self, model: Model, ctx: Context) -> Gates:
-        ids, mask = ctx.input_ids[:WINDOWS], ctx.mask[:WINDOWS]
+        ids, mask = first_windows(ctx, WINDOWS)
         if self.skip == "exit":
             assert self.exits != "auto"
             leave = Leave(self.exits, self.confidence, self.save, self.agree, self.rank)

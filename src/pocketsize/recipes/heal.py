@@ -13,6 +13,7 @@ from torch import Tensor
 from pocketsize.errors import UnsupportedError
 from pocketsize.io.checkpoint import TensorSpec, open_file, write_safetensors
 from pocketsize.measurement.suite import divergence
+from pocketsize.models.batches import full_windows
 from pocketsize.models.device import CPU
 from pocketsize.models.lockstep import Pair, lockstep
 from pocketsize.models.model import Model
@@ -20,7 +21,7 @@ from pocketsize.models.walk import HELD_OUT
 from pocketsize.pruning.heal import healed
 from pocketsize.recipes.journal import StoredTensors
 from pocketsize.recipes.record import Finding, Stage
-from pocketsize.recipes.step import Auto, Context, Place
+from pocketsize.recipes.step import Auto, Context, Place, first_windows
 
 Heal = bool | Auto
 # Windows that linears are solved on at most. One in SHARE of all, JUDGES at most, judges the whole model and
@@ -55,10 +56,10 @@ def heal(pair: Pair, ctx: Context, key: str) -> Healing:
 
     Finished blocks lie in the place of this name until the model is made.
     """
-    windows = len(ctx.input_ids)
-    judges = min(JUDGES, max(1, windows // SHARE))
-    teach = slice(judges, judges + WINDOWS)
-    ids, mask = ctx.input_ids[teach], ctx.mask[teach]
+    windows = full_windows(ctx.mask)
+    judging = min(JUDGES, max(1, windows // SHARE))
+    held = first_windows(ctx, judging)
+    ids, mask = (part[len(held[0]) :] for part in first_windows(ctx, judging + WINDOWS))
     if len(ids) < HELD_OUT:
         said = f"one calibration window judges and {HELD_OUT} teach at least; there are {windows}"
         ctx.findings.append(Finding("few-windows", f"{said}: nothing was healed", ""))
@@ -75,7 +76,6 @@ def heal(pair: Pair, ctx: Context, key: str) -> Healing:
             blocks = pair.cut.blocks
             ctx.progress(blocks.index(fit.block) + 1, len(blocks), f"healed {fit.block}")
     tensors = _laid([_file(place, path) for path in pair.cut.blocks])
-    held = ctx.input_ids[:judges], ctx.mask[:judges]
     ways = (pair.cut, replace(pair.cut, changed=tensors))
     before, after = (divergence(pair.original, one, *held) for one in ways)
     better = after < before

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from pocketsize.models.attention import LearningPanels
-from pocketsize.models.calls import windows_per_batch
+from pocketsize.models.batches import batches_of, full_windows, windows_per_batch
 from pocketsize.models.device import CPU
 from pocketsize.models.model import Model
 from pocketsize.models.walk import HELD_OUT, Site, Whole
@@ -17,14 +19,15 @@ from pocketsize.recipes.record import Finding
 from pocketsize.recipes.step import Unit
 
 
-def judging_windows(windows: int, length: int) -> list[int]:
+def judging_windows(mask: Bool[Tensor, "n length"]) -> list[int]:
     """The numbers of the calibration windows that judge what others teach: every fourth batch."""
-    size = windows_per_batch(length)
-    return [i for i in range(windows) if i // size % HELD_OUT == HELD_OUT - 1]
+    judges = batches_of(mask)[HELD_OUT - 1 :: HELD_OUT]
+    return [number for rows, _ in judges for number in range(rows.start, rows.stop)]
 
 
-def too_little_to_learn(kind: str, windows: int, length: int, *, what: str = "learned") -> Finding:
+def too_little_to_learn(kind: str, mask: Bool[Tensor, "n length"], *, what: str = "learned") -> Finding:
     """What is said where no batch is left to judge what others teach."""
+    windows, length = full_windows(mask), mask.shape[1]
     size = windows_per_batch(length)
     said = f"every {HELD_OUT}th batch of {size} calibration windows judges; of {windows} windows none does"
     way = f"give {HELD_OUT * size} (sequences)"

@@ -20,7 +20,7 @@ from pocketsize.measurement.embedding import BATCH, SENTENCES
 from pocketsize.measurement.gated import LOGITS as GATED_LOGITS
 from pocketsize.measurement.suite import has_room
 from pocketsize.measurement.tokens import LOGITS, STATES
-from pocketsize.models.calls import BATCH_TOKENS
+from pocketsize.models.batches import BATCH_TOKENS
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
 from pocketsize.models.taps import asked_of

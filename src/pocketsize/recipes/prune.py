@@ -276,10 +276,10 @@ def updated(W: Tensor, mask: Tensor, H: Tensor, step: Prune, factor: Factor | No
 
 def _walked(step: Prune, model: Model, ctx: Context) -> list[LayerReport]:
     """Every linear pruned on what it reads in the model as pruned so far, block by block."""
-    judges = judging_windows(*ctx.input_ids.shape)
+    judges = judging_windows(ctx.mask)
     learns = step.learn > 0 and bool(judges)
     if step.learn and not judges:
-        ctx.findings.append(too_little_to_learn(step.kind, *ctx.input_ids.shape))
+        ctx.findings.append(too_little_to_learn(step.kind, ctx.mask))
     shares, masks = shares_of(step, model, ctx)
     unit, reports = Unit(), [r for path in model.blocks for r in ctx.store.finished(path) or ()]
     require_few_fallbacks(step.kind, reports, len(model.linears))

@@ -166,13 +166,13 @@ class Gptq(Quantizer):
         What `alpha` and `beta` correct and what is learned are stages of their own (`staged`); learning
         begins at the better of both stages before it.
         """
-        judges = judging_windows(*ctx.input_ids.shape)
+        judges = judging_windows(ctx.mask)
         ways = self.stages()
         if len(ways) > 1 and judges:
             return staged(model, ctx, ways, judges)
         if len(ways) > 1:
             what = " or ".join([*ways][1:])
-            ctx.findings.append(too_little_to_learn(self.kind, *ctx.input_ids.shape, what=what))
+            ctx.findings.append(too_little_to_learn(self.kind, ctx.mask, what=what))
         return self._solved(model, ctx)
 
     def stages(self) -> dict[str, Way]:

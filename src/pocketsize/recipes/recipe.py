@@ -31,6 +31,8 @@ KEYS = ("model", "data", "steps", "export", "dtype")
 TEXTS = ("calibrate", "evaluate", "train")
 # A larger model takes too long to write its own calibration text unless it is told to.
 WRITER_PARAMETERS = 400_000_000
+# The shortest windows that calibrate encoders (benchmarks/windows).
+SHORTEST = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,9 @@ class Data:
     evaluated, in windows of `length` (encoders: at most 256 sentences instead, classifiers: at most 1000
     labelled texts, a tenth of `train` where no `evaluate` is named). `written` is the
     share of the calibration windows that the model writes itself; `auto` means half of them where
-    no files are named and a model is small enough to be run for it, else none.
+    no files are named and a model is small enough to be run for it, else none. An encoder, which reads short
+    texts as well as long ones, calibrates on windows of `length` tokens, of half, a quarter and so on down to
+    `shortest`, as many tokens of each length; `auto` means 8, and no shorter ones for other models.
     """
 
     calibrate: tuple[str, ...] | tuple[Source, ...] = ()
@@ -54,6 +58,7 @@ class Data:
     seed: int = 0
     written: float | Auto = "auto"
     train: tuple[str, ...] | tuple[Source, ...] = ()
+    shortest: int | Auto = "auto"
 
     def __post_init__(self) -> None:
         for name in ("sequences", "length", "tokens"):
@@ -64,6 +69,8 @@ class Data:
             object.__setattr__(self, key, _named_texts(key, getattr(self, key)))
         if not isinstance(self.seed, int) or self.seed < 0:
             raise UsageError(f"data: seed must be a whole number from 0 upwards, got {self.seed!r}")
+        if self.shortest != "auto" and (not isinstance(self.shortest, int) or self.shortest < 1):
+            raise UsageError(f"data: shortest must be auto or a positive number, got {self.shortest!r}")
         share = self.written
         if share != "auto" and not (isinstance(share, int | float) and 0 <= share < 1):
             raise UsageError(f"data: written must be auto or a share from 0 to below 1, got {share!r}")
@@ -74,14 +81,18 @@ class Data:
         return 0 if self.written == "auto" else min(round(self.sequences * self.written), self.sequences - 1)
 
     def resolved(self, model: Model) -> Data:
-        """The same with `written` decided; refuses it for a model that does not write."""
+        """The same with `written` and `shortest` decided; refuses what a model has no use for."""
         writes = model.arch.task == "generate"
-        if self.written == "auto":
-            wanted = writes and not self.calibrate and model.origin.parameters <= WRITER_PARAMETERS
-            return replace(self, written=0.5 if wanted else 0.0)
-        if self.written and not writes:
+        if self.written not in ("auto", 0) and not writes:
             raise UnsupportedError("data: written: an encoder writes no text; leave it out")
-        return self
+        if self.shortest != "auto" and writes:
+            raise UnsupportedError(
+                "data: shortest: windows of one length calibrate what writes; leave it out"
+            )
+        wanted = writes and not self.calibrate and model.origin.parameters <= WRITER_PARAMETERS
+        written = (0.5 if wanted else 0.0) if self.written == "auto" else self.written
+        shortest = SHORTEST if self.shortest == "auto" and not writes else self.shortest
+        return replace(self, written=written, shortest=shortest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from pocketsize.exporting.companions import copy_companions
 from pocketsize.exporting.probes import PROBES
 from pocketsize.io.llamacpp import LlamaCpp, installed
 from pocketsize.io.publish import make_folder, publish_bytes, scratch
-from pocketsize.models.calls import BATCH_TOKENS
+from pocketsize.models.batches import full_windows, windows_per_batch, worth
 from pocketsize.models.config import NAME
 from pocketsize.models.depth import shortened_config, with_blocks
 from pocketsize.models.device import working_device
@@ -171,12 +171,11 @@ def rehearse(model: Model, recipe: Recipe, texts: Texts, *, written: int) -> Reh
             said = _written(short, min(written, WRITERS), recipe.data.seed, watch, calls) if writing else ()
             batch_s, walk_s = _walked(short, few, recipe)
             file, findings = _run(short, recipe, few, watch, work)
-    ids = few.calibrate.input_ids
     return Rehearsal(
         block=index,
         batch_s=batch_s,
         walk_s=walk_s,
-        batches=len(ids) / max(1, BATCH_TOKENS // ids.shape[1]),
+        batches=_batches(few.calibrate.mask),
         evaluated_tokens=few.evaluate.input_ids.numel(),
         parameters=short.origin.parameters,
         calls=said,
@@ -229,11 +228,11 @@ def shortened(model: Model, kept: Sequence[int], folder: Path) -> Model:
 
 def _few(texts: Texts, batches: int) -> Texts:
     """A few batches of the texts; what is said about the whole is not said again."""
-    length = texts.calibrate.input_ids.shape[1]
-    batch = max(1, BATCH_TOKENS // length)
+    mask = texts.calibrate.mask
+    batch = windows_per_batch(mask.shape[1])
     return replace(
         texts,
-        calibrate=_first(texts.calibrate, batches * batch),
+        calibrate=_first(texts.calibrate, worth(mask, batches * batch)),
         evaluate=_first(texts.evaluate, batch),
         findings=(),
     )
@@ -277,11 +276,16 @@ def _walked(short: Model, texts: Texts, recipe: Recipe) -> tuple[float, float]:
     if not any(step.calibrated for step in recipe.steps):
         return 0.0, 0.0
     ids, mask = texts.calibrate.input_ids, texts.calibrate.mask
-    batch = max(1, BATCH_TOKENS // ids.shape[1])
+    batch = worth(mask, windows_per_batch(ids.shape[1]))
     _walk(short, ids[:batch], mask[:batch])  # pages and kernels are there once it is timed
     one, all_ = (_walk(short, ids[:n], mask[:n]) for n in (batch, len(ids)))
-    batches = len(ids) / batch
+    batches = _batches(mask)
     return max(all_ - one, 0.0) / (batches - 1) if batches > 1 else one, all_
+
+
+def _batches(mask: Tensor) -> float:
+    """How many batches of full windows these windows are worth."""
+    return full_windows(mask) / windows_per_batch(mask.shape[1])
 
 
 def _walk(short: Model, ids: Tensor, mask: Tensor) -> float:

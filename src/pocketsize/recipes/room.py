@@ -10,6 +10,7 @@ from pathlib import Path
 from pocketsize.errors import ResourceError
 from pocketsize.measurement.machine import rss_bytes
 from pocketsize.measurement.memory import available_bytes
+from pocketsize.models.batches import full_windows
 from pocketsize.models.model import Model
 from pocketsize.models.waiting import waiting_bytes
 from pocketsize.recipes.disk import Written, written_bytes
@@ -80,9 +81,10 @@ def require_room(model: Model, recipe: Recipe, texts: Texts, out: Path, work: Pa
 
 def size_of(recipe: Recipe, texts: Texts) -> Size:
     """How much text calibrates; the files may hold less than the recipe asks for."""
-    count, length = texts.calibrate.input_ids.shape
-    own = recipe.data.written_windows
-    return Size(count + own, recipe.windows_written, length, texts.evaluate.input_ids.numel())
+    mask, own = texts.calibrate.mask, recipe.data.written_windows
+    return Size(
+        full_windows(mask) + own, recipe.windows_written, mask.shape[1], texts.evaluate.input_ids.numel()
+    )
 
 
 def free_bytes(out: Path) -> tuple[int, Path]:

@@ -17,7 +17,7 @@ from pocketsize.pruning.allocate import by_outliers, by_threshold, outlier_share
 from pocketsize.pruning.bitmask import bits_of_rows, rows_of_bits
 from pocketsize.pruning.mask import highest
 from pocketsize.pruning.score import fisher, wanda
-from pocketsize.recipes.step import Context
+from pocketsize.recipes.step import Context, first_windows
 
 if TYPE_CHECKING:
     from pocketsize.recipes.prune import Prune
@@ -82,9 +82,9 @@ def _by_outliers(step: Prune, model: Model, ctx: Context, own: set[str]) -> dict
 
 def _scores(model: Model, ctx: Context) -> dict[str, Tensor]:
     """The Taylor score of every weight of every linear, from the model's own uncertainty."""
-    windows = max(1, TOKENS // ctx.input_ids.shape[1])
+    text = first_windows(ctx, max(1, TOKENS // ctx.input_ids.shape[1]))
     found: dict[str, Tensor] = {}
-    for _, seen in backward_walk(model, ctx.input_ids[:windows], ctx.mask[:windows], seed=ctx.seed):
+    for _, seen in backward_walk(model, *text, seed=ctx.seed):
         if isinstance(seen, Ends):
             continue
         for name, one in seen.items():

@@ -19,7 +19,7 @@ from pocketsize.models.taylor import slice_costs
 from pocketsize.recipes import heal as healing
 from pocketsize.recipes.body import GRADED, MEASURED, WINDOWS
 from pocketsize.recipes.record import Stage
-from pocketsize.recipes.step import Context
+from pocketsize.recipes.step import Context, first_windows
 
 IMPORTANCES = ("activation", "taylor", "kl")
 # What healing gave, beside the student.
@@ -32,15 +32,14 @@ def selected(
     """The slices that stay, by this importance on the calibration text."""
     own = sizes_of(model) if model.arch.cuts is not None else sizes
     names = watched(model, sizes) if model.arch.cuts is not None else {}
-    text = ctx.input_ids[:WINDOWS], ctx.mask[:WINDOWS]
+    text = first_windows(ctx, WINDOWS)
     if not names or own == sizes:
         return selection(model, sizes, {}, tokens)
     if importance == "activation":
         return selection(model, sizes, slice_importance(model, *text, names), tokens)
-    seen = slice_costs(model, text[0][:GRADED], text[1][:GRADED], names, seed=ctx.seed)
+    seen = slice_costs(model, *first_windows(ctx, GRADED), names, seed=ctx.seed)
     if importance == "kl":
-        some = max(1, MEASURED // text[0].shape[1])
-        seen |= head_losses(model, text[0][:some], text[1][:some], sizes)
+        seen |= head_losses(model, *first_windows(ctx, max(1, MEASURED // text[0].shape[1])), sizes)
     return selection(model, sizes, seen, tokens, together=added)
 
 

@@ -9,11 +9,12 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from pocketsize.measurement.suite import divergence
+from pocketsize.models.batches import worth
 from pocketsize.models.model import Model
 from pocketsize.recipes.record import Stage
 from pocketsize.recipes.step import Context
 
-# At most so many windows judge a stage.
+# At most so many windows judge a stage, or shorter ones of as many tokens.
 JUDGES = 16
 
 
@@ -37,7 +38,7 @@ def staged(model: Model, ctx: Context, ways: Mapping[str, Way], judges: Sequence
     Each way keeps its work in a store of its own, so all of it can be resumed. The reports and findings
     of the best become those of the step, and the report says what each stage gave.
     """
-    picked = list(judges[:JUDGES])
+    picked = list(judges[: worth(ctx.mask[list(judges)], JUDGES)])
     return nearest(model, ctx, ways, ctx.input_ids[picked], ctx.mask[picked])
 
 

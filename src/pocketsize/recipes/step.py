@@ -14,6 +14,7 @@ from torch import Tensor
 from pocketsize.data.text import Corpus
 from pocketsize.distributed.world import Solo, World
 from pocketsize.io.publish import scratch
+from pocketsize.models.batches import worth
 from pocketsize.models.model import Model
 from pocketsize.quantization.grid import QWeight
 from pocketsize.recipes.record import Finding, LayerReport, StepReport
@@ -125,6 +126,12 @@ class Context:
             with scratch("together") as folder:
                 write(folder)
         return Path(self.world.told(""))
+
+
+def first_windows(ctx: Context, count: int) -> tuple[Int64[Tensor, "n length"], Bool[Tensor, "n length"]]:
+    """The first calibration windows and their mask: so many full ones, or shorter ones of as many tokens."""
+    rows = worth(ctx.mask, count)
+    return ctx.input_ids[:rows], ctx.mask[:rows]
 
 
 @runtime_checkable
