@@ -67,6 +67,7 @@ bench: $(VENV)/ready
 	$(BIN)/python benchmarks/pruning-structured/run.py
 	$(BIN)/python benchmarks/pruning-movement/run.py
 	$(BIN)/python benchmarks/pruning-runtime/run.py
+	$(BIN)/python benchmarks/windows/run.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) site build dist

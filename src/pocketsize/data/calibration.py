@@ -65,7 +65,8 @@ def windows(
     With `special`, each window is framed as the tokenizer frames a text (BOS, or CLS .. SEP), within
     `length`. A short text gives fewer windows, which the caller should say; not one is an error. Down to
     `shortest`, windows of half the length, a quarter and so on stand for as many tokens of full ones, each
-    length for as many as every other; windows of one length are neighbours as far as `RUN` tokens.
+    length for as many as every other, of which twice as many stay; windows of one length are neighbours as
+    far as `RUN` tokens.
     """
     lengths = lengths_of(length, length if shortest is None else shortest)
     _positive(sequences=count, length=length)
@@ -97,9 +98,10 @@ def _cut_shorter(
 ) -> list[list[int]]:
     """Full windows, most of them cut into shorter ones, around which go `frame` tokens each.
 
-    Lengths far apart take turns, so that a few windows know them already.
+    Lengths far apart take turns, so that a few windows know them already; the longest, whose later positions
+    no other has, twice.
     """
-    turns, found = [*lengths[::2], *lengths[1::2]], list[list[int]]()
+    turns, found = [*lengths[::2], length, *lengths[1::2]], list[list[int]]()
     run = max(1, min(RUN // length, len(full) // len(turns)))
     for i, window in enumerate(full):
         one = turns[i // run % len(turns)]

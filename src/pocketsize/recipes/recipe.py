@@ -47,7 +47,8 @@ class Data:
     share of the calibration windows that the model writes itself; `auto` means half of them where
     no files are named and a model is small enough to be run for it, else none. An encoder, which reads short
     texts as well as long ones, calibrates on windows of `length` tokens, of half, a quarter and so on down to
-    `shortest`, as many tokens of each length; `auto` means 8, and no shorter ones for other models.
+    `shortest`, as many tokens of each length, of the longest twice as many; `auto` means 8, and no shorter
+    ones for other models.
     """
 
     calibrate: tuple[str, ...] | tuple[Source, ...] = ()
