@@ -32,7 +32,7 @@ from meter import cpu_seconds, write_json
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from pocketsize.data.calibration import Windows, joined_windows, windows
+from pocketsize.data.calibration import Windows, joined_windows, shortened, windows
 from pocketsize.data.text import Corpus, Document
 from pocketsize.measurement.embedding import sentences
 from pocketsize.models.load import load
@@ -153,13 +153,13 @@ def texts_of(domain: Domain, words: int, count: int) -> list[str]:
 def calibration(judge: Judge, english: Sequence[Domain], cut: str, seed: int) -> Windows:
     """As many tokens in windows of these lengths, half of each kind of English."""
     length, shortest = CUTS[cut]
-    how = {"count": SEQUENCES * LENGTH // length // 2, "length": length, "shortest": shortest}
+    how = {"count": SEQUENCES * LENGTH // length // 2, "length": length}
     parts = []
     for domain in english:
         documents = tuple(Document(f"{domain.name} {i}", text) for i, text in enumerate(domain.calibrate))
         corpus = Corpus(domain.name, documents)
         parts.append(windows(corpus, judge.tokenizer, seed=seed, special=True, **how))
-    return joined_windows(parts, [0.5, 0.5])
+    return shortened(joined_windows(parts, [0.5, 0.5]), judge.tokenizer, shortest)
 
 
 def record(found: Sequence[Mapping[str, Any]]) -> None:

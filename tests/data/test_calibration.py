@@ -8,9 +8,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from pocketsize.data import calibration
-from pocketsize.data.calibration import evaluation_windows, windows
+from pocketsize.data.calibration import Windows, evaluation_windows, shortened, windows
 from pocketsize.data.text import Corpus, Document
 from pocketsize.errors import DataError, UsageError
+from pocketsize.recipes.learn import judging_windows
 
 
 def bytes_tokenizer(template: str | None = None, **special: str) -> PreTrainedTokenizerFast:
@@ -50,6 +51,15 @@ def test_calibration_windows_do_not_overlap_and_follow_the_seed():
     assert take[0].mask.all() and take[0].tokens == 320
 
 
+FRAMED = bytes_tokenizer("<s> $A </s>", bos_token="<s>", eos_token="</s>", sep_token="</s>")
+
+
+def cut(count: int, length: int, shortest: int) -> Windows:
+    whole = windows(numbered(9000), FRAMED, count=count, length=length, seed=3, special=True)
+    assert whole.mask.all() and len(whole.mask) == count
+    return shortened(whole, FRAMED, shortest)
+
+
 @pytest.mark.parametrize(
     ("length", "shortest", "lengths"), [(64, 8, [64, 32, 16, 8]), (100, 12, [100, 50, 25, 12])]
 )
@@ -57,32 +67,46 @@ def test_each_length_has_as_many_tokens_as_every_other_but_the_longest(
     length: int, shortest: int, lengths: list[int]
 ) -> None:
     """Of 20 full windows two fifths stay whole, a fifth each becomes halves, quarters, eighths."""
-    framed = bytes_tokenizer("<s> $A </s>", bos_token="<s>", eos_token="</s>", sep_token="</s>")
-    how = {"count": 20, "length": length, "seed": 3, "special": True}
-    w = windows(numbered(2000), framed, shortest=shortest, **how)
+    w = cut(20, length, shortest)
     counts = w.mask.sum(1).tolist()
     assert [counts.count(one) for one in lengths] == [8, 8, 16, 32] and len(counts) == 64
-    assert (w.drawn, w.shortest, w.input_ids.shape[1]) == (20, lengths[-1], length)
-    ends = [framed.convert_tokens_to_ids(mark) for mark in ("<s>", "</s>")]
-    for ids, real in zip(w.input_ids, w.mask, strict=True):
+    assert w.input_ids.shape[1] == length and len(w.text_bytes) == 64
+    ends = FRAMED.convert_tokens_to_ids(["<s>", "</s>"])
+    whole = windows(numbered(9000), FRAMED, count=20, length=length, seed=3, special=True)
+    joined = [FRAMED.decode(ids[1:-1]) for ids in whole.input_ids]
+    for ids, real, size in zip(w.input_ids, w.mask, w.text_bytes, strict=True):
         own = ids[real].tolist()
         assert [own[0], own[-1]] == ends and real[: len(own)].all()
-    texts = [framed.decode(ids[real][1:-1]) for ids, real in zip(w.input_ids, w.mask, strict=True)]
-    whole = windows(numbered(2000), framed, **how)
-    assert whole.mask.all() and whole.drawn == whole.shortest == 0
-    joined = [framed.decode(ids[1:-1]) for ids in whole.input_ids]
-    assert all(any(text in one for one in joined) for text in texts)
+        text = FRAMED.decode(own[1:-1])
+        assert len(text.encode()) == size and any(text in one for one in joined)
 
 
-def test_few_windows_have_lengths_far_apart():
-    w = windows(numbered(9000), PLAIN, count=4, length=1024, seed=0, special=False, shortest=16)
-    assert {*w.mask.sum(1).tolist()} == {1024, 256, 64, 16}
+@pytest.mark.parametrize("length", [64, 128, 256, 512])
+def test_all_lengths_come_to_judge(length: int) -> None:
+    """Every fourth batch."""
+    w = cut(64, length, 8)
+    widths = w.mask.sum(1)
+    judging = widths[judging_windows(w.mask)]
+    shares = {
+        one: int(judging[judging == one].sum()) / int(judging.sum()) for one in widths.unique().tolist()
+    }
+    whole = {one: int(widths[widths == one].sum()) / int(widths.sum()) for one in shares}
+    assert all(0.4 * whole[one] < shares[one] < 2.5 * whole[one] for one in shares)
 
 
-def test_windows_too_short_for_their_frame_are_refused():
-    framed = bytes_tokenizer("<s> $A </s>", bos_token="<s>", eos_token="</s>", sep_token="</s>")
-    with pytest.raises(UsageError, match="length 2 leaves no room for text; give at least 4"):
-        windows(numbered(99), framed, count=4, length=8, seed=0, special=True, shortest=2)
+def test_few_windows_have_lengths_far_apart() -> None:
+    assert {*cut(4, 512, 16).mask.sum(1).tolist()} == {512, 128, 32}
+    assert {*cut(5, 512, 16).mask.sum(1).tolist()} == {512, 128, 32, 256}
+
+
+def test_what_is_not_cut_stays_as_it_is() -> None:
+    whole = windows(numbered(99), FRAMED, count=4, length=16, seed=0, special=True)
+    assert shortened(whole, FRAMED, 9) is whole
+
+
+def test_windows_too_short_for_their_frame_are_refused() -> None:
+    with pytest.raises(UsageError, match="shortest: 3 leaves no room for text; give at least 4"):
+        cut(4, 8, 3)
 
 
 def test_windows_do_not_touch_global_randomness():

@@ -112,7 +112,7 @@ def test_too_little_text_to_judge_is_told(tmp_path: Path) -> None:
     plain = applied(model, context(tmp_path / "plain", 12), Gptq())
     (found,) = (f for f in ctx.findings if f.code == "few-windows")
     assert found.message == (
-        "gptq: every 4th batch of 4 calibration windows judges; of 12 windows none does: nothing was "
+        "gptq: every 4th batch of calibration windows judges; of 3 batches none does: nothing was "
         "learned; give 16 (sequences)"
     )
     assert all(_same(done.quantized[name], plain.quantized[name]) for name in model.linears)

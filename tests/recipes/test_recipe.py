@@ -275,10 +275,13 @@ def test_an_encoder_is_calibrated_on_short_windows_too(family: str, tmp_path: Pa
     assert shortest() == 8 and shortest(shortest=64) == 64
 
 
-def test_what_writes_is_calibrated_on_windows_of_one_length(tmp_path: Path) -> None:
-    model = load(write_tiny(tmp_path / "m", "llama"))
+@pytest.mark.parametrize("classes", [(), ("a", "b")])
+def test_causal_models_are_calibrated_on_windows_of_one_length(
+    classes: tuple[str, ...], tmp_path: Path
+) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama", classes=classes))
     assert parse_recipe(MINIMAL, base=tmp_path).resolved(model).data.shortest == "auto"
-    with pytest.raises(UnsupportedError, match="shortest: windows of one length"):
+    with pytest.raises(UnsupportedError, match="shortest: a causal model is calibrated"):
         parse_recipe(MINIMAL | {"data": {"shortest": 8}}, base=tmp_path).resolved(model)
 
 

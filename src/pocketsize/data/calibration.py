@@ -19,18 +19,18 @@ from pocketsize.errors import DataError, UsageError
 PIECE = 2**18
 # Calibration tokenises this many times the tokens it takes, to draw its windows from.
 DRAW = 4
-# Where windows have several lengths, those of one length follow one another for so many tokens.
-RUN = 1024
+# Where windows have several lengths, those of one length follow one another for so many tokens at most;
+# of so many runs one judges (`models.walk.HELD_OUT`), so there should be as many of each length.
+RUN, JUDGES = 1024, 4
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Token windows of one length, and the text they were cut from (`sha256` pins it).
+    """Token windows, padded to one length, and the text they were cut from (`sha256` pins it).
 
     `mask` is False on padding, which is never counted. `text_bytes` tells for each window how many
     UTF-8 bytes the tokens stand for that a causal model predicts in it; `prefix` how many tokens
-    the tokenizer's own frame puts in front (BOS, CLS). Where windows have
-    several lengths, `drawn` is how many full ones they were cut from, and `shortest` is the least length.
+    the tokenizer's own frame puts in front (BOS, CLS).
     """
 
     input_ids: Int64[Tensor, "n length"]
@@ -41,8 +41,6 @@ class Windows:
     documents: int
     generated: bool = False
     prefix: int = 0
-    drawn: int = 0
-    shortest: int = 0
 
     @property
     def tokens(self) -> int:
@@ -58,56 +56,61 @@ def windows(
     length: int,
     seed: int,
     special: bool,
-    shortest: int | None = None,
 ) -> Windows:
     """At most `count` windows of `length` tokens for calibration: no two overlap, drawn by `seed`.
 
     With `special`, each window is framed as the tokenizer frames a text (BOS, or CLS .. SEP), within
-    `length`. A short text gives fewer windows, which the caller should say; not one is an error. Down to
-    `shortest`, windows of half the length, a quarter and so on stand for as many tokens of full ones, each
-    length for as many as every other, of which twice as many stay; windows of one length are neighbours as
-    far as `RUN` tokens.
+    `length`. A short text gives fewer windows, which the caller should say; not one is an error.
     """
-    lengths = lengths_of(length, length if shortest is None else shortest)
     _positive(sequences=count, length=length)
     prefix, suffix = frame_of(tokenizer) if special else ([], [])
     inner = _inner(length, prefix, suffix)
-    _inner(lengths[-1], prefix, suffix)
     generator = random.Random(seed)
     pieces = list(_pieces(corpus))
     generator.shuffle(pieces)
     found = list(_cut(_tokens(pieces, tokenizer), inner, DRAW * count))
     generator.shuffle(found)
-    if len(lengths) == 1:
-        return _windows(corpus, tokenizer, found[:count], length, (prefix, suffix))
-    cut = _cut_shorter(found[:count], length, lengths, length - inner)
-    made = _windows(corpus, tokenizer, cut, length, (prefix, suffix))
-    return replace(made, drawn=min(count, len(found)), shortest=int(made.mask.sum(1).amin()))
+    return _windows(corpus, tokenizer, found[:count], length, (prefix, suffix))
 
 
-def lengths_of(length: int, shortest: int) -> list[int]:
-    """A length, half of it, a quarter and so on, down to the shortest; itself at least."""
-    found = [length]
-    while found[-1] // 2 >= max(1, shortest):
-        found.append(found[-1] // 2)
-    return found
+def shortened(full: Windows, tokenizer: PreTrainedTokenizerBase, shortest: int) -> Windows:
+    """Framed windows of one length, most of them cut into shorter ones: halves, quarters, down to `shortest`.
 
-
-def _cut_shorter(
-    full: Sequence[list[int]], length: int, lengths: Sequence[int], frame: int
-) -> list[list[int]]:
-    """Full windows, most of them cut into shorter ones, around which go `frame` tokens each.
-
-    Lengths far apart take turns, so that a few windows know them already; the longest, whose later positions
-    no other has, twice.
+    As many tokens of each length, as near as their number allows; of the longest twice as many, as its later
+    positions are in no other. Some of one length follow one another, at most `RUN` tokens, then as many of
+    another, so that whatever looks at every fourth such run sees all lengths.
     """
-    turns, found = [*lengths[::2], length, *lengths[1::2]], list[list[int]]()
-    run = max(1, min(RUN // length, len(full) // len(turns)))
-    for i, window in enumerate(full):
-        one = turns[i // run % len(turns)]
-        inner = one - frame
-        found += [window[a * inner : (a + 1) * inner] for a in range(length // one)]
-    return found
+    length, (prefix, suffix) = full.input_ids.shape[1], frame_of(tokenizer)
+    frame = len(prefix) + len(suffix)
+    if shortest < frame + 2:
+        raise UsageError(f"shortest: {shortest} leaves no room for text; give at least {frame + 2}")
+    turns = _turns(length, shortest)
+    if len({*turns}) == 1:
+        return full
+    run = max(1, min(RUN // length, len(full.input_ids) // (JUDGES * len(turns))))
+    cut = list[list[int]]()
+    for i, ids in enumerate(full.input_ids[:, len(prefix) : length - len(suffix)].tolist()):
+        wide = turns[_turn(i // run, len(turns))]
+        inner = wide - frame
+        cut += [ids[a * inner : (a + 1) * inner] for a in range(length // wide)]
+    ids, mask, sizes = _laid(tokenizer, cut, length, (prefix, suffix))
+    return replace(full, input_ids=ids, mask=mask, text_bytes=sizes)
+
+
+def _turns(length: int, shortest: int) -> list[int]:
+    """The lengths in turn, those far apart after one another, the longest twice."""
+    found = [length]
+    while found[-1] // 2 >= shortest:
+        found.append(found[-1] // 2)
+    return [*found[::2], length, *found[1::2]]
+
+
+def _turn(run: int, count: int) -> int:
+    """Whose turn a run is.
+
+    An even number of turns begins one later each round, so that every fourth run has each of them in time.
+    """
+    return (run + (run // count if count % 2 == 0 else 0)) % count
 
 
 def evaluation_windows(
@@ -147,8 +150,6 @@ def joined_windows(parts: Sequence[Windows], shares: Sequence[float]) -> Windows
         documents=sum(part.documents for part in parts),
         generated=any(part.generated for part in parts),
         prefix=parts[0].prefix,
-        drawn=sum(part.drawn for part in parts),
-        shortest=min(part.shortest for part in parts),
     )
 
 
@@ -220,30 +221,41 @@ def _windows(
     length: int,
     frame: tuple[list[int], list[int]],
 ) -> Windows:
-    prefix, suffix = frame
     if not inner:
         raise DataError(
             f"{corpus.name}: too short for one window of {length} tokens; give more text, or a recipe "
             "a shorter length"
         )
-    framed = [torch.tensor(prefix + window + suffix) for window in inner]
-    filler = 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)  # type: ignore[arg-type]
-    ids = torch.full((len(framed), length), filler, dtype=torch.int64)
-    mask = torch.zeros_like(ids, dtype=torch.bool)
-    for i, window in enumerate(framed):
-        ids[i, : len(window)], mask[i, : len(window)] = window, True
-    predicted = [window if prefix else window[1:] for window in inner]
-    sizes = [len(_text(tokenizer, window).encode("utf-8", "replace")) for window in predicted]
+    ids, mask, sizes = _laid(tokenizer, inner, length, frame)
     return Windows(
         input_ids=ids,
         mask=mask,
-        text_bytes=torch.tensor(sizes, dtype=torch.int64),
+        text_bytes=sizes,
         name=corpus.name,
         sha256=corpus.sha256,
         documents=len(corpus.documents),
         generated=corpus.generated,
-        prefix=len(prefix),
+        prefix=len(frame[0]),
     )
+
+
+def _laid(
+    tokenizer: PreTrainedTokenizerBase,
+    inner: list[list[int]],
+    length: int,
+    frame: tuple[list[int], list[int]],
+) -> tuple[Int64[Tensor, "n length"], Bool[Tensor, "n length"], Int64[Tensor, "n"]]:
+    """Windows in their frames, padded, what of them is real, and the bytes that their tokens stand for."""
+    prefix, suffix = frame
+    filler = 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)  # type: ignore[arg-type]
+    ids = torch.full((len(inner), length), filler, dtype=torch.int64)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for i, window in enumerate(inner):
+        framed = torch.tensor([*prefix, *window, *suffix])
+        ids[i, : len(framed)], mask[i, : len(framed)] = framed, True
+    predicted = [window if prefix else window[1:] for window in inner]
+    sizes = [len(_text(tokenizer, window).encode("utf-8", "replace")) for window in predicted]
+    return ids, mask, torch.tensor(sizes, dtype=torch.int64)
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

@@ -45,7 +45,7 @@ def divergence(
 
     Of a generator KL(original || compressed), mean over tokens, nats; of a classifier that of its classes,
     mean over windows; of an encoder 1 - cosine of its embeddings, mean over windows, or how far apart their
-    similarities are where the widths differ.
+    similarities are where the widths differ. Windows count by their tokens.
     """
     if original.arch.task == "classify":
         return class_distance(original, compressed, ids, mask)

@@ -52,6 +52,12 @@ def full_windows(mask: Bool[Tensor, "n length"]) -> int:
     return -(-int(mask.sum()) // mask.shape[1])
 
 
+def mean_width(mask: Bool[Tensor, "n length"]) -> int:
+    """How many tokens the window of a token has, in the mean over tokens."""
+    counts = mask.sum(1)
+    return max(1, int((counts * counts).sum()) // max(1, int(counts.sum())))
+
+
 def _widths(mask: Bool[Tensor, "n length"]) -> list[int]:
     """Where the last real token of each window ends; a window without one is one token wide."""
     ends = mask.cpu() * torch.arange(1, mask.shape[1] + 1)

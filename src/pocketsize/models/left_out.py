@@ -47,8 +47,9 @@ def distances_without(
     """For each part how far the model without it, and without the blocks `gone`, is from the whole one.
 
     Of a generator KL(whole || without), mean over tokens, nats; of a classifier that of its classes; of an
-    encoder 1 - cosine of embeddings, mean over windows. Models that lack something begin where they lack it:
-    up to there they are the whole one. One block is in memory at a time, and is read once for many parts.
+    encoder 1 - cosine of embeddings; windows count by their tokens. Models that lack something begin where
+    they lack it: up to there they are the whole one. One block is in memory at a time, and is read once for
+    many parts.
     """
     found: list[float] = []
     size = 4 * int(model.config.hidden_size) * input_ids.numel()

@@ -60,7 +60,7 @@ def heal(pair: Pair, ctx: Context, key: str) -> Healing:
     judging = min(JUDGES, max(1, windows // SHARE))
     held = first_windows(ctx, judging)
     ids, mask = (part[len(held[0]) :] for part in first_windows(ctx, judging + WINDOWS))
-    if len(ids) < HELD_OUT:
+    if windows - judging < HELD_OUT:
         said = f"one calibration window judges and {HELD_OUT} teach at least; there are {windows}"
         ctx.findings.append(Finding("few-windows", f"{said}: nothing was healed", ""))
         return Healing()

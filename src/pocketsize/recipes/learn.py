@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from pocketsize.models.attention import LearningPanels
-from pocketsize.models.batches import batches_of, full_windows, windows_per_batch
+from pocketsize.models.batches import batches_of, windows_per_batch
 from pocketsize.models.device import CPU
 from pocketsize.models.model import Model
 from pocketsize.models.walk import HELD_OUT, Site, Whole
@@ -27,10 +27,9 @@ def judging_windows(mask: Bool[Tensor, "n length"]) -> list[int]:
 
 def too_little_to_learn(kind: str, mask: Bool[Tensor, "n length"], *, what: str = "learned") -> Finding:
     """What is said where no batch is left to judge what others teach."""
-    windows, length = full_windows(mask), mask.shape[1]
-    size = windows_per_batch(length)
-    said = f"every {HELD_OUT}th batch of {size} calibration windows judges; of {windows} windows none does"
-    way = f"give {HELD_OUT * size} (sequences)"
+    count, needed = len(batches_of(mask)), HELD_OUT * windows_per_batch(mask.shape[1])
+    said = f"every {HELD_OUT}th batch of calibration windows judges; of {count} batches none does"
+    way = f"give {needed} (sequences)"
     return Finding("few-windows", f"{kind}: {said}: nothing was {what}; {way}", "")
 
 

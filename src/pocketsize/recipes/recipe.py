@@ -86,13 +86,12 @@ class Data:
         writes = model.arch.task == "generate"
         if self.written not in ("auto", 0) and not writes:
             raise UnsupportedError("data: written: an encoder writes no text; leave it out")
-        if self.shortest != "auto" and writes:
-            raise UnsupportedError(
-                "data: shortest: windows of one length calibrate what writes; leave it out"
-            )
+        if self.shortest != "auto" and model.arch.causal:
+            said = "data: shortest: a causal model is calibrated on windows of one length; leave it out"
+            raise UnsupportedError(said)
         wanted = writes and not self.calibrate and model.origin.parameters <= WRITER_PARAMETERS
         written = (0.5 if wanted else 0.0) if self.written == "auto" else self.written
-        shortest = SHORTEST if self.shortest == "auto" and not writes else self.shortest
+        shortest = SHORTEST if self.shortest == "auto" and not model.arch.causal else self.shortest
         return replace(self, written=written, shortest=shortest)
 
 

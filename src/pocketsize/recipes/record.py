@@ -121,8 +121,8 @@ class TextRecord:
     """A text that was used: where from, how much, and the hash that pins it.
 
     `share` is the part of the windows that was asked of it. Encoders are evaluated on sentences instead:
-    `windows` then counts those, and `length` is 0. Where windows have several lengths `length` is that of the
-    longest, `shortest` that of the shortest, else 0. How much of a text a training reads is in its report.
+    `windows` then counts those, and `length` is 0. `shortest` is the length down to which windows were cut
+    into shorter ones, if they were. How much of a text a training reads is in its report.
     """
 
     role: str
@@ -133,15 +133,17 @@ class TextRecord:
     length: int
     tokens: int
     share: float = 1.0
-    shortest: int = 0
+    shortest: int | None = None
 
     @property
     def pieces(self) -> str:
         """How much, in words: `64 windows of 512 tokens`, `256 sentences` or `12 documents`."""
         if self.role == "train":
             return f"{self.documents:,} documents"
-        lengths = f"{self.shortest:,} to {self.length:,}" if self.shortest else f"{self.length:,}"
-        return f"{self.windows:,} " + (f"windows of {lengths} tokens" if self.length else "sentences")
+        cut = "" if self.shortest is None else f", cut into shorter ones down to {self.shortest:,}"
+        return f"{self.windows:,} " + (
+            f"windows of {self.length:,} tokens{cut}" if self.length else "sentences"
+        )
 
 
 @dataclass(frozen=True, slots=True)

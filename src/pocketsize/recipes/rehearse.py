@@ -164,7 +164,8 @@ def rehearse(model: Model, recipe: Recipe, texts: Texts, *, written: int) -> Reh
     _compiled(recipe)
     with scratch("plan") as work:
         short = shortened(model, [index], work / "model")
-        few = _few(texts, HELD_OUT if any(stages_of(step) > 1 for step in recipe.steps) else BATCHES)
+        long = any(stages_of(step) > 1 for step in recipe.steps) or not bool(texts.calibrate.mask.all())
+        few = _few(texts, HELD_OUT if long else BATCHES)
         watch = _Watch()
         with _timed_block(short, watch) as calls:
             writing = any(step.calibrated for step in recipe.steps) and written > 0

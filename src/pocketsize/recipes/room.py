@@ -10,7 +10,7 @@ from pathlib import Path
 from pocketsize.errors import ResourceError
 from pocketsize.measurement.machine import rss_bytes
 from pocketsize.measurement.memory import available_bytes
-from pocketsize.models.batches import full_windows
+from pocketsize.models.batches import full_windows, mean_width
 from pocketsize.models.model import Model
 from pocketsize.models.waiting import waiting_bytes
 from pocketsize.recipes.disk import Written, written_bytes
@@ -46,7 +46,7 @@ def room_of(model: Model, recipe: Recipe, texts: Texts, out: Path) -> Room:
     """The room that a resolved recipe needs, and has, on this machine."""
     size, base = size_of(recipe, texts), rss_bytes()
     calibrated = any(step.calibrated for step in recipe.steps)
-    waiting = waiting_bytes(model, size.length) if calibrated else 0.0
+    waiting = waiting_bytes(model, mean_width(texts.calibrate.mask)) if calibrated else 0.0
 
     def needed(windows: int) -> list[Stage]:
         return stages(model, recipe, size.with_windows(windows), base_bytes=base, waiting=waiting)

@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pocketsize.data.calibration import Windows, evaluation_windows, joined_windows, windows
+from pocketsize.data.calibration import Windows, evaluation_windows, joined_windows, shortened, windows
 from pocketsize.data.chat import chat_renderer
 from pocketsize.data.labels import by_labels, class_numbers, file_of, held_out, is_labelled
 from pocketsize.data.sources import Source, apportion
@@ -92,7 +92,7 @@ def read_texts(
     corpora = [joined([p.corpus for p in parts]) for parts in (first, second)]
     taught = (corpora[0] if train is None else train) if trains else None
     findings += _about_labels((model, outline), taught, corpora[1], data.seed)
-    calibrate = [_calibrating(p, tokenizer, length, data) for p in first]
+    calibrate = [_calibrating(p, tokenizer, length, data.seed) for p in first]
     evaluate = [_judging(p, tokenizer, length, task) for p in second]
     findings += [*_about_length(data, length), *_about_overlap(*corpora)]
     findings += _about_windows((first, calibrate), (second, evaluate), calibrates=calibrates)
@@ -102,8 +102,9 @@ def read_texts(
     train = corpora[0] if train is None else train
     if trains:
         records.append(TextRecord("train", train.name, train.sha256, len(train.documents), 0, 0, 0))
+    whole = joined_windows(calibrate, [p.share for p in first])
     return Texts(
-        joined_windows(calibrate, [p.share for p in first]),
+        whole if data.shortest == "auto" else shortened(whole, tokenizer, data.shortest),
         joined_windows(evaluate, [p.share for p in second]),
         corpora[1],
         train,
@@ -181,11 +182,9 @@ def _unlabelled(others: Corpus) -> Finding:
     return Finding("unlabelled-text", f"{said}; a teacher teaches by them, labels alone do not")
 
 
-def _calibrating(part: _Part, tokenizer: PreTrainedTokenizerBase, length: int, data: Data) -> Windows:
+def _calibrating(part: _Part, tokenizer: PreTrainedTokenizerBase, length: int, seed: int) -> Windows:
     """The windows that calibrate."""
-    shortest = None if data.shortest == "auto" else data.shortest
-    how = {"count": part.count, "length": length, "seed": data.seed, "shortest": shortest}
-    return windows(part.corpus, tokenizer, special=True, **how)
+    return windows(part.corpus, tokenizer, count=part.count, length=length, seed=seed, special=True)
 
 
 def _judging(part: _Part, tokenizer: PreTrainedTokenizerBase, length: int, task: str) -> Windows:
@@ -236,6 +235,8 @@ def _records(
     """An entry for each source that calibrates or evaluates."""
     of = (data.sequences - data.written_windows) / data.sequences
     records = [_record("calibrate", p.share * of, w) for p, w in zip(*calibrate, strict=True)]
+    if data.shortest != "auto":
+        records = [_cut_down(one, data.shortest) for one in records]
     if task == "generate":
         return records + [_record("evaluate", p.share, w) for p, w in zip(*evaluate, strict=True)]
     corpus = joined([p.corpus for p in evaluate[0]])
@@ -266,41 +267,45 @@ def _about_windows(first: Cut, second: Cut, *, calibrates: bool) -> Iterator[Fin
     """Windows that are too few or say the same: those that calibrate, if any do, and those that judge."""
     if calibrates:
         yield from _about_counts("calibration", *first)
-        yield from _about_repeats("calibration", first[1])
+        yield from _about_repeats("calibration", torch.cat([w.input_ids for w in first[1]]))
     if len(second[0]) > 1:
         yield from _about_counts("evaluation", *second)
-    yield from _about_repeats("evaluation", second[1])
+    yield from _about_repeats("evaluation", torch.cat([w.input_ids for w in second[1]]))
 
 
 def _about_counts(what: str, parts: Sequence[_Part], cut: Sequence[Windows]) -> Iterator[Finding]:
     """Sources that have less text than their share asks for."""
-    total = sum(w.drawn or len(w.input_ids) for w in cut)
+    total = sum(len(w.input_ids) for w in cut)
     for part, w in zip(parts, cut, strict=True):
-        got, length = w.drawn or len(w.input_ids), w.input_ids.shape[1]
+        got, length = w.input_ids.shape
         if got < part.count:
             message = f"the {what} text gives {got} windows of {length} tokens, {part.count} were asked"
             share = f": its share is {got / total:.3g} instead of {part.share:g}" if len(parts) > 1 else ""
             yield Finding("little-text", message + share, part.corpus.name if len(parts) > 1 else "")
 
 
-def _about_repeats(what: str, cut: Sequence[Windows]) -> Iterator[Finding]:
+def _about_repeats(what: str, ids: Tensor) -> Iterator[Finding]:
     """Windows that say the same count once: what they add is weight, not knowledge.
 
     So do those of a few tokens in turn, which begin at another place each.
     """
-    ids, mask = (torch.cat(parts) for parts in zip(*((w.input_ids, w.mask) for w in cut), strict=True))
     distinct, total = len(torch.unique(ids, dim=0)), len(ids)
     if distinct <= REPEATS * total and total > 1:
-        tokens = distinct * int(mask.sum()) // total
+        tokens = distinct * ids.shape[1]
         message = f"only {distinct} of {total} {what} windows differ: {tokens} tokens that tell anything"
         yield Finding("repeated-text", message)
-    elif (kinds := len(torch.unique(ids[mask]))) <= FEW:
+    elif (kinds := len(torch.unique(ids))) <= FEW:
         yield Finding("repeated-text", f"the {what} text is {kinds} tokens again and again")
+
+
+def _cut_down(record: TextRecord, shortest: int) -> TextRecord:
+    """Windows that are cut shorter, where any are."""
+    return replace(record, shortest=shortest) if shortest <= record.length // 2 else record
 
 
 def _record(role: str, share: float, w: Windows) -> TextRecord:
     n, length = w.input_ids.shape
-    return TextRecord(role, w.name, w.sha256, w.documents, n, length, int(w.mask.sum()), share, w.shortest)
+    return TextRecord(role, w.name, w.sha256, w.documents, n, length, int(w.mask.sum()), share)
 
 
 def _sentence_record(corpus: Corpus, seed: int, tokenizer: PreTrainedTokenizerBase) -> TextRecord:
