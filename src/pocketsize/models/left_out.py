@@ -52,7 +52,7 @@ def distances_without(
     many parts.
     """
     found: list[float] = []
-    size = 4 * int(model.config.hidden_size) * input_ids.numel()
+    size = 4 * int(model.config.hidden_size) * int(mask.sum())
     many = max(1, STATES // size - 2)
     for a in range(0, len(parts), many):
         found += _Pass(model, input_ids, mask).run(parts[a : a + many], gone)

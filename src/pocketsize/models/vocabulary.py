@@ -239,7 +239,7 @@ class Speller:
         table = self.table(ids.flatten().tolist())
         out, real = torch.zeros_like(ids), torch.zeros_like(mask)
         for row, (tokens, there) in enumerate(zip(ids, mask, strict=True)):
-            new = [part for token in tokens[there].tolist() for part in table[token]][: ids.shape[1]]
+            new = [part for token in tokens[there].tolist() for part in table[token]][: int(there.sum())]
             out[row, : len(new)] = torch.tensor(new, dtype=ids.dtype)
             real[row, : len(new)] = True
         return out, real

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pocketsize.models.batches import BATCH_TOKENS
+from pocketsize.models.batches import windows_per_batch
 from pocketsize.models.depth import excerpt
 from pocketsize.models.model import Model
 from pocketsize.models.walk import walk
@@ -26,7 +26,7 @@ def waiting_bytes(model: Model, length: int) -> float:
     all of them. What a batch needs only while it runs is not in it.
     """
     short = excerpt(model, len(model.blocks) // 2)
-    windows = max(1, BATCH_TOKENS // length)
+    windows = windows_per_batch(length)
     with _young():
         one, two = (_held(short, count * windows, length) for count in (1, 2))
     more = [(b - a) / (windows * length) for a, b in zip(one, two, strict=True)]
