@@ -210,7 +210,8 @@ def bars_of(
     ratios = {
         kind: max(mixed["lost"][kind] / whole["lost"][kind] for mixed, whole in pairs) for kind in KINDS
     }
-    said = f"{key[0]}, {key[1]}, worst of {len(pairs)} seeds: {MIXED} over {WHOLE}"
+    seeds = f"{len(pairs)} seed{'s' if len(pairs) > 1 else ''}"
+    said = f"{key[0]}, {key[1]}, worst of {seeds}: {MIXED} over {WHOLE}"
     worst = max(ratios, key=lambda kind: ratios[kind])
     return [
         Bar(f"{said}, sentences", ratios["sentences"], "ratio", "lower", 0.8),
