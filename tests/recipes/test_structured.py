@@ -19,9 +19,11 @@ from pocketsize.io.checkpoint import open_checkpoint
 from pocketsize.models.load import load
 from pocketsize.models.shares import block_parameters
 from pocketsize.models.surgery import sizes_of
-from pocketsize.recipes.body import Layers
+from pocketsize.recipes.body import Layers, measured_windows
 from pocketsize.recipes.heal import Healing
+from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.recipe import Data, Recipe
+from pocketsize.recipes.step import Context
 from pocketsize.recipes.student import Student
 from tiny import write_texts, write_tiny
 
@@ -258,3 +260,11 @@ def test_a_plan_tells_their_memory_and_disk(tmp_path: Path) -> None:
     done = ran(tmp_path, source, *recipe.steps)
     assert found.exports[0].bytes == done.record.artifacts[0].bytes
     assert replace(recipe, dtype="fp32") == recipe
+
+
+@pytest.mark.parametrize(("length", "rows"), [(512, 2), (2048, 1), (32, 16)])
+def test_a_thousand_tokens_are_measured_but_few_windows(length: int, rows: int, tmp_path: Path) -> None:
+    ids = torch.zeros(20, length, dtype=torch.int64)
+    ctx = Context(ids, torch.ones_like(ids, dtype=torch.bool), open_journal(tmp_path, {}), lambda *_: None)
+    found, mask = measured_windows(ctx)
+    assert found.shape == mask.shape == (rows, length)

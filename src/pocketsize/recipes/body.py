@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
 
 from pocketsize.distillation.feature import even_blocks
 from pocketsize.errors import UsageError, did_you_mean
@@ -147,7 +149,7 @@ class Layers:
         count = len(even)
         ids, mask = first_windows(ctx, WINDOWS)
         if self.pick == "kl":
-            return least_missed(model, *first_windows(ctx, max(1, MEASURED // ids.shape[1])), count)
+            return least_missed(model, *measured_windows(ctx), count)
         if self.pick == "taylor":
             costs = block_costs(model, *first_windows(ctx, GRADED), seed=ctx.seed)
             return sorted(_highest(costs, count)), costs
@@ -155,6 +157,11 @@ class Layers:
         ends = [0, len(influence) - 1][:count]
         ranked = [i for i in _highest(influence, len(influence)) if i not in (0, len(influence) - 1)]
         return sorted([*ends, *ranked[: count - len(ends)]]), influence
+
+
+def measured_windows(ctx: Context) -> tuple[Int64[Tensor, "n length"], Bool[Tensor, "n length"]]:
+    """The text on which KL without a part is measured: so many tokens, at most as many windows."""
+    return first_windows(ctx, min(WINDOWS, max(1, MEASURED // ctx.input_ids.shape[1])))
 
 
 def _highest(values: Sequence[float], count: int) -> list[int]:

@@ -17,7 +17,7 @@ from pocketsize.models.model import Model
 from pocketsize.models.surgery import Selection, Sizes, cut_tensor, laid, selection, sizes_of, watched
 from pocketsize.models.taylor import slice_costs
 from pocketsize.recipes import heal as healing
-from pocketsize.recipes.body import GRADED, MEASURED, WINDOWS
+from pocketsize.recipes.body import GRADED, WINDOWS, measured_windows
 from pocketsize.recipes.record import Stage
 from pocketsize.recipes.step import Context, first_windows
 
@@ -39,7 +39,7 @@ def selected(
         return selection(model, sizes, slice_importance(model, *text, names), tokens)
     seen = slice_costs(model, *first_windows(ctx, GRADED), names, seed=ctx.seed)
     if importance == "kl":
-        seen |= head_losses(model, *first_windows(ctx, max(1, MEASURED // text[0].shape[1])), sizes)
+        seen |= head_losses(model, *measured_windows(ctx), sizes)
     return selection(model, sizes, seen, tokens, together=added)
 
 
