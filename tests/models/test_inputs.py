@@ -11,11 +11,12 @@ from exporting.rounded import quantized
 from pocketsize.models import batches
 from pocketsize.models import calls as calling
 from pocketsize.models import walk as walking
+from pocketsize.models.batches import HELD_OUT
 from pocketsize.models.inputs import round_inputs
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
-from pocketsize.models.walk import HELD_OUT, walk
+from pocketsize.models.walk import walk
 from pocketsize.quantization.activations import rounded
 from pocketsize.quantization.scheme import NAMED
 from pocketsize.recipes.journal import open_journal

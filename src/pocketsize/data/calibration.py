@@ -14,14 +14,14 @@ from transformers import PreTrainedTokenizerBase
 
 from pocketsize.data.text import Corpus, require_evaluable
 from pocketsize.errors import DataError, UsageError
+from pocketsize.models.batches import HELD_OUT
 
 # Long texts are tokenised in pieces, so that a large file costs no more than what is taken from it.
 PIECE = 2**18
 # Calibration tokenises this many times the tokens it takes, to draw its windows from.
 DRAW = 4
-# Where windows have several lengths, those of one length follow one another for so many tokens at most;
-# of so many runs one judges (`models.walk.HELD_OUT`), so there should be as many of each length.
-RUN, JUDGES = 1024, 4
+# Where windows have several lengths, those of one length follow one another for so many tokens at most.
+RUN = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,8 @@ def shortened(full: Windows, tokenizer: PreTrainedTokenizerBase, shortest: int) 
     turns = _turns(length, shortest)
     if len({*turns}) == 1:
         return full
-    run = max(1, min(RUN // length, len(full.input_ids) // (JUDGES * len(turns))))
+    # One run in so many judges: there should be as many of each length.
+    run = max(1, min(RUN // length, len(full.input_ids) // (HELD_OUT * len(turns))))
     cut = list[list[int]]()
     for i, ids in enumerate(full.input_ids[:, len(prefix) : length - len(suffix)].tolist()):
         wide = turns[_turn(i // run, len(turns))]

@@ -9,6 +9,8 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 BATCH_TOKENS = 2048
+# One window, or one batch, in so many judges what the others suggest.
+HELD_OUT = 4
 
 
 def windows_per_batch(length: int) -> int:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from pocketsize.models.arch import Linears
+from pocketsize.models.batches import HELD_OUT
 from pocketsize.models.calls import Call, capture
 from pocketsize.models.device import working_device
 from pocketsize.models.dtype import forward_dtype
@@ -19,7 +20,7 @@ from pocketsize.models.shelf import Shelf
 from pocketsize.models.skeleton import assign, fill, skeleton
 from pocketsize.models.stream import hooked
 from pocketsize.models.surgery import Selection, cut_outputs, writers_of
-from pocketsize.models.walk import HELD_OUT, Batch, keep, reached, require_finite, shelf_for, through
+from pocketsize.models.walk import Batch, keep, reached, require_finite, shelf_for, through
 from pocketsize.pruning.heal import Residuals
 
 Weights = Mapping[str, Tensor]

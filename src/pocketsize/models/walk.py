@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pocketsize.errors import NumericalError, UnsupportedError
 from pocketsize.linalg import Gram
+from pocketsize.models.batches import HELD_OUT
 from pocketsize.models.calls import Call, Captured, capture, replayed, run_block
 from pocketsize.models.device import working_device
 from pocketsize.models.dtype import forward_dtype
@@ -27,8 +28,6 @@ from pocketsize.models.taps import asked_of, recorded
 from pocketsize.quantization.drift import Drift
 from pocketsize.quantization.scheme import Scheme
 
-# One window in so many judges what the others suggest.
-HELD_OUT = 4
 _NONE: Mapping[str, Scheme] = MappingProxyType({})
 # What an original's site reads, or what its linear gives, and then the linear.
 _Kept = tuple[Tensor, nn.Module | None]

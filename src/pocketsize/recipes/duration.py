@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pocketsize.data.written import BATCH as WRITERS
 from pocketsize.measurement.runtime import RUNS
 from pocketsize.measurement.suite import PROMPT
-from pocketsize.models.batches import BATCH_TOKENS
+from pocketsize.models.batches import BATCH_TOKENS, HELD_OUT
 from pocketsize.models.model import Model
-from pocketsize.models.walk import HELD_OUT
 from pocketsize.recipes.disk import Written
 from pocketsize.recipes.memory import Size
 from pocketsize.recipes.oats import Oats

@@ -10,8 +10,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from pocketsize.errors import UnsupportedError
+from pocketsize.models.batches import HELD_OUT
 from pocketsize.models.model import Model
-from pocketsize.models.walk import HELD_OUT, Site
+from pocketsize.models.walk import Site
 from pocketsize.recipes.record import Finding
 from pocketsize.recipes.step import Unit
 

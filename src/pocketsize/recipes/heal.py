@@ -13,11 +13,10 @@ from torch import Tensor
 from pocketsize.errors import UnsupportedError
 from pocketsize.io.checkpoint import TensorSpec, open_file, write_safetensors
 from pocketsize.measurement.suite import divergence
-from pocketsize.models.batches import full_windows
+from pocketsize.models.batches import HELD_OUT, full_windows
 from pocketsize.models.device import CPU
 from pocketsize.models.lockstep import Pair, lockstep
 from pocketsize.models.model import Model
-from pocketsize.models.walk import HELD_OUT
 from pocketsize.pruning.heal import healed
 from pocketsize.recipes.journal import StoredTensors
 from pocketsize.recipes.record import Finding, Stage

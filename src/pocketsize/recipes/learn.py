@@ -10,10 +10,10 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from pocketsize.models.attention import LearningPanels
-from pocketsize.models.batches import batches_of, windows_per_batch
+from pocketsize.models.batches import HELD_OUT, batches_of, windows_per_batch
 from pocketsize.models.device import CPU
 from pocketsize.models.model import Model
-from pocketsize.models.walk import HELD_OUT, Site, Whole
+from pocketsize.models.walk import Site, Whole
 from pocketsize.quantization.learned import Learned, hardens, softness
 from pocketsize.recipes.record import Finding
 from pocketsize.recipes.step import Unit

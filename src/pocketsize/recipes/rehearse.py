@@ -27,7 +27,7 @@ from pocketsize.exporting.companions import copy_companions
 from pocketsize.exporting.probes import PROBES
 from pocketsize.io.llamacpp import LlamaCpp, installed
 from pocketsize.io.publish import make_folder, publish_bytes, scratch
-from pocketsize.models.batches import full_windows, windows_per_batch, worth
+from pocketsize.models.batches import HELD_OUT, full_windows, windows_per_batch, worth
 from pocketsize.models.config import NAME
 from pocketsize.models.depth import shortened_config, with_blocks
 from pocketsize.models.device import working_device
@@ -35,7 +35,7 @@ from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.load import tokenizer_of
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise, skeleton
-from pocketsize.models.walk import HELD_OUT, walk
+from pocketsize.models.walk import walk
 from pocketsize.quantization.gptq import gptq
 from pocketsize.quantization.rtn import rtn
 from pocketsize.quantization.scheme import SUPER_BLOCK

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from pocketsize.models.attention import LearningPanels
+from pocketsize.models.batches import HELD_OUT
 from pocketsize.models.device import CPU
 from pocketsize.models.model import Model
-from pocketsize.models.walk import HELD_OUT, Site, Whole
+from pocketsize.models.walk import Site, Whole
 from pocketsize.recipes.learn import judged, order_of
 from pocketsize.recipes.step import Unit
 
