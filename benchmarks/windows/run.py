@@ -29,6 +29,7 @@ from contest import fetched
 from corpus import Domain, domains
 from embeddings import embed
 from meter import cpu_seconds, write_json
+from results import spread
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -143,11 +144,15 @@ class Judge:
 def texts_of(domain: Domain, words: int, count: int) -> list[str]:
     """Texts of so many words out of the documents that calibrate nothing, or sentences of them."""
     if not words:
-        documents = tuple(Document(f"{domain.name} {i}", text) for i, text in enumerate(domain.evaluate))
-        return sentences(Corpus(domain.name, documents), 0, count)
+        return sentences(corpus_of(domain.name, domain.evaluate), 0, count)
     every = " ".join(domain.evaluate).split()
     starts = range(0, len(every) - words, max(words, APART))
     return [" ".join(every[a : a + words]) for a in starts[:count]]
+
+
+def corpus_of(name: str, texts: Sequence[str]) -> Corpus:
+    """Texts as the documents of a corpus."""
+    return Corpus(name, tuple(Document(f"{name} {i}", text) for i, text in enumerate(texts)))
 
 
 def calibration(judge: Judge, english: Sequence[Domain], cut: str, seed: int) -> Windows:
@@ -156,8 +161,7 @@ def calibration(judge: Judge, english: Sequence[Domain], cut: str, seed: int) ->
     how = {"count": SEQUENCES * LENGTH // length // 2, "length": length}
     parts = []
     for domain in english:
-        documents = tuple(Document(f"{domain.name} {i}", text) for i, text in enumerate(domain.calibrate))
-        corpus = Corpus(domain.name, documents)
+        corpus = corpus_of(domain.name, domain.calibrate)
         parts.append(windows(corpus, judge.tokenizer, seed=seed, special=True, **how))
     return shortened(joined_windows(parts, [0.5, 0.5]), judge.tokenizer, shortest)
 
@@ -173,12 +177,7 @@ def record(found: Sequence[Mapping[str, Any]]) -> None:
         runs = groups[key]
         row: dict[str, object] = {"weights": key[0], "step": key[1], "windows": key[2], "seeds": len(runs)}
         for kind in KINDS:
-            values = [run["lost"][kind] for run in runs]
-            row[kind] = {
-                "median": round(statistics.median(values), 4),
-                "min": round(min(values), 4),
-                "max": round(max(values), 4),
-            }
+            row[kind] = spread(run["lost"][kind] for run in runs)
         row["cpu_s"] = round(statistics.median(run["cpu_s"] for run in runs), 1)
         rows.append(row)
         others = {run["seed"]: run for run in groups.get((*key[:2], WHOLE), [])}
