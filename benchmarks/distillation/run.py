@@ -6,8 +6,8 @@
 
 For each labelled set: an encoder is fine-tuned, students of half its blocks and of a sixth are cut out of it
 and taught by it on the same texts; a control is the same student, trained as long on the labels alone. The
-smaller student is taught once more, by texts without labels too. Whatever is finished is kept in the work
-folder; the record holds the tasks that are whole.
+smaller student is taught once more, by texts without labels too, and has a control of as many steps. Whatever
+is finished is kept in the work folder; the record holds the tasks that are whole.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ PROTOCOL = [
     f"epochs over the same texts, highest rate {RATE:g}; nothing was chosen on the texts that evaluate. "
     "Taught: KL to the teacher at temperature 2, half as much of the labels, cosine of the blocks. "
     f"Control: the labels alone. Unlabelled texts: at most {OTHERS:,} others of the same source, of which "
-    "the teacher alone speaks; as many epochs over all, nothing dropped at random.",
+    "the teacher alone speaks; as many epochs over all, nothing dropped at random. They have a control of "
+    "their own: the labels alone for as many steps.",
     "Blocks multiply in bfloat16 where the processor does so in hardware (`precision: auto`), which came "
     "after the quick row of this record: that is of float32, but for its student of unlabelled texts.",
     "Score: (accuracy - c) / (1 - c), c the share of the commonest class; averaged over tasks. Kept: "
@@ -129,10 +130,12 @@ def run(row: Row, labelled: Task, work: Path) -> None:
     _scored(teacher, teacher, judge, place / "teacher.json")
     common = {"epochs": STUDENT_EPOCHS, "batch": BATCH, "length": LENGTH, "rate": RATE}
     taught = Distill(temperature=2.0, hard=0.5, cosine=1.0, **common)
-    ways = {"taught": (taught, train), "control": (Finetune(**common), train)}
+    control = Finetune(**common)
+    longer = replace(control, epochs=STUDENT_EPOCHS * len(wider.documents) / len(train.documents))
+    ways = {"taught": (taught, train), "control": (control, train)}
+    more = {"wider": (replace(taught, dropout=0.0), wider), "longer": (longer, train)}
     for size, kept in (("half", row.half), ("small", row.small)):
-        own = ways | ({"wider": (replace(taught, dropout=0.0), wider)} if size == "small" else {})
-        for way, (step, texts) in own.items():
+        for way, (step, texts) in (ways | (more if size == "small" else {})).items():
             path = place / f"{size}-{way}.json"
             if not path.exists():
                 student = _made(
