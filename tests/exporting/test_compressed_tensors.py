@@ -29,6 +29,7 @@ from pocketsize.exporting.read_back import read_folder
 from pocketsize.exporting.reload import reload_check
 from pocketsize.io.checkpoint import open_checkpoint
 from pocketsize.models.load import load
+from pocketsize.models.products import quick_products
 from pocketsize.models.quiet import quiet
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.rtn import rtn
@@ -246,3 +247,20 @@ def test_a_fresh_process_agrees_and_a_changed_folder_is_told_apart(tmp_path, tin
     other = quantized(tiny_llama(True), scheme_of(2, 32, True))
     with pytest.raises(IntegrityError, match="off by"):
         reload_check(other, tmp_path)
+
+
+def test_the_comparison_multiplies_as_the_fresh_process_does(tmp_path, tiny_llama, monkeypatch):
+    """Where inputs are rounded, the last digit of another library is another whole step."""
+    monkeypatch.setattr("pocketsize.models.products.is_quicker", lambda: True)
+    seen: list[str] = []
+
+    def watched(module, rounds):
+        module.register_forward_pre_hook(lambda *_: seen.append(torch.backends.mkldnn.matmul.fp32_precision))
+
+    monkeypatch.setattr("pocketsize.exporting.reload.round_inputs", watched)
+    model = quantized(tiny_llama(True), scheme_of(4, 32, True))
+    write(model, tmp_path)
+    with quick_products():
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+        reload_check(model, tmp_path)
+    assert set(seen) == {"none"}

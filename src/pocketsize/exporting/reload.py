@@ -19,6 +19,7 @@ from pocketsize.exporting.compressed_tensors import stored_value
 from pocketsize.models.inputs import round_inputs
 from pocketsize.models.load import tokenizer_of
 from pocketsize.models.model import Model
+from pocketsize.models.products import stock_products
 from pocketsize.models.skeleton import AUTO
 
 # The same sums in the same order, give or take a thread: far below any difference that matters.
@@ -75,9 +76,11 @@ def _ids(model: Model) -> Tensor:
 
 @torch.no_grad()
 def _here(model: Model, ids: Tensor) -> Tensor:
+    """As the other process multiplies: where inputs are rounded, another last digit becomes another step."""
     module: nn.Module = loaded(model, lambda name: stored_value(model, name))
     round_inputs(module, model.rounds)
-    return torch.cat([module(input_ids=row[None])[0] for row in ids]).to(torch.float32)
+    with stock_products():
+        return torch.cat([module(input_ids=row[None])[0] for row in ids]).to(torch.float32)
 
 
 def _elsewhere(out: Path, ids: Tensor, auto: str) -> Tensor:
