@@ -105,6 +105,18 @@ def test_the_heap_is_tidied_once_it_has_grown(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="heaps are tidied with glibc on Linux alone")
+def test_the_heap_is_tidied_before_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, trimmed = iter([100, 110, 110, 90]), []
+    monkeypatch.setattr("pocketsize.models.shelf._resident", lambda: next(sizes))
+    heap = Heap()
+    heap._trim = lambda keep: trimmed.append(keep)
+    heap.tidy(SPARE - 10)
+    assert trimmed == []
+    heap.tidy(SPARE - 9)
+    assert trimmed == [0], "what is needed next counts as growth"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="heaps are tidied with glibc on Linux alone")
 def test_a_library_that_cannot_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pocketsize.models.shelf.ctypes.CDLL", lambda name: object())
     Heap().tidy()

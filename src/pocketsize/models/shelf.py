@@ -121,7 +121,7 @@ class Shelf:
 
 
 class Heap:
-    """Gives the gaps in the heap of this process back to the system when it has grown by `SPARE`.
+    """Gives the gaps in the heap of this process back to the system when it has grown by `SPARE`, or is to.
 
     A tensor that does not fit into the gap of its predecessor leaves one behind: now and then 32 batches in
     a row do, and 200 MB are gone. Only with glibc on Linux; elsewhere it does nothing.
@@ -132,12 +132,12 @@ class Heap:
         self._trim = getattr(library, "malloc_trim", None)
         self._least = 0 if self._trim is None else _resident()
 
-    def tidy(self) -> None:
-        """Look, and give back what there is."""
+    def tidy(self, needed: int = 0) -> None:
+        """Look, and give back what there is; so many bytes are `needed` next, in pieces that no gap holds."""
         if self._trim is None:
             return
         now = _resident()
-        if now > self._least + SPARE:
+        if now + needed > self._least + SPARE:
             self._trim(0)
             now = self._least = _resident()
         self._least = min(self._least, now)

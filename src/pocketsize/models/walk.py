@@ -227,6 +227,7 @@ def _visit(
             if wanted.whole and site.last:
                 runs.clear()  # they begin anew
                 site.whole = Whole(block, calls, originals)
+            shelf.heap.tidy(4 * gram.total.nbytes)  # factors of a matrix take about so much
             yield site
             if site.divisor is not None:
                 wanted.divisors.update(dict.fromkeys(names, site.divisor))
