@@ -38,7 +38,7 @@ COLUMNS = {
     "cpu_s": "CPU s",
     "rss_peak_mb": "peak MB",
 }
-LEFT_OUT = {"dtype", "threads", "length", "wall_s", "load_1min", "kl_p99", "domains"}
+LEFT_OUT = {"dtype", "threads", "length", "wall_s", "load_1min", "kl_p99"}
 
 
 def bars_table(name: str, link: str = LINK) -> str:

@@ -206,6 +206,7 @@ def test_matrices_that_fill_no_whole_words_are_refused(form: str, tiny_llama: Ll
     [
         (Gptq(symmetric=False), ("gptq",), "gptq has no 4-bit type with zeros.* or export gptq_v2"),
         (Gptq("W5A16"), ("gptq_v2",), "gptq_v2 cannot store 5-bit weights; it has 8, 4, 3, 2 bits"),
+        (Gptq("W3A16", group=32), ("gguf",), "gguf cannot store 3-bit .* has 8, 5, 4 bits, and scheme Q3_K"),
         (Gptq("W8A16"), ("awq",), "awq cannot store 8-bit weights; it has 4 bits"),
         (Gptq("Q4_1"), ("awq",), "awq cannot store"),
         (Gptq(float_zeros=True, symmetric=False), ("awq",), "cannot store float zeros"),

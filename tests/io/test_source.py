@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketsize.errors import DataError, PocketsizeError, UsageError
+from pocketsize.errors import DataError, PocketsizeError, UnsupportedError, UsageError
 from pocketsize.io.samples import SAMPLES, sample_of
 from pocketsize.io.source import cache_folder, cached, resolve
 
@@ -51,11 +51,12 @@ def test_fetched_sample() -> None:
         ),
         ("{tmp}/a.txt", UsageError, "a.txt: neither a folder nor a .gguf file"),
         ("{tmp}/a.gguf", DataError, "a.gguf: not a GGUF file"),
+        ("{tmp}/a.bin", UnsupportedError, "a.bin: GGJT, which llama.cpp had before GGUF: take the model's"),
     ],
 )
 def test_mistakes(tmp_path: Path, typed: str, kind: type[PocketsizeError], words: str) -> None:
-    for name in ("a.txt", "a.gguf"):
-        (tmp_path / name).write_bytes(b"x")
+    for name, data in {"a.txt": b"x", "a.gguf": b"x", "a.bin": b"tjgg\x01"}.items():
+        (tmp_path / name).write_bytes(data)
     with pytest.raises(kind) as caught:
         resolve(typed.format(tmp=tmp_path))
     assert words in str(caught.value)

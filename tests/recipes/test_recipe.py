@@ -57,6 +57,7 @@ def test_sources_survive_their_own_file(tmp_path: Path) -> None:
         ({"steps": []}, "at least one step"),
         ({"steps": "gptq"}, "a list of steps"),
         ({"steps": [{"gptq": {"scheme": "W6A16"}}]}, "unknown scheme 'W6A16'"),
+        ({"steps": [{"gptq": {"scheme": "W1A16"}}]}, "'W1A16': W2A16 has the fewest bits, TERNARY three"),
         ({"steps": [{"gptq": {"damp": 0}}]}, "damp must lie between 0 and 1"),
         ({"steps": [{"rtn": {"group": -1}}]}, "group must be a positive number"),
         (

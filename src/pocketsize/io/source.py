@@ -10,7 +10,7 @@ from pocketsize.errors import DataError, UsageError
 from pocketsize.io.hub.copies import find, is_copy, other_ids, require_whole
 from pocketsize.io.hub.ids import HubId, is_address, parse_hub
 from pocketsize.io.samples import PREFIX, Sample, sample_hint, sample_of
-from pocketsize.io.strictjson import refuse_pickle
+from pocketsize.io.strictjson import refuse_ancestor, refuse_pickle
 
 ORIGIN, GGUF_CACHE = "origin.json", "gguf"
 # What a token may leave out of the model beside it as it runs.
@@ -45,7 +45,9 @@ def resolve(model: str) -> Path:
         return _of_gguf(inside) if (inside := only_gguf(path)) else path
     if path.is_file():
         with path.open("rb") as file:
-            refuse_pickle(file.read(64), path)
+            head = file.read(64)
+        refuse_pickle(head, path)
+        refuse_ancestor(head, path)
     if path.suffix == ".gguf" and path.is_file():
         hub = path.absolute().parent.parent.name == "snapshots"
         return _of_gguf(path.resolve() if path.is_symlink() and not hub else path)

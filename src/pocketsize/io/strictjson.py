@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pocketsize.errors import DataError, RefusedError
+from pocketsize.errors import DataError, RefusedError, UnsupportedError
 
 # Magic bytes of pickles (protocol 2 and up) and of zip archives, which is how torch stores them.
 _PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
+# What files of llama.cpp began with before GGUF: little-endian words, so their letters stand in reverse.
+_ANCESTORS = (b"ggml", b"ggmf", b"ggjt")
 
 
 def read_json_object(path: Path, *, limit_bytes: int = 16 << 20) -> dict[str, object]:
@@ -46,6 +48,14 @@ def refuse_pickle(data: bytes, path: Path) -> None:
     """Refuses content that a pickle reader would run, whatever the file is called."""
     if data.startswith(_PICKLE):
         raise RefusedError(f"{path}: a pickle or zip archive, which can run code; save it as safetensors")
+
+
+def refuse_ancestor(data: bytes, path: Path) -> None:
+    """Refuses the formats of llama.cpp before GGUF, by what their files begin with."""
+    if (name := data[:4][::-1]) in _ANCESTORS:
+        raise UnsupportedError(
+            f"{path}: {name.decode().upper()}, which llama.cpp had before GGUF: take the model's safetensors"
+        )
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -181,6 +181,9 @@ def bits_of(word: str) -> int:
     if re.fullmatch(r"Q4_[23]|(Q4_0|IQ4_NL)_[48]_[48]", word.upper()):
         raise UnsupportedError(f"{word}: this type was removed from GGUF; use Q4_0, Q4_1 or Q4_K")
     found = re.fullmatch(r"[wW](\d)[aA]16", word)
+    if found and int(found[1]) < min(BITS):
+        least = f"W{min(BITS)}A16"
+        raise UsageError(f"unknown scheme {word!r}: {least} has the fewest bits, TERNARY three values")
     if not found or int(found[1]) not in BITS:
         known = [*(f"W{b}A16" for b in BITS), *NAMED]
         raise UsageError(f"unknown scheme {word!r}{did_you_mean(word.upper(), known)}")

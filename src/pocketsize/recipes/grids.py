@@ -12,7 +12,7 @@ from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
 from pocketsize.exporting.gguf.blocks import block_type
 from pocketsize.exporting.table import EXPORTERS
 from pocketsize.models.model import Model
-from pocketsize.quantization.scheme import BITS, GROUPS, Scheme, bits_of, default_group, named
+from pocketsize.quantization.scheme import BITS, GROUPS, NAMED, Scheme, bits_of, default_group, named
 from pocketsize.recipes.mixes import INSTEAD, MIXES, base_of, by_name
 from pocketsize.recipes.overrides import decides, matched, matches, module_of, require_packed
 from pocketsize.recipes.rounds import check_rounds
@@ -281,8 +281,11 @@ def _overrides(
 
 def _cannot(word: str, export: str, missing: str) -> str:
     """What an export cannot hold of a scheme, by its name, and the way out."""
-    known = ", ".join(map(str, EXPORTERS[export].bits))
+    known, bits = ", ".join(map(str, EXPORTERS[export].bits)), bits_of(base_of(word))
     way = f"it has {known} bits" if known else "use scheme: NF4"
+    own = (name for name, one in NAMED.items() if one.bits == bits and EXPORTERS[export].lacks(one) is None)
+    if bits not in EXPORTERS[export].bits and (other := next(own, None)):
+        way += f", and scheme {other}"
     if (scheme := named(word)) is not None and scheme.codebook is not None:
         way = f"export {' or '.join(e for e, other in EXPORTERS.items() if other.lacks(scheme) is None)}"
     return f"{export} cannot store {missing}; {way}"

@@ -9,7 +9,7 @@ from typing import Any
 from pocketsize.errors import UnsupportedError
 from pocketsize.exporting.gguf.names import gguf_name
 from pocketsize.models.model import Model
-from pocketsize.quantization.scheme import SUPER_BLOCK, named
+from pocketsize.quantization.scheme import SUPER_BLOCK, bits_of, named
 from pocketsize.recipes.overrides import Overrides, matched, module_of
 from pocketsize.recipes.record import Finding
 
@@ -50,7 +50,7 @@ def mix_of(word: str, model: Model, names: list[str]) -> dict[str, str]:
             return {}
         raise UnsupportedError(
             f"{mix} is a mix by llama.cpp's names of tensors, which the family {model.config.model_type} has "
-            f"none of; use scheme: {MIXES[mix]} and overrides"
+            f"none of, as no GGUF is written of it; use scheme: W{bits_of(MIXES[mix])}A16"
         )
     config = model.config
     heads = config.num_attention_heads // config.num_key_value_heads

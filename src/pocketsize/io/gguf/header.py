@@ -21,7 +21,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from pocketsize.errors import DataError, RefusedError, UnsupportedError
 from pocketsize.io.checkpoint import open_plain
-from pocketsize.io.strictjson import refuse_pickle
+from pocketsize.io.strictjson import refuse_ancestor, refuse_pickle
 
 _T = TypeVar("_T")
 # Types that files had once, by the numbers that are no longer given.
@@ -193,6 +193,7 @@ def _read(walk: _Walk) -> GgufFile:
     path = walk.path
     head = walk.take(min(walk.size, 4), "the magic")
     refuse_pickle(head, path)
+    refuse_ancestor(head, path)
     if head != b"GGUF":
         raise DataError(f"{path}: not a GGUF file: it begins with {head!r}")
     if (version := walk.number("I", "the version")) not in (2, 3):
