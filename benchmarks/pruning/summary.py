@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,7 +98,7 @@ def contest(model: str, pattern: str, results: Sequence[Result]) -> list[Bar]:
     return [
         Bar(f"{where}: {what} against the better of SparseGPT and Wanda", max(ratios), "ratio", "lower", 0.9),
         *([Bar(interval, max(highs), "ratio", "lower", 1.0)] if highs else []),
-        Bar(f"{where}: CPU seconds against that peer", statistics.median(costs), "ratio", "lower", 0.5),
+        Bar(f"{where}: CPU seconds against that peer", max(costs), "ratio", "lower", 0.5),
     ]
 
 

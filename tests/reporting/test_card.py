@@ -100,3 +100,11 @@ def test_an_unquantized_folder_asks_for_transformers_alone() -> None:
     folders = tuple(a for a in record.artifacts if a.format == "folder")
     card = model_card(replace(record, steps=(StepReport("layers", {}),), artifacts=folders))
     assert "compressed-tensors" not in card and "pip install transformers`" in card
+
+
+def test_a_folder_that_only_we_read_says_so() -> None:
+    record = smollm2()
+    sparse = replace(record.artifacts[0], format="sparse", path="my sparse")
+    matter, body = split(model_card(replace(record, artifacts=(sparse,))))
+    assert matter["library_name"] == "pocketsize"
+    assert "pocketsize measure 'my sparse'" in body and "goes on with random ones" in body

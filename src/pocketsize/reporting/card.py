@@ -63,6 +63,15 @@ _PEERS = {
     "bitsandbytes": ("transformers", "transformers bitsandbytes accelerate", _AWQ),
 }
 
+_SPARSE = """With Pocketsize, {size}, zeros left out:
+
+```sh
+pocketsize measure {path}
+```
+
+Nothing else reads this form. Transformers warns of missing weights and goes on with random ones;
+for a folder that it loads, choose `--target folder`."""
+
 
 def model_card(record: RunRecord) -> str:
     """README.md for the record's output folder: what it is, how to run it, what was measured and how."""
@@ -84,7 +93,9 @@ def front_matter(record: RunRecord) -> str:
     """The YAML block of a model card: licence, base model, library, task and tags."""
     formats = {artifact.format for artifact in record.artifacts}
     kinds = list(dict.fromkeys(step.kind for step in record.steps))
-    library = "gguf" if formats == {"gguf"} else "transformers"
+    library = {frozenset({"gguf"}): "gguf", frozenset({"sparse"}): "pocketsize"}.get(
+        frozenset(formats), "transformers"
+    )
     packed = "folder" in formats and compare.quantizes(record)
     tags = ["pocketsize", *(["compressed-tensors"] if packed else []), *kinds]
     tags += [
@@ -153,6 +164,9 @@ def _how_to_run(record: RunRecord) -> str:
                 f"With {peer}, {figure.size(artifact.bytes)}, in {where} (`pip install {packages}`):\n\n"
                 f"```python\n{lines.format(path=artifact.path, auto=auto)}\n```"
             )
+        elif artifact.format == "sparse":
+            where = "." if artifact.path == "." else _shell(artifact.path)
+            parts.append(_SPARSE.format(size=figure.size(artifact.bytes), path=where))
         else:
             parts.append(f"{code(artifact.path)}: {plain(artifact.format)}, {figure.size(artifact.bytes)}.")
     parts.append("`pocketsize verify .` checks every file of this folder against its hash and its behaviour.")
