@@ -280,6 +280,12 @@ def test_what_an_effort_stands_for(
         assert isinstance(of_effort(effort, tune, lambda: arch, scheme), said)
 
 
+@pytest.mark.parametrize(("kind", "steps"), [("llama", [0, 20, 100]), ("bert", [0, 80, 200])])
+def test_encoders_learn_for_longer(kind: str, steps: list[int], tmp_path: Path) -> None:
+    arch = load(write_tiny(tmp_path / "m", kind)).arch
+    assert [of_effort(effort, None, lambda: arch).learn for effort in ("fast", "balanced", "best")] == steps
+
+
 def test_how_many_numbers_learn(model: Model) -> None:
     scales = Qat(scheme="W2A16", group=32, symmetric=True, codes=False).resolve(model, ("folder",))
     groups = sum(rows * columns // 32 for rows, columns in map(model.matrix_shape, model.linears))

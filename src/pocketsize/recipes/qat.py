@@ -29,7 +29,7 @@ from pocketsize.recipes.distill import Distill
 from pocketsize.recipes.grids import Quantizer, layer_scheme, scheme_of, words_of
 from pocketsize.recipes.layers import finish
 from pocketsize.recipes.mixes import base_of
-from pocketsize.recipes.quantize import DAMP, EFFORTS, Gptq, Rtn, check_damp
+from pocketsize.recipes.quantize import DAMP, EFFORTS, ENCODERS, Gptq, Rtn, check_damp
 from pocketsize.recipes.record import Finding, LayerReport, Stage, TrainingReport, built
 from pocketsize.recipes.stages import Best, nearest
 from pocketsize.recipes.step import Context
@@ -270,6 +270,8 @@ def of_effort(
         raise UsageError(f"tune: the scales of {scheme} stay as they are stored; leave it out")
     if tune is not None and arch().task != "generate":
         raise UsageError("tune: the model predicts no tokens to tune by; leave it out, or use more effort")
+    if learn and arch().task != "generate":
+        learn = ENCODERS[effort]
     alpha = ALPHA if learn and arch().experts is None else 0.0
     if tune is None and effort == "best" and moves and arch().task == "generate":
         tune = TUNED

@@ -198,8 +198,9 @@ class Gptq(Quantizer):
         return walked(self, model, ctx, quantize, beside=learn > 0, drift=drifts(step))
 
 
-# How long blocks are learned, by how much time there is.
+# How long blocks are learned, by how much time there is; of encoders, whose batches are smaller (learned.md).
 EFFORTS = {"fast": 0, "balanced": 20, "best": 100}
+ENCODERS = {"fast": 0, "balanced": 80, "best": 200}
 # The damping of a head that is the embedding too: without its KL rises by a tenth (docs/methods/gptq.md).
 TIED = 0.1
 
