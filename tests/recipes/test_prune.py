@@ -338,7 +338,7 @@ def test_a_dense_rival_of_the_same_size_is_told(tmp_path: Path) -> None:
     """Half of 16-bit weights takes 9 bits and more, of which a dense grid of 8 makes far better use."""
     done = ran(tmp_path, "llama", Prune(), sequences=16)
     (said,) = [f for f in done.record.findings if f.code == "dense-is-better"]
-    assert "a dense grid of 8." in said.message
+    assert "a dense grid of 8.50 bits" in said.message
     for layer in done.record.steps[0].layers:
         assert layer.rival < layer.rivalled == pytest.approx(layer.error, rel=0.6)
         assert layer.bits_per_weight == pytest.approx(9 + 64 / layer.columns, abs=0.01)
@@ -351,7 +351,8 @@ def test_the_rival_of_pruned_codes_is_that_of_the_matrix_before(tmp_path: Path) 
     assert {layer.bits_per_weight for layer in layers} <= {3.3125, 3.3} | {
         layer.bits_per_weight for layer in layers if layer.zeros > 0.5
     }
-    assert [f.code for f in done.record.findings if f.code.endswith("-is-better")]
+    assert {layer.rival_bits for layer in layers} == {3.2969}
+    assert [f.code for f in done.record.findings if f.code.endswith("-is-better")] == 2 * ["dense-is-better"]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
@@ -419,8 +420,16 @@ def test_a_plan_tells_what_a_run_takes_and_whether_fewer_bits_would_be_better(
     assert told.exit_code == 0
     assert {s.name for s in told.stages} >= {step.kind for step in steps}
     assert all(s.cpu_s is not None for s in told.stages)
-    assert {f.code for f in told.findings} & {"dense-is-better", "sparse-is-better"}
     done = ps.run(source, steps, out=tmp_path / "o", **how)
+    ours, theirs = (
+        [
+            (f.code, re.findall(r"[\d.]+ bits", f.message))
+            for f in found
+            if f.code.startswith(("dense", "spars"))
+        ]
+        for found in (told.findings, done.record.findings)
+    )
+    assert ours == theirs and len(ours) == len(steps)
     sizes = {a.format: a.bytes for a in done.record.artifacts}
     for export in told.exports:
         assert sizes[export.format] <= 1.01 * export.bytes

@@ -15,7 +15,7 @@ from pocketsize.recipes.fallbacks import raised_damping
 from pocketsize.recipes.grids import Quantizer
 from pocketsize.recipes.mixes import stand_ins
 from pocketsize.recipes.record import Finding, LayerReport, StepReport
-from pocketsize.recipes.rival import denser
+from pocketsize.recipes.rival import denser, whole_of
 from pocketsize.recipes.step import Context
 
 REPORT_ROWS = 32
@@ -51,7 +51,7 @@ def finish(step: Quantizer, model: Model, ctx: Context, reports: list[LayerRepor
     ctx.reports.append(StepReport(step.kind, options, tuple(reports), tokens))
     ctx.findings += [*stand_ins(step.overrides, model), *_told_together(reports)]
     if model.pattern is not None:
-        ctx.findings += denser(reports, "codes")
+        ctx.findings += denser(reports, "codes", known=whole_of(model, ctx) is not None)
     if step.calibrated and model.arch.experts is not None:
         ctx.findings += _starved([r for r in reports if f".{model.arch.experts}." in r.name])
     if tokens and (widest := max(reports, key=lambda r: r.columns)).columns > tokens:

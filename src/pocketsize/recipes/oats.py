@@ -27,9 +27,8 @@ from pocketsize.pruning.oats import ROUNDS, oats, split
 from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of, said_of
 from pocketsize.recipes.correct import DAMPED, SINK, aim_of, check_shares, decided, settled
 from pocketsize.recipes.fallbacks import raised_damping
-from pocketsize.recipes.prune import compared
 from pocketsize.recipes.record import LayerReport, StepReport
-from pocketsize.recipes.rival import denser, sparse_bits
+from pocketsize.recipes.rival import beside, compared, denser, sparse_bits, whole_of
 from pocketsize.recipes.step import Auto, Context
 
 LEFT, RIGHT = "left", "right"
@@ -99,14 +98,16 @@ class Oats:
     def apply(self, model: Model, ctx: Context) -> Model:
         """The model with its linears as sums, a checkpoint of its own."""
         own = replace(ctx, store=ctx.store.beside(self.kind))
-        reports = self._walked(model, own)
+        whole = whole_of(model, ctx)
+        reports = self._walked(model, own, whole)
         made = load(ctx.made(self.kind, partial(self._write, model, own.store.changed()))).made_from(model)
         options: dict[str, object] = {f.name: getattr(self, f.name) for f in fields(self)}
         ctx.reports.append(StepReport(self.kind, options, tuple(reports), int(ctx.mask.sum())))
-        ctx.findings += [*raised_damping(reports), *denser(reports, "sparse and low-rank parts")]
+        what, known = "sparse and low-rank parts", whole is not None
+        ctx.findings += [*raised_damping(reports), *denser(reports, what, known=known)]
         return made
 
-    def _walked(self, model: Model, ctx: Context) -> list[LayerReport]:
+    def _walked(self, model: Model, ctx: Context, whole: Model | None) -> list[LayerReport]:
         kept, reports = ctx.store.changed(), [r for p in model.blocks for r in ctx.store.finished(p) or ()]
 
         def replay(path: str) -> Mapping[str, Tensor] | None:
@@ -119,12 +120,14 @@ class Oats:
         for site in walk(model, ctx.input_ids, ctx.mask, finished=replay, drift=self.drift > 0):
             aim = aim_of(site, alpha=self.drift, sink=self.sink, damp=DAMPED)
             H, told_of = aim.objective, {"tokens": site.gram.tokens, **aim.damped(0)}
-            for name, W in zip(site.names, aim.matrices, strict=True):
+            for i, (name, W) in enumerate(zip(site.names, aim.matrices, strict=True)):
                 rank, pattern = self.parts(*W.shape)
                 S, left, right = oats(W, H, pattern, rank, scope="matrix", damp=self.damp, rounds=self.rounds)
-                site.replaced[name] = S + left @ right
+                site.replaced[name] = X = S + left @ right
                 unit |= {name: S.to(CPU), f"{name}.{LEFT}": left.to(CPU), f"{name}.{RIGHT}": right.to(CPU)}
-                told.append(replace(_report(W, aim.read, S, left, right), name=name, **told_of))
+                report, moved = _report(W, aim.read, S, left, right), W - site.weights[i]
+                rival = beside(whole, name, moved, X, aim.read, bits=report.bits_per_weight)
+                told.append(replace(report, name=name, **told_of, **rival))
             if site.last:
                 ctx.store.keep(site.block, {}, tuple(told), unit)
                 reports += told

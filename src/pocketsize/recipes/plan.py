@@ -182,7 +182,7 @@ def _with_times(found: Plan, prepared: tuple[Model, Recipe, Texts], room: Room, 
     """The plan with the times that a rehearsal tells."""
     original, recipe, texts = prepared
     took: dict[str, Took] = {}
-    model = teacher = original
+    model = bare = teacher = original  # `bare`: without the zeros that are made as it is rehearsed
     said: list[str] = []
     start = perf_counter()
     for step in recipe.steps:
@@ -194,7 +194,8 @@ def _with_times(found: Plan, prepared: tuple[Model, Recipe, Texts], room: Room, 
             console.phase(f"rehearse {step.kind}")
             took[step.kind], most = stretched_time(step, model, texts, seed=recipe.data.seed)
             said.append(f"{step.kind} was done on {most} of {len(model.blocks)} blocks")
-        model = _with_all_tokens(step).outline(model)
+        outline = _with_all_tokens(step).outline
+        model, bare = outline(model), bare if isinstance(step, Prune | Oats) else outline(bare)
         if model.arch.task != teacher.arch.task:  # a classifier was made, which is who teaches from now on
             teacher = model
     walks = tuple(
@@ -206,7 +207,7 @@ def _with_times(found: Plan, prepared: tuple[Model, Recipe, Texts], room: Room, 
     console.phase(f"rehearse {path}")
     rest = replace(recipe, steps=walks or (Nothing(),))
     try:
-        one = rehearse(model, rest, texts, written=recipe.windows_written)
+        one = rehearse(bare, rest, texts, written=recipe.windows_written)
     except PocketsizeError as error:
         raise type(error)(f"rehearsal of {path}: {error}") from error
     for t in durations(Whole(model, rest, size_of(recipe, texts), room.disk, original), one):

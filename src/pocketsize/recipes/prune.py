@@ -32,7 +32,7 @@ from pocketsize.recipes.fallbacks import raised_damping, require_few_fallbacks
 from pocketsize.recipes.learn import judging_windows, too_little_to_learn
 from pocketsize.recipes.overrides import decides, matched
 from pocketsize.recipes.record import Finding, LayerReport, StepReport
-from pocketsize.recipes.rival import beside_dense, denser, some_rows, sparse_bits
+from pocketsize.recipes.rival import beside, compared, denser, sparse_bits, whole_of
 from pocketsize.recipes.shares import ALLOCATIONS, mask_of, shares_of
 from pocketsize.recipes.sites import naming
 from pocketsize.recipes.step import Auto, Context, Unit
@@ -165,7 +165,8 @@ class Prune:
     def apply(self, model: Model, ctx: Context) -> Model:
         """The pruned model, a checkpoint of its own."""
         own = replace(ctx, store=ctx.store.beside(self.kind))
-        reports = _walked(self, model, own) if self.calibrated else _without_data(self, model, own)
+        whole = ctx.whole = whole_of(model, ctx)
+        reports = (_walked if self.calibrated else _without_data)(self, model, own, whole)
 
         def write(folder: Path) -> None:
             _write(self, model, own.store.changed(), folder)
@@ -174,7 +175,7 @@ class Prune:
         options: dict[str, object] = {f.name: getattr(self, f.name) for f in fields(self)}
         tokens = int(ctx.mask.sum()) if self.calibrated else 0
         ctx.reports.append(StepReport(self.kind, options, tuple(reports), tokens))
-        ctx.findings += _told(reports, tokens)
+        ctx.findings += _told(reports, tokens, known=whole is not None)
         return pruned
 
     def _touches(self, name: str) -> bool:
@@ -205,7 +206,11 @@ def _check_aim(step: Prune) -> None:
 
 
 def _pruned_site(
-    site: Site, step: Prune, shares: Mapping[str, float], masks: Mapping[str, Tensor]
+    site: Site,
+    step: Prune,
+    shares: Mapping[str, float],
+    masks: Mapping[str, Tensor],
+    whole: Model | None,
 ) -> Iterator[tuple[str, Tensor, LayerReport]]:
     """The linears of a site, pruned; those that are to have one pattern together."""
     found: dict[Pattern, list[int]] = {}
@@ -227,8 +232,10 @@ def _pruned_site(
             pruned = [updated(W, mask, H, step, factor) for W, mask in zip(weights, own, strict=True)]
         else:
             pruned = pruned_matrices(weights, H, pattern, step, factor)
-        for name, W, X in zip(names, weights, pruned, strict=True):
-            yield name, X, replace(_report(W, X, aim.read, pattern, step), name=name, **told)
+        for i, name, W, X in zip(at, names, weights, pruned, strict=True):
+            report = _report(W, X, aim.read, pattern, step)
+            rival = beside(whole, name, W - site.weights[i], X, aim.read, bits=report.bits_per_weight)
+            yield name, X, replace(report, name=name, **told, **rival)
 
 
 def pruned_matrices(
@@ -274,7 +281,7 @@ def updated(W: Tensor, mask: Tensor, H: Tensor, step: Prune, factor: Factor | No
     return W * mask
 
 
-def _walked(step: Prune, model: Model, ctx: Context) -> list[LayerReport]:
+def _walked(step: Prune, model: Model, ctx: Context, whole: Model | None) -> list[LayerReport]:
     """Every linear pruned on what it reads in the model as pruned so far, block by block."""
     judges = judging_windows(ctx.mask)
     learns = step.learn > 0 and bool(judges)
@@ -292,7 +299,7 @@ def _walked(step: Prune, model: Model, ctx: Context) -> list[LayerReport]:
 
     how = {"finished": replay, "beside": learns, "drift": step.drift > 0, "judged": learns}
     for site in walk(model, ctx.input_ids, ctx.mask, **how):
-        for name, X, report in _pruned_site(site, step, shares, masks):
+        for name, X, report in _pruned_site(site, step, shares, masks, whole):
             site.replaced[name] = X
             unit.changed[name] = X.to(CPU)
             unit.reports.append(report)
@@ -309,12 +316,12 @@ def _walked(step: Prune, model: Model, ctx: Context) -> list[LayerReport]:
     return reports
 
 
-def _without_data(step: Prune, model: Model, ctx: Context) -> list[LayerReport]:
+def _without_data(step: Prune, model: Model, ctx: Context, whole: Model | None) -> list[LayerReport]:
     """Every linear pruned by itself."""
     reports: list[LayerReport] = []
     for done, path in enumerate(model.blocks):
         if (kept := ctx.store.finished(path)) is None:
-            found = {name: (X, report) for name, X, report in _plainly(step, model, path)}
+            found = {name: (X, report) for name, X, report in _plainly(step, model, path, whole)}
             kept = tuple(report for _, report in found.values())
             ctx.store.keep(path, {}, kept, {name: X for name, (X, _) in found.items()})
         reports += kept
@@ -322,13 +329,17 @@ def _without_data(step: Prune, model: Model, ctx: Context) -> list[LayerReport]:
     return reports
 
 
-def _plainly(step: Prune, model: Model, path: str) -> Iterator[tuple[str, Tensor, LayerReport]]:
+def _plainly(
+    step: Prune, model: Model, path: str, whole: Model | None
+) -> Iterator[tuple[str, Tensor, LayerReport]]:
     """The linears of a block without their smallest weights."""
     for name in model.linears_of(path):
         if (pattern := step.pattern_for(name, {})) is not None:
             W = model.as_stored(name, model.weight(name))
             X = W * highest(magnitude(W), pattern, cast(Scope, step.scope))
-            yield name, X, replace(_report(W, X, None, pattern, step), name=name)
+            report = _report(W, X, None, pattern, step)
+            rival = beside(whole, name, None, X, None, bits=report.bits_per_weight)
+            yield name, X, replace(report, name=name, **rival)
 
 
 def _report(W: Tensor, X: Tensor, H: Tensor | None, pattern: Pattern, step: Prune) -> LayerReport:
@@ -336,32 +347,6 @@ def _report(W: Tensor, X: Tensor, H: Tensor | None, pattern: Pattern, step: Prun
     plain = about(W.abs(), pattern, cast(Scope, step.scope))
     zeros = 1 - int(X.count_nonzero()) / X.numel()
     return compared(W, X, H, plain, (zeros, sparse_bits(zeros, W.shape[1])))
-
-
-def compared(
-    W: Tensor, X: Tensor, H: Tensor | None, plain: Tensor, stored: tuple[float, float]
-) -> LayerReport:
-    """The report of a matrix that is pruned, held against a `plain` mask and against a dense grid.
-
-    On at most 32 evenly spaced rows. `stored` are the share of its zeros and its bits a weight.
-    """
-    pick = some_rows(W)
-    w, x, mask = W[pick], X[pick], plain[pick]
-    energies = [
-        float(((T if H is None else T @ H) * T).sum(dtype=torch.float64)) for T in (w, w - x, w * ~mask)
-    ]
-    whole, (zeros, bits) = max(energies[0], 1e-30), stored
-    return LayerReport(
-        name="",
-        rows=W.shape[0],
-        columns=W.shape[1],
-        bits=16,
-        bits_per_weight=round(bits, 4),
-        error=energies[1] / whole,
-        rtn_error=energies[2] / whole,
-        zeros=round(zeros, 6),
-        **beside_dense(w, x, H, bits),
-    )
 
 
 def _write(step: Prune, model: Model, pruned: Mapping[str, Tensor], folder: Path) -> None:
@@ -376,10 +361,10 @@ def _write(step: Prune, model: Model, pruned: Mapping[str, Tensor], folder: Path
     copy_companions(model.folder, folder)
 
 
-def _told(reports: list[LayerReport], tokens: int) -> Iterator[Finding]:
+def _told(reports: list[LayerReport], tokens: int, *, known: bool) -> Iterator[Finding]:
     """A dense grid that would do better, and text that shows fewer directions than a matrix has inputs."""
     yield from raised_damping(reports)
-    yield from denser(reports, "16-bit weights")
+    yield from denser(reports, "16-bit weights", known=known)
     widest = max(reports, key=lambda r: r.columns)
     if tokens and widest.columns > tokens:
         yield Finding(

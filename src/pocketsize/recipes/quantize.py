@@ -33,7 +33,7 @@ from pocketsize.recipes.grids import (
 from pocketsize.recipes.layers import finish, layer_report
 from pocketsize.recipes.learn import judging_windows, learn_block, too_little_to_learn
 from pocketsize.recipes.record import LayerReport
-from pocketsize.recipes.rival import sparse_report
+from pocketsize.recipes.rival import beside, sparse_report, whole_of
 from pocketsize.recipes.rounds import rounding_word
 from pocketsize.recipes.sites import naming, stacked, unstacked
 from pocketsize.recipes.stages import Way, staged
@@ -188,10 +188,12 @@ class Gptq(Quantizer):
 
     def _solved(self, model: Model, ctx: Context, *, learn: int = 0, corrected: bool = False) -> Model:
         step = self if corrected else uncorrected(self)
+        pruned = model.pattern is not None
+        whole = whole_of(model, ctx) if pruned else None
 
         def quantize(site: Site, unit: Unit) -> Iterator[tuple[str, QWeight, LayerReport]]:
             for scheme, part in parts(site, self):
-                yield from quantize_site(part, scheme, step, pruned=_before(model, ctx))
+                yield from quantize_site(part, scheme, step, pruned=pruned, whole=whole)
             if site.last and site.whole is not None:
                 learn_block(site, unit, model, steps=learn)
 
@@ -313,38 +315,20 @@ def parts(site: Site, step: Quantizer) -> Iterator[tuple[Scheme, Site]]:
         yield scheme, replace(site, names=own[0], weights=own[1])
 
 
-Dense = Callable[[str], Tensor]
-
-
-def _before(model: Model, ctx: Context) -> Dense | None:
-    """The linears of a pruned model before they were, itself where that cannot be told; None if it is not."""
-    first = ctx.original
-    if model.pattern is None:
-        return None
-    same = first is not None and first.linears == model.linears
-    if (
-        first is None
-        or not same
-        or any(first.matrix_shape(n) != model.matrix_shape(n) for n in model.linears)
-    ):
-        first = model
-    return lambda name: first.as_stored(name, first.weight(name))
-
-
 def quantize_site(
-    site: Site, scheme: Scheme, step: Gptq, *, pruned: Dense | None = None
+    site: Site, scheme: Scheme, step: Gptq, *, pruned: bool = False, whole: Model | None = None
 ) -> Iterator[tuple[str, QWeight, LayerReport]]:
     """The linears of a site, quantized as one stacked matrix and handed back one by one.
 
     The site is told, so that the walk goes on with what they became. An expert that no token reached is
-    searched unweighted, and its report says so by its tokens. In a pruned model what is zero stays zero;
-    `pruned` gives its linears as they were before.
+    searched unweighted, and its report says so by its tokens. In a `pruned` model what is zero stays zero;
+    `whole` has its linears as they were before.
     Where the site knows what it lacks beside the original, a share of that is made up for; errors are then
     told of what was aimed at.
     """
     how = {"damp": step.damp, "search": step.search, "order": step.order, "beta": step.beta}
     aim = aim_of(site, alpha=step.alpha, sink=step.sink, damp=step.damp)
-    mask = None if pruned is None else stacked(site) != 0
+    mask = stacked(site) != 0 if pruned else None
     with naming(site):
         done = gptq(aim.whole, aim.objective, scheme, mask=mask, **how)
     told = {"tokens": site.gram.tokens, **aim.damped(done.escalations)}
@@ -352,9 +336,10 @@ def quantize_site(
     for name, W, T, weight in weights:
         site.replaced[name] = weight.dequantize()
         report = replace(layer_report(T, weight, aim.read, done), name=name, **told)
-        if pruned is not None:
-            before = pruned(name).to(W.device) + (T - W)
-            report = sparse_report(report, before, site.replaced[name], aim.read, scheme)
+        if pruned:
+            X, report = site.replaced[name], sparse_report(report, site.replaced[name], scheme)
+            bits = report.bits_per_weight
+            report = replace(report, **beside(whole, name, T - W, X, aim.read, bits=bits, like=scheme))
         yield name, weight.to(CPU), report
 
 

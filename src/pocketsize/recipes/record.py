@@ -38,8 +38,9 @@ class LayerReport:
     that before, on windows that did not teach, 1 where nothing was kept of it; errors are from before.
     `zeros` is the share of zeros of a matrix that was pruned; `rtn_error` is then that of dropping as many
     of its smallest weights (before it was quantized), and `bits_per_weight` what it takes where zeros are
-    left out. `rival` is the error that a dense grid of `rival_bits`, no more than those, makes in the matrix
-    before it was pruned, and `rivalled` that of this one, on the same rows.
+    left out. `rival` is the error that the best dense grid of `rival_bits`, no more than those give or take
+    1 %, makes in the matrix before it was pruned (0 where it came in so few), and `rivalled` that of this
+    one, on the same rows; None where what it was before is not known, or no grid is so small.
     """
 
     name: str

@@ -52,7 +52,7 @@ from pocketsize.recipes.texts import Texts
 # Batches that calibrate (more where blocks are learned), and tokens of each window that the model writes.
 BATCHES, WRITTEN = 2, 64
 # Findings that hold for the whole model where they do for a block.
-_TOLD = ("dense-is-better", "sparse-is-better")
+_TOLD = ("dense-is-better", "sparse-is-better", "dense-unknown")
 # Questions that llama.cpp is asked to see how long one takes.
 QUESTIONS = 8
 
@@ -224,7 +224,10 @@ def shortened(model: Model, kept: Sequence[int], folder: Path) -> Model:
         raw["architectures"] = original.get("architectures")
     publish_bytes(folder / NAME, json.dumps(raw).encode())
     copy_companions(model.folder, folder)
-    return with_blocks(model, kept, folder)
+    short = with_blocks(model, kept, folder)
+    share = short.origin.parameters / max(model.origin.parameters, 1)
+    taken = round(share * model.origin.source_bytes)
+    return replace(short, origin=replace(short.origin, source_bytes=taken))
 
 
 def _few(texts: Texts, batches: int) -> Texts:

@@ -93,8 +93,9 @@ class Context:
     """What the steps of one run share: calibration tokens, the store, and where findings go.
 
     `progress(done, total, what)` is told of each finished unit. `original` is the model that the run
-    began with (turned, where `rotate` is its first step), `classifier` one that a step made of it, `corpus`
-    the text that trainings read, `seed` what they draw by. `world` are the processes that train together.
+    began with (turned, where `rotate` is its first step), `classifier` one that a step made of it, `whole`
+    the one before its first weights were pruned, `corpus` the text that trainings read, `seed` what they
+    draw by. `world` are the processes that train together.
     `beside` are files that go into the output beside the weights, by name. `own` are windows that the model
     wrote, unless a text that trains was named: some of them calibrate, and they are half or so of what
     teaches `qat`.
@@ -108,6 +109,7 @@ class Context:
     reports: list[StepReport] = field(default_factory=list)
     original: Model | None = None
     classifier: Model | None = None
+    whole: Model | None = None
     corpus: Corpus | None = None
     seed: int = 0
     world: World = field(default_factory=Solo)
