@@ -374,6 +374,23 @@ def test_nothing_comes_after_oats(tmp_path: Path) -> None:
         ran(tmp_path, "llama", Oats(), Rtn())
 
 
+def test_parts_that_would_hold_more_than_was_asked_for_are_refused_before_work(tmp_path: Path) -> None:
+    """Factors of rank 1 are the least there is, and n:m has them on top."""
+    model = load(write_tiny(tmp_path / "m", "llama"))
+    with pytest.raises(
+        UnsupportedError, match=r"0\.999 leaves \d numbers of \S*[kv]_proj\.weight.*at most (0\.9\d+)"
+    ) as e:
+        Oats(sparsity=0.999).resolve(model, ("folder",))
+    most = float(str(e.value).split("at most ")[1].split(",")[0])
+    step = Oats(sparsity=most).resolve(model, ("folder",))
+    for name in model.linears:
+        rows, columns = model.matrix_shape(name)
+        rank, pattern = step.parts(rows, columns)
+        kept = rank * (rows + columns) + (1 - pattern.sparsity) * rows * columns
+        assert kept <= (1 - most) * rows * columns + 1e-6
+    assert Oats(pattern="1:64").resolve(model, ("folder",)).sparsity > most
+
+
 @pytest.mark.parametrize(
     "options",
     [{"rank": 0.0}, {"rank": 1.0}, {"rounds": 0}, {"sparsity": 2.0}, {"alpha": -0.1}, {"sink": -1.0}],

@@ -71,9 +71,14 @@ def _best(
 def split(rows: int, columns: int, sparsity: float, rank_share: float) -> tuple[int, float]:
     """The rank and the sparsity of the sparse part, that together hold `1 - sparsity` of the numbers.
 
-    `rank_share` of these numbers are in the two factors.
+    `rank_share` of these numbers are in the two factors, but a rank of 1 at least: up to `most_sparse`.
     """
     kept = (1 - sparsity) * rows * columns
     rank = max(1, math.floor(rank_share * kept / (rows + columns)))
     rest = kept - rank * (rows + columns)
     return rank, 1 - max(rest, 1.0) / (rows * columns)
+
+
+def most_sparse(rows: int, columns: int) -> float:
+    """The largest sparsity that `split` can give: a rank of 1, and one number beside."""
+    return 1 - (rows + columns + 1) / (rows * columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -23,7 +24,7 @@ from pocketsize.models.packing import sparse_said
 from pocketsize.models.walk import walk
 from pocketsize.pruning.bitmask import bits_of_rows, row_offsets
 from pocketsize.pruning.mask import about, require_fitting
-from pocketsize.pruning.oats import ROUNDS, oats, split
+from pocketsize.pruning.oats import ROUNDS, most_sparse, oats, split
 from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of, said_of
 from pocketsize.recipes.correct import DAMPED, SINK, aim_of, check_shares, decided, settled
 from pocketsize.recipes.fallbacks import raised_damping
@@ -82,6 +83,8 @@ class Oats:
         pattern = pattern_of(self.pattern, self.sparsity)
         for name in model.linears:
             require_fitting(pattern, model.matrix_shape(name)[1], name)
+        if not pattern.of:
+            _require_room(pattern.sparsity, model)
         alpha = settled(self.kind, self.alpha, model)
         return replace(self, sparsity=pattern.sparsity, alpha=alpha)
 
@@ -165,6 +168,19 @@ class Oats:
 
     def _said(self) -> dict[str, object]:
         return said_of(pattern_of(self.pattern, self.sparsity)) | {"rank": self.rank}
+
+
+def _require_room(sparsity: float, model: Model) -> None:
+    """Refuse to keep fewer numbers than a matrix needs for factors of rank 1."""
+    shapes = {name: model.matrix_shape(name) for name in model.linears}
+    name = min(shapes, key=lambda name: most_sparse(*shapes[name]))
+    rows, columns = shapes[name]
+    if sparsity > (most := most_sparse(rows, columns)):
+        raise UnsupportedError(
+            f"oats: sparsity {sparsity:g} leaves {round((1 - sparsity) * rows * columns)} numbers of {name}, "
+            f"and factors of rank 1 have {rows + columns}; use at most {math.floor(1e4 * most) / 1e4:g}, "
+            "or step prune"
+        )
 
 
 def _report(W: Tensor, H: Tensor, S: Tensor, left: Tensor, right: Tensor) -> LayerReport:
