@@ -209,6 +209,48 @@ FAULTS: dict[str, tuple[Spoil, int, tuple[str, ...]]] = {
         ("config.json: rope_theta is 0",),
     ),
     "rope theta not a number": (config(rope_theta="1e4"), 3, ("config.json: rope_theta is '1e4'",)),
+    "zeros of no kind": (config(sparsity="half"), 3, ("config.json: sparsity is 'half'", "remove the key")),
+    "zeros that say nothing": (config(sparsity={}), 3, ("config.json: sparsity.structure is None", "remove")),
+    "zeros of no pattern": (
+        config(sparsity={"structure": "7:x", "share": 0.5}),
+        3,
+        ("config.json: sparsity.structure is '7:x'", "such as 2:4", "remove the key"),
+    ),
+    "zeros beyond all": (
+        config(sparsity={"structure": "unstructured", "share": 1.5}),
+        3,
+        ("config.json: sparsity.share is 1.5", "remove the key"),
+    ),
+    "zeros as text": (
+        config(sparsity={"structure": "unstructured", "share": "0.5"}),
+        3,
+        ("config.json: sparsity.share is '0.5'",),
+    ),
+    "zeros of another pattern": (
+        config(sparsity={"structure": "2:4", "share": 0.9}),
+        3,
+        ("config.json: sparsity.share is 0.9; 2:4 makes 0.5 zero",),
+    ),
+    "zeros uneven as text": (
+        config(sparsity={"structure": "2:4", "share": 0.5, "uneven": "no"}),
+        3,
+        ("config.json: sparsity.uneven is 'no'",),
+    ),
+    "zeros of no rank": (
+        config(sparsity={"structure": "2:4", "share": 0.5, "rank": 64}),
+        3,
+        ("config.json: sparsity.rank is 64",),
+    ),
+    "zeros that are not there": (
+        config(sparsity={"structure": "unstructured", "share": 0.5}),
+        3,
+        (WEIGHTS, "layers.0.", "of its weights are zero", "config.json says sparsity: unstructured, 0.5"),
+    ),
+    "groups without their zeros": (
+        config(sparsity={"structure": "2:4", "share": 0.5}),
+        3,
+        (WEIGHTS, "layers.0.", "groups of 4 keep more than 2", "config.json says sparsity: 2:4, 0.5"),
+    ),
     "end token outside": (config(eos_token_id=[2, 400]), 3, ("config.json: eos_token_id is 400",)),
     "first token outside": (config(bos_token_id=-2), 3, ("config.json: bos_token_id is -2",)),
     "end token of generation outside": (

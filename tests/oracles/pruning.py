@@ -8,8 +8,12 @@ from torch import Tensor
 from pocketsize.pruning.pattern import Pattern
 
 
-def highest_slow(score: Tensor, pattern: Pattern, scope: str = "matrix") -> Tensor:
-    """The mask, by sorting; of equal scores the first stay."""
+def highest_slow(
+    score: Tensor, pattern: Pattern, scope: str = "matrix", there: Tensor | None = None
+) -> Tensor:
+    """The mask, by sorting; of equal scores the first stay, and nothing that is not there."""
+    if there is not None:
+        return highest_slow(torch.where(there, score, -torch.inf), pattern, scope) & there
     if pattern.of:
         lines, keep = score.reshape(-1, pattern.of), pattern.kept
     elif scope == "row":
@@ -42,7 +46,14 @@ def surgeon_slow(W: Tensor, H: Tensor, damp: float = 0.01) -> Tensor:
     return W.double().square() / torch.linalg.inv(damped).diagonal()
 
 
-def sparsegpt_slow(W: Tensor, H: Tensor, pattern: Pattern, damp: float = 0.01, block: int = 128) -> Tensor:
+def sparsegpt_slow(
+    W: Tensor,
+    H: Tensor,
+    pattern: Pattern,
+    damp: float = 0.01,
+    block: int = 128,
+    there: Tensor | None = None,
+) -> Tensor:
     """Algorithm 1: the inverse's Cholesky factor, each error sent on to all columns behind it."""
     n = W.shape[1]
     damped = H.double() + damp * H.double().diagonal().mean() * torch.eye(n)
@@ -52,10 +63,12 @@ def sparsegpt_slow(W: Tensor, H: Tensor, pattern: Pattern, damp: float = 0.01, b
     for j in range(n):
         if pattern.of and j % pattern.of == 0:
             part = slice(j, j + pattern.of)
-            mask[:, part] = highest_slow(W[:, part].square() / U.diagonal()[part].square(), pattern)
+            worth = W[:, part].square() / U.diagonal()[part].square()
+            mask[:, part] = highest_slow(worth, pattern, there=None if there is None else there[:, part])
         elif not pattern.of and j % block == 0:
             part = slice(j, min(j + block, n))
-            mask[:, part] = highest_slow(W[:, part].square() / U.diagonal()[part].square(), pattern)
+            worth = W[:, part].square() / U.diagonal()[part].square()
+            mask[:, part] = highest_slow(worth, pattern, there=None if there is None else there[:, part])
         gone = torch.where(mask[:, j], 0, W[:, j])
         W[:, j:] -= torch.outer(gone / U[j, j], U[j, j:])
         W[:, j] *= mask[:, j]
@@ -63,22 +76,30 @@ def sparsegpt_slow(W: Tensor, H: Tensor, pattern: Pattern, damp: float = 0.01, b
 
 
 def alps_slow(
-    W: Tensor, H: Tensor, pattern: Pattern, *, damp: float = 0.01, rounds: int = 4, scope: str = "matrix"
+    W: Tensor,
+    H: Tensor,
+    pattern: Pattern,
+    *,
+    damp: float = 0.01,
+    rounds: int = 4,
+    scope: str = "matrix",
+    there: Tensor | None = None,
 ) -> Tensor:
     """The same rounds by an eigendecomposition, with V instead of V over the penalty, and exact values."""
     root = H.double().diagonal().sqrt()
     unit = H.double() / torch.outer(root, root) + damp * torch.eye(len(H))
     values, Q = torch.linalg.eigh(unit)
     wanted = W.double() * root
-    T, D, V = wanted, wanted * highest_slow(wanted.abs(), pattern, scope), torch.zeros_like(wanted)
+    mask = highest_slow(wanted.abs(), pattern, scope, there)
+    T, D, V = wanted, wanted * mask, torch.zeros_like(wanted)
     last = -(-rounds // 2) - 1
     for i in range(rounds):
         penalty = 0.5**0.5 if rounds <= 4 else 0.25 * 8 ** (i // 2 / last)
         B = (wanted @ unit - V + penalty * D) @ Q @ torch.diag(1 / (values + penalty)) @ Q.T
         T = B + V / penalty
-        D = T * highest_slow(T.abs(), pattern, scope)
+        D = T * highest_slow(T.abs(), pattern, scope, there)
         V = V + penalty * (B - D)
-    return refit_slow(wanted, highest_slow(T.abs(), pattern, scope), unit) / root
+    return refit_slow(wanted, highest_slow(T.abs(), pattern, scope, there), unit) / root
 
 
 def error(W: Tensor, X: Tensor, H: Tensor) -> float:

@@ -103,6 +103,29 @@ def test_alps_is_the_papers_with_its_schedule(pattern, rounds, monkeypatch):
 
 
 @BOTH
+def test_sparsegpt_counts_what_is_gone(pattern):
+    W, H = problem(16, 192)
+    there = torch.rand(16, 192, generator=torch.Generator().manual_seed(0)) > 0.3
+    X = sparsegpt(W, H, pattern, there=there)
+    torch.testing.assert_close(X.double(), sparsegpt_slow(W, H, pattern, there=there), rtol=1e-3, atol=1e-4)
+    assert not bool(X[~there].any())
+
+
+@BOTH
+def test_alps_counts_what_is_gone(pattern, monkeypatch):
+    monkeypatch.setattr(solver, "REFITS", 200)
+    W, H = problem()
+    there = torch.rand(24, 64, generator=torch.Generator().manual_seed(0)) > 0.3
+    X, slow = alps(W, H, pattern, there=there), alps_slow(W, H, pattern, there=there)
+    assert not bool(X[~there].any())
+    assert (X != 0).eq(slow != 0).double().mean() > 0.99
+    assert error(W, X, H) == pytest.approx(error(W, slow, H), rel=0.005)
+    parts = [alps(W[a:b], H, pattern, there=there[a:b]) for a, b in ((0, 8), (8, 24))]
+    whole = alps(W, H, pattern, rows=(8, 16), there=there)
+    torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-3, atol=1e-4)
+
+
+@BOTH
 @pytest.mark.parametrize("solve", [alps, sparsegpt])
 def test_what_comes_out_has_the_pattern(solve, pattern):
     W, H = problem(16, 192)

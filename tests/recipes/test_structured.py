@@ -213,10 +213,7 @@ def test_what_a_model_cannot_have_is_refused_before_it_runs(
 
 
 def test_a_pruned_model_is_cut_before_it_is_pruned(tmp_path: Path) -> None:
-    folder = write_tiny(tmp_path / "m", "llama")
-    raw = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(raw | {"sparsity": {"structure": "2:4", "share": 0.5}}))
-    model = load(folder)
+    model = load(write_tiny(tmp_path / "m", "llama")).with_sparsity({"structure": "2:4", "share": 0.5})
     with pytest.raises(UsageError, match="cut first, then prune"):
         Student(ffn=64).resolve(model, ("folder",))
     with pytest.raises(UnsupportedError, match="cut first, then prune"):

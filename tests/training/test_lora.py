@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,12 +111,9 @@ def test_an_error_is_told_as_it_is_and_nothing_is_merged(tmp_path: Path) -> None
 
 
 def test_zeros_of_a_pruned_model_stay(tmp_path: Path) -> None:
-    folder = write_tiny(tmp_path / "m", "llama")
-    raw = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(
-        json.dumps(raw | {"sparsity": {"structure": "unstructured", "share": 0.5}})
-    )
-    model, g = load(folder), torch.Generator().manual_seed(0)
+    said = {"structure": "unstructured", "share": 0.5}
+    model = load(write_tiny(tmp_path / "m", "llama")).with_sparsity(said)
+    g = torch.Generator().manual_seed(0)
     changed = {
         n: model.weight(n) * (torch.rand(model.weight(n).shape, generator=g) < 0.5) for n in model.linears
     }

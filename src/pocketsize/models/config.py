@@ -15,6 +15,7 @@ from pocketsize.io.strictjson import read_json_object
 from pocketsize.models.arch import arch_of
 from pocketsize.models.packing import KEYS, recognise
 from pocketsize.models.quiet import quiet
+from pocketsize.models.sparsity import check_said
 
 NAME, GENERATION = "config.json", "generation_config.json"
 _COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -37,6 +38,7 @@ def read_config(folder: Path) -> PretrainedConfig:
     raw = read_json_object(path)
     refuse_code(raw, path)
     recognise(raw, path)
+    check_said(raw, path)
     family = raw.get("model_type")
     if not isinstance(family, str):
         raise DataError(f"{path}: model_type is {family!r}; it must name the model's family")

@@ -33,6 +33,7 @@ from pocketsize.models.prequantized import unpacked
 from pocketsize.models.probe import probe_tokenizer
 from pocketsize.models.quiet import quiet
 from pocketsize.models.skeleton import skeleton, stored, tied_names
+from pocketsize.models.sparsity import require_zeros
 
 _FLOATS = ("F32", "F16", "BF16")
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -73,8 +74,9 @@ def _load(folder: Path) -> Model:
     checkpoint = _without_copy_of_embedding(checkpoint, config, arch)
     model = Model(folder, config, arch, _no_origin(folder), checkpoint)
     _account(model)
+    linears = set(model.linears) if model.pattern is not None else ()
     for name in checkpoint.entries:
-        _require_finite(checkpoint, name)
+        _require_sound(model, name, pruned=name in linears)
     return replace(model, origin=_origin(folder, checkpoint, how))
 
 
@@ -223,12 +225,15 @@ def _left_over(model: Model, name: str, needed: Mapping[str, object]) -> str:
     return hint if "did you mean" in hint else f"; no {model.config.model_type} model has it"
 
 
-def _require_finite(checkpoint: Checkpoint, name: str) -> None:
-    entry = checkpoint.entries[name]
+def _require_sound(model: Model, name: str, *, pruned: bool) -> None:
+    """Refuse numbers that are not finite, and a linear without the zeros that the config tells of."""
+    checkpoint, entry = model.checkpoint, model.checkpoint.entries[name]
     if entry.dtype not in _FLOATS:
         return
     tensor = checkpoint.read(name)
     if is_finite(tensor):
+        if pruned:
+            require_zeros(model, name, tensor)
         return
     bad = (~torch.isfinite(tensor)).flatten()
     first = int(bad.nonzero()[0])

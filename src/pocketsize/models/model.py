@@ -139,7 +139,8 @@ class Model:
         known = getattr(self.config, SPARSITY, None)
         if known is None or known.get("rank"):
             return None
-        return pattern_of(str(known["structure"]), float(known["share"]))
+        found = pattern_of(str(known["structure"]), float(known["share"]))
+        return replace(found, uneven=bool(known.get("uneven")))
 
     @property
     def low_rank(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,6 +31,7 @@ def alps(
     damp: float = 0.01,
     rounds: int = ROUNDS,
     rows: Sequence[int] = (),
+    there: Bool[Tensor, "out in"] | None = None,
 ) -> Float[Tensor, "out in"]:
     """The pruned matrix, or matrices of so many `rows` each that read the same and are stacked.
 
@@ -39,7 +41,8 @@ def alps(
     for B, projects B + U on the pattern, and adds to U how far the two are apart. Inputs are scaled to unit
     power before, so the penalty means the same for all. Four rounds have one penalty and one factorisation;
     with more it grows evenly from `FIRST` to `LAST`, every two rounds, instead of by how much the mask still
-    changes. What the mask leaves is `refit` in the end. W and H are left untouched.
+    changes. What the mask leaves is `refit` in the end. What is not `there` is zero. W and H are left
+    untouched.
     """
     power = H.diagonal().clamp(min=0).to(torch.float32)
     if not bool((power > 0).any()):
@@ -49,8 +52,8 @@ def alps(
     unit.diagonal().add_(damp)
     wanted = W.to(torch.float32) * root
     slope = wanted @ unit
-    parts = list(rows) or [len(W)]
-    D = wanted * _masks(about, wanted.abs(), parts, pattern, scope)
+    masks = partial(_masks, parts=list(rows) or [len(W)], pattern=pattern, scope=scope, there=there)
+    D = wanted * masks(about, wanted.abs())
     U, X = torch.zeros_like(wanted), torch.empty_like(wanted)
     before = 0.0
     for penalty, count in penalties(rounds):
@@ -59,10 +62,10 @@ def alps(
         for _ in range(count):
             torch.sub(D, U, out=X)
             U.addmm_(torch.add(slope, X, alpha=penalty, out=X), solved)
-            torch.mul(U, _masks(about, torch.abs(U, out=X), parts, pattern, scope), out=D)
+            torch.mul(U, masks(about, torch.abs(U, out=X)), out=D)
             U -= D
     D += U
-    mask = _masks(highest, D.abs(), parts, pattern, scope)
+    mask = masks(highest, D.abs())
     return refit(wanted, mask, unit, start=D, rounds=REFITS) / root
 
 
@@ -76,14 +79,18 @@ def penalties(rounds: int) -> list[tuple[float, int]]:
 
 
 def _masks(
-    how: Callable[[Tensor, Pattern, Scope], Tensor],
+    how: Callable[..., Tensor],
     score: Float[Tensor, "out in"],
-    rows: list[int],
+    *,
+    parts: list[int],
     pattern: Pattern,
     scope: Scope,
+    there: Bool[Tensor, "out in"] | None,
 ) -> Bool[Tensor, "out in"]:
     """The masks of stacked matrices, each by itself."""
-    return torch.cat([how(part, pattern, scope) for part in score.split(rows)])
+    own = [None] * len(parts) if there is None else there.split(parts)
+    each = zip(score.split(parts), own, strict=True)
+    return torch.cat([how(part, pattern, scope, there=kept) for part, kept in each])
 
 
 def _inverse(unit: Float[Tensor, "in in"], penalty: float) -> Float[Tensor, "in in"]:

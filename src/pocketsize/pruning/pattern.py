@@ -15,12 +15,14 @@ class Pattern:
     """How many weights of a matrix are zero, and where they may lie.
 
     `sparsity` is the share that is zero. In an n:m pattern `kept` of every `of` neighbours along a row are
-    left, 2:4 being what graphics processors multiply; `of` 0 means that zeros may lie anywhere.
+    left, 2:4 being what graphics processors multiply; `of` 0 means that zeros may lie anywhere. A model in
+    which some matrices have fewer zeros than others, or none, is `uneven`.
     """
 
     sparsity: float
     kept: int = 0
     of: int = 0
+    uneven: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.sparsity < 1:
@@ -37,7 +39,8 @@ class Pattern:
 
 def said_of(pattern: Pattern) -> dict[str, object]:
     """A pattern as configs hold it."""
-    return {"structure": pattern.name, "share": pattern.sparsity}
+    said: dict[str, object] = {"structure": pattern.name, "share": pattern.sparsity}
+    return said | ({"uneven": True} if pattern.uneven else {})
 
 
 def pattern_of(name: str, sparsity: float) -> Pattern:

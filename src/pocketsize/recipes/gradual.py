@@ -129,7 +129,8 @@ class Gradual(Distill):
 
     def outline(self, model: Model) -> Model:
         """The same model, which says that it has zeros."""
-        return model.with_sparsity(said_of(self.goal()))
+        uneven = self.scope != MATRIX
+        return model.with_sparsity(said_of(replace(self.goal(), uneven=uneven)))
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The model after it was trained and pruned."""

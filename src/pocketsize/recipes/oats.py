@@ -80,6 +80,11 @@ class Oats:
         """The step with its alpha decided; refuses what the model cannot have."""
         if model.arch.refuses is not None:
             raise UnsupportedError(f"{model.folder}: nothing in it can be pruned: {model.arch.refuses}")
+        if model.pattern is not None:
+            raise UnsupportedError(
+                f"oats: of the model's weights {model.pattern.sparsity:g} are zero and stay so, and a sum "
+                "with what has a low rank has none; use step prune, or the model from before it was pruned"
+            )
         pattern = pattern_of(self.pattern, self.sparsity)
         for name in model.linears:
             require_fitting(pattern, model.matrix_shape(name)[1], name)

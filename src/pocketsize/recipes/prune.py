@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
@@ -16,21 +15,27 @@ from pocketsize.exporting.companions import copy_companions
 from pocketsize.exporting.plain import CONFIG, as_json, config_of_plain
 from pocketsize.io.checkpoint import DTYPES, SINGLE, Entry, TensorSpec, write_safetensors
 from pocketsize.io.publish import publish_bytes
-from pocketsize.linalg import Factor, feedback_factor
+from pocketsize.linalg import feedback_factor
 from pocketsize.models.device import CPU
 from pocketsize.models.load import load
 from pocketsize.models.model import SPARSITY, Model
 from pocketsize.models.walk import Site, walk
-from pocketsize.pruning.alps import ROUNDS, alps
+from pocketsize.pruning.alps import ROUNDS
 from pocketsize.pruning.mask import Scope, about, highest, require_fitting
 from pocketsize.pruning.pattern import UNSTRUCTURED, Pattern, pattern_of, said_of
-from pocketsize.pruning.score import magnitude, surgeon, wanda
-from pocketsize.pruning.sparsegpt import sparsegpt
-from pocketsize.pruning.support import refit
+from pocketsize.pruning.score import magnitude
 from pocketsize.recipes.correct import DAMPED, LEFT_OUT, SINK, aim_of, check_shares, decided, settled
 from pocketsize.recipes.fallbacks import raised_damping, require_few_fallbacks
 from pocketsize.recipes.learn import judging_windows, too_little_to_learn
 from pocketsize.recipes.overrides import decides, matched
+from pocketsize.recipes.pruned import (
+    There,
+    more_zeros,
+    pruned_matrices,
+    require_no_revival,
+    there_of,
+    updated,
+)
 from pocketsize.recipes.record import Finding, LayerReport, StepReport
 from pocketsize.recipes.rival import beside, compared, denser, sparse_bits, whole_of
 from pocketsize.recipes.shares import ALLOCATIONS, mask_of, shares_of
@@ -134,6 +139,14 @@ class Prune:
         """What all matrices become that no override names."""
         return pattern_of(self.pattern, self.sparsity)
 
+    def made(self, model: Model) -> Pattern:
+        """What the model then says of its zeros; with overrides for all linears, the largest share."""
+        own = {decides(self.overrides, name) for name in model.linears}
+        uneven = self.allocation != "uniform" or own != {None}
+        shares = [self.overrides[pattern] or 0.0 for pattern in own if pattern is not None]
+        share = self.wanted.sparsity if None in own else max(shares)
+        return replace(self.wanted, sparsity=share, uneven=uneven)
+
     def resolve(self, model: Model, exports: tuple[str, ...]) -> Prune:
         """The step with its scope and alpha decided; refuses what the model cannot have."""
         if model.arch.refuses is not None:
@@ -145,6 +158,7 @@ class Prune:
                     f"prune: overrides: {pattern}: decides none of the {len(model.linears)} linears, such as "
                     f"{model.linears[0].removesuffix('.weight')}"
                 )
+        require_no_revival(self, model, names)
         if not any(self._touches(name) for name in model.linears):
             raise UsageError("prune: overrides leave every linear as it is; nothing would be pruned")
         for name in model.linears:
@@ -160,7 +174,7 @@ class Prune:
 
     def outline(self, model: Model) -> Model:
         """The same model, whose zeros later steps keep."""
-        return model.with_sparsity(said_of(self.wanted))
+        return model.with_sparsity(said_of(self.made(model)))
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The pruned model, a checkpoint of its own."""
@@ -176,6 +190,7 @@ class Prune:
         tokens = int(ctx.mask.sum()) if self.calibrated else 0
         ctx.reports.append(StepReport(self.kind, options, tuple(reports), tokens))
         ctx.findings += _told(reports, tokens, known=whole is not None)
+        ctx.findings += more_zeros(self, model, reports)
         return pruned
 
     def _touches(self, name: str) -> bool:
@@ -208,6 +223,7 @@ def _check_aim(step: Prune) -> None:
 def _pruned_site(
     site: Site,
     step: Prune,
+    model: Model,
     shares: Mapping[str, float],
     masks: Mapping[str, Tensor],
     whole: Model | None,
@@ -227,58 +243,16 @@ def _pruned_site(
     told |= {"tokens": site.gram.tokens, **aim.damped(factor.escalations if factor else 0)}
     for pattern, at in found.items():
         names, weights = [site.names[i] for i in at], [goals[i] for i in at]
+        there = [there_of(site.weights[i], model) for i in at]
         if step.score == "taylor":
             own = (mask_of(masks, name, len(H)).to(H.device) for name in names)
             pruned = [updated(W, mask, H, step, factor) for W, mask in zip(weights, own, strict=True)]
         else:
-            pruned = pruned_matrices(weights, H, pattern, step, factor)
-        for i, name, W, X in zip(at, names, weights, pruned, strict=True):
-            report = _report(W, X, aim.read, pattern, step)
+            pruned = pruned_matrices(weights, there, H, pattern, step, factor)
+        for i, name, W, left, X in zip(at, names, weights, there, pruned, strict=True):
+            report = _report(W, X, aim.read, pattern, step, left)
             rival = beside(whole, name, W - site.weights[i], X, aim.read, bits=report.bits_per_weight)
             yield name, X, replace(report, name=name, **told, **rival)
-
-
-def pruned_matrices(
-    weights: Sequence[Tensor],
-    H: Float[Tensor, "in in"],
-    pattern: Pattern,
-    step: Prune,
-    factor: Factor | None = None,
-) -> Sequence[Tensor]:
-    """Matrices that read the same as a step prunes them; `taylor` scores are taken elsewhere."""
-    if step.score == "alps":
-        rows = [len(W) for W in weights]
-        how = {"scope": cast(Scope, step.scope), "damp": step.damp, "rounds": step.rounds}
-        pruned = alps(torch.cat(list(weights)), H, pattern, rows=rows, **how).split(rows)
-        if step.update == "auto":
-            return pruned
-        return [updated(W, X != 0, H, step, factor) for W, X in zip(weights, pruned, strict=True)]
-    if step.score == "sparsegpt" and step.update == "auto":
-        return [sparsegpt(W, H, pattern, damp=step.damp, factor=factor) for W in weights]
-    return [updated(W, _mask(W, H, pattern, step, factor), H, step, factor) for W in weights]
-
-
-def _mask(W: Tensor, H: Tensor, pattern: Pattern, step: Prune, factor: Factor | None) -> Tensor:
-    scope = cast(Scope, step.scope)
-    if step.score == "sparsegpt":
-        return sparsegpt(W, H, pattern, damp=step.damp, factor=factor) != 0
-    scores = {
-        "magnitude": lambda: magnitude(W),
-        "wanda": lambda: wanda(W, H),
-        "surgeon": lambda: surgeon(W, H, damp=step.damp, factor=factor),
-    }
-    return highest(scores[step.score](), pattern, scope)
-
-
-def updated(W: Tensor, mask: Tensor, H: Tensor, step: Prune, factor: Factor | None) -> Tensor:
-    """The weights that a mask leaves, as the step wants them."""
-    if step.update == "sweep":
-        return sparsegpt(W, H, step.wanted, damp=step.damp, mask=mask, factor=factor)
-    if step.update == "refit":
-        damped = H.clone()
-        damped.diagonal().add_(step.damp * H.diagonal().mean())
-        return refit(W, mask, damped)
-    return W * mask
 
 
 def _walked(step: Prune, model: Model, ctx: Context, whole: Model | None) -> list[LayerReport]:
@@ -299,7 +273,7 @@ def _walked(step: Prune, model: Model, ctx: Context, whole: Model | None) -> lis
 
     how = {"finished": replay, "beside": learns, "drift": step.drift > 0, "judged": learns}
     for site in walk(model, ctx.input_ids, ctx.mask, **how):
-        for name, X, report in _pruned_site(site, step, shares, masks, whole):
+        for name, X, report in _pruned_site(site, step, model, shares, masks, whole):
             site.replaced[name] = X
             unit.changed[name] = X.to(CPU)
             unit.reports.append(report)
@@ -336,15 +310,18 @@ def _plainly(
     for name in model.linears_of(path):
         if (pattern := step.pattern_for(name, {})) is not None:
             W = model.as_stored(name, model.weight(name))
-            X = W * highest(magnitude(W), pattern, cast(Scope, step.scope))
-            report = _report(W, X, None, pattern, step)
+            there = there_of(W, model)
+            X = W * highest(magnitude(W), pattern, cast(Scope, step.scope), there=there)
+            report = _report(W, X, None, pattern, step, there)
             rival = beside(whole, name, None, X, None, bits=report.bits_per_weight)
             yield name, X, replace(report, name=name, **rival)
 
 
-def _report(W: Tensor, X: Tensor, H: Tensor | None, pattern: Pattern, step: Prune) -> LayerReport:
+def _report(
+    W: Tensor, X: Tensor, H: Tensor | None, pattern: Pattern, step: Prune, there: There
+) -> LayerReport:
     """Relative error of a pruned matrix, against that of dropping its smallest weights."""
-    plain = about(W.abs(), pattern, cast(Scope, step.scope))
+    plain = about(W.abs(), pattern, cast(Scope, step.scope), there=there)
     zeros = 1 - int(X.count_nonzero()) / X.numel()
     return compared(W, X, H, plain, (zeros, sparse_bits(zeros, W.shape[1])))
 
@@ -357,7 +334,8 @@ def _write(step: Prune, model: Model, pruned: Mapping[str, Tensor], folder: Path
 
     specs = [spec(name, entry) for name, entry in model.checkpoint.entries.items()]
     write_safetensors(folder / SINGLE, specs, {"format": "pt"})
-    publish_bytes(folder / CONFIG, as_json(config_of_plain(model.folder) | {SPARSITY: said_of(step.wanted)}))
+    config = config_of_plain(model.folder) | {SPARSITY: said_of(step.made(model))}
+    publish_bytes(folder / CONFIG, as_json(config))
     copy_companions(model.folder, folder)
 
 

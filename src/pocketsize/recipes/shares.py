@@ -45,7 +45,7 @@ def shares_of(step: Prune, model: Model, ctx: Context) -> tuple[Mapping[str, flo
             shares = {} if uniform else by_threshold(sketches, weights, step.sparsity, step.spread)
         if step.score == "taylor" and not scores:
             scores = _scores(model, ctx)
-        masks = _masks(step, scores, shares) if step.score == "taylor" else {}
+        masks = _masks(step, model, scores, shares) if step.score == "taylor" else {}
         told = torch.tensor([shares.get(name, step.sparsity) for name in own], dtype=torch.float64)
         ctx.store.keep(_SHARES, {}, (), {_SHARES: told, **masks})
     kept = ctx.store.changed()
@@ -58,13 +58,16 @@ def mask_of(masks: Mapping[str, Tensor], name: str, columns: int) -> Tensor:
     return rows_of_bits(masks[f"{name}.mask"], columns)
 
 
-def _masks(step: Prune, scores: Mapping[str, Tensor], shares: Mapping[str, float]) -> dict[str, Tensor]:
+def _masks(
+    step: Prune, model: Model, scores: Mapping[str, Tensor], shares: Mapping[str, float]
+) -> dict[str, Tensor]:
     """Masks by bits, of the linears that are pruned."""
     found: dict[str, Tensor] = {}
     for name, score in scores.items():
         if (pattern := step.pattern_for(name, shares)) is not None:
             scope = "row" if step.scope == "row" else "matrix"
-            found[f"{name}.mask"] = bits_of_rows(highest(score, pattern, scope))
+            there = None if model.pattern is None else model.mask(name).to(score.device)
+            found[f"{name}.mask"] = bits_of_rows(highest(score, pattern, scope, there=there))
     return found
 
 

@@ -214,7 +214,11 @@ def trained(step: Training, kind: str, model: Model, ctx: Context, lesson: Calla
         pattern = step.outline(model).pattern
         if pattern is not None:
             facts = replace(facts, zeros=zeros_in(module, model))
-            pattern = pattern if pattern.of or not course.pruned else Pattern(round(course.pruned[-1][1], 6))
+            if course.pruned and not pattern.of:
+                # Linears that had more zeros before raise the share of all; then each has what was asked for.
+                share = round(course.pruned[-1][1], 6)
+                most = 1.0 if model.pattern is None else pattern.sparsity
+                pattern = replace(pattern, sparsity=min(share, most))
         publish_bytes(folder / COURSE, json.dumps(asdict(facts)).encode())
         write_student(model, module, folder, new=given.begin is not None, pattern=pattern)
 
