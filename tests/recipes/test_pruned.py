@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pocketsize as ps
-from pocketsize.errors import DataError, UnsupportedError, UsageError
+from pocketsize.errors import DataError, NumericalError, UnsupportedError, UsageError
 from pocketsize.exporting import table
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
@@ -224,3 +224,21 @@ def test_one_linear_that_was_filled_is_named(tmp_path: Path) -> None:
     save_file(held, first / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(DataError, match=rf"tensor {re.escape(name)}: 0 of its weights are zero"):
         load(first)
+
+
+def test_a_layer_that_reads_only_zeros_is_told_how_to_be_left(tmp_path: Path) -> None:
+    """What the error says works as it is."""
+    source = write_tiny(tmp_path / "m", "llama")
+    held = load_file(source / "model.safetensors")
+    norm = "model.layers.1.post_attention_layernorm.weight"
+    held[norm] = torch.zeros_like(held[norm])
+    save_file(held, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NumericalError, match=r"gate_proj\.weight: all its 64 inputs") as caught:
+        ran(source, tmp_path / "o", Prune())
+    assert "rtn" not in str(caught.value)
+    (words,) = re.findall(r'--set "overrides=\{(.*?)\}"', str(caught.value))
+    names = re.findall(r"'(\S+?)': null", words)
+    assert names == [f"model.layers.1.mlp.{part}_proj" for part in ("gate", "up")]
+    with pytest.raises(NumericalError, match=r"'model\.layers\.1\.mlp\.down_proj': null"):
+        ran(source, tmp_path / "a", Prune(overrides=dict.fromkeys(names)))
+    ran(source, tmp_path / "b", Prune(overrides={"model.layers.1.mlp.*": None}))

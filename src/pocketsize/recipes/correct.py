@@ -15,7 +15,7 @@ from pocketsize.models.model import Model
 from pocketsize.models.walk import Site
 from pocketsize.quantization.drift import made_up_for
 from pocketsize.recipes.rounds import rounding_word
-from pocketsize.recipes.sites import naming, stacked, what_is_read
+from pocketsize.recipes.sites import UNREAD, naming, stacked, what_is_read
 from pocketsize.recipes.step import Auto
 
 # What the first position of every window counts beside all positions together, where it feeds attention.
@@ -97,13 +97,14 @@ class Aim:
         return {"damp": self.damp, "escalations": self.escalations} if more else {}
 
 
-def aim_of(site: Site, *, alpha: float, sink: float, damp: float) -> Aim:
+def aim_of(site: Site, *, alpha: float, sink: float, damp: float, unread: str = UNREAD) -> Aim:
     """What changes of a site's weights aim at: at themselves, unless the site knows what it lacks.
 
     Nearly every query attends to the first position (attention sinks, arXiv:2309.17453), so an error in its
-    value reaches every token: it counts for more than its share of the tokens.
+    value reaches every token: it counts for more than its share of the tokens. `unread` is what a user can
+    do about inputs that are all zero.
     """
-    H = what_is_read(site)
+    H = what_is_read(site, unread=unread)
     objective = H if site.first is None else H + sink * site.first.mean()
     W, rows = stacked(site), [len(W) for W in site.weights]
     if site.drift is None or not site.drift.read.tokens:

@@ -126,7 +126,8 @@ class Oats:
         unit: dict[str, Tensor] = {}
         told: list[LayerReport] = []
         for site in walk(model, ctx.input_ids, ctx.mask, finished=replay, drift=self.drift > 0):
-            aim = aim_of(site, alpha=self.drift, sink=self.sink, damp=DAMPED)
+            unread = "use step prune, whose overrides can leave it as it is"
+            aim = aim_of(site, alpha=self.drift, sink=self.sink, damp=DAMPED, unread=unread)
             H, told_of = aim.objective, {"tokens": site.gram.tokens, **aim.damped(0)}
             for i, (name, W) in enumerate(zip(site.names, aim.matrices, strict=True)):
                 rank, pattern = self.parts(*W.shape)

@@ -39,7 +39,7 @@ from pocketsize.recipes.pruned import (
 from pocketsize.recipes.record import Finding, LayerReport, StepReport
 from pocketsize.recipes.rival import beside, compared, denser, sparse_bits, whole_of
 from pocketsize.recipes.shares import ALLOCATIONS, mask_of, shares_of
-from pocketsize.recipes.sites import naming
+from pocketsize.recipes.sites import left_out, naming
 from pocketsize.recipes.step import Auto, Context, Unit
 from pocketsize.recipes.survivors import learn_survivors
 
@@ -235,7 +235,7 @@ def _pruned_site(
             found.setdefault(pattern, []).append(i)
     if not found:
         return
-    aim = aim_of(site, alpha=step.drift, sink=decided(step.sink), damp=DAMPED)
+    aim = aim_of(site, alpha=step.drift, sink=decided(step.sink), damp=DAMPED, unread=left_out(site))
     H, goals = aim.objective, aim.matrices
     with naming(site):
         factor = feedback_factor(H, step.damp) if step.factorised else None

@@ -13,9 +13,15 @@ from pocketsize.errors import NumericalError
 from pocketsize.models.walk import Site
 from pocketsize.quantization.grid import QWeight
 
+# What a quantizer can do with a linear that reads nothing but zeros.
+UNREAD = "use step rtn"
 
-def what_is_read(site: Site) -> Float[Tensor, "in in"]:
-    """E[x x^T] of a site, the identity where no token reached it; refuses what is all zero, or not finite."""
+
+def what_is_read(site: Site, *, unread: str = UNREAD) -> Float[Tensor, "in in"]:
+    """E[x x^T] of a site, the identity where no token reached it; refuses what is all zero, or not finite.
+
+    `unread` is what a user can do about inputs that are all zero.
+    """
     columns = site.weights[0].shape[1]
     H = site.gram.mean() if site.gram.tokens else torch.eye(columns, device=site.gram.total.device)
     if lost := int((~H.diagonal().isfinite()).sum()):
@@ -26,9 +32,15 @@ def what_is_read(site: Site) -> Float[Tensor, "in in"]:
     if not bool(H.diagonal().any()):
         raise NumericalError(
             f"{site.names[0]}: all its {len(H)} inputs were zero for every calibration token, so nothing "
-            "can be learned about it; look at the layer before it with `pocketsize inspect`, or use step rtn"
+            f"can be learned about it; look at the layer before it with `pocketsize inspect`, or {unread}"
         )
     return H
+
+
+def left_out(site: Site) -> str:
+    """How step `prune` leaves the linears of a site as they are."""
+    names = ", ".join(f"'{name.removesuffix('.weight')}': null" for name in site.names)
+    return f'leave it as it is: --set "overrides={{{names}}}"'
 
 
 @contextmanager
