@@ -20,14 +20,16 @@ from pocketsize.models.backward import Seen
 from pocketsize.models.load import load
 from pocketsize.models.walk import walk
 from pocketsize.recipes import oats, prune
+from pocketsize.recipes.awq import Awq
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.correct import LEFT_OUT
 from pocketsize.recipes.journal import Journal
 from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.prune import Prune
-from pocketsize.recipes.quantize import Gptq, Rtn
+from pocketsize.recipes.quantize import Gptq, Hqq, Rtn
 from pocketsize.recipes.recipe import Data
 from pocketsize.recipes.shares import _score
+from pocketsize.recipes.smooth import SmoothQuant
 from tiny import write_texts, write_tiny
 
 
@@ -198,7 +200,10 @@ def test_what_is_made_up_for_is_settled_before_work(tmp_path: Path) -> None:
         Prune(alpha=0.2).resolve(experts, ("folder",))
 
 
-@pytest.mark.parametrize("step", [Rtn(), Gptq(), Gptq(symmetric=False), Gptq(learn=4)], ids=str)
+KEEPING = [Rtn(), Gptq(), Gptq(symmetric=False), Gptq(learn=4), Awq(), Hqq(), SmoothQuant()]
+
+
+@pytest.mark.parametrize("step", KEEPING, ids=str)
 def test_a_quantizer_keeps_the_zeros(step: Any, tmp_path: Path) -> None:
     ran(tmp_path, "llama", Prune(), step, sequences=16)
     ran_on = ps.load(tmp_path / "o")

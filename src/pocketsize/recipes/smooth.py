@@ -89,7 +89,7 @@ def _smoothed_site(
     for scheme, part in pieces:
         smoothed = replace(part, weights=tuple(W * s for W in part.weights), gram=_divided(part.gram, s))
         smoothed.first = part.first and _divided(part.first, s)
-        for name, weight, report in quantize_site(smoothed, scheme, _GPTQ):
+        for name, weight, report in quantize_site(smoothed, scheme, _GPTQ, pruned=model.pattern is not None):
             site.replaced[name] /= s
             yield name, weight, report
 
