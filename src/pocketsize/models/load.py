@@ -46,22 +46,34 @@ def load(source: str | Path) -> Model:
     Every tensor that the config implies is there with its shape and a float dtype, no other is,
     and all numbers are finite.
     """
+    return _opened(source, whole=True)
+
+
+def described(source: str | Path) -> Model:
+    """The same as far as its headers say it: no number was looked at, and nothing of its origin but a name.
+
+    It takes no time, whatever the size of the model.
+    """
+    return _opened(source, whole=False)
+
+
+def _opened(source: str | Path, *, whole: bool) -> Model:
     folder = resolve(str(source))
     if folder.parent.name == GGUF_CACHE:
-        return _load_named(folder, Path(source).expanduser())
-    return _load(folder)
+        return _load_named(folder, Path(source).expanduser(), whole=whole)
+    return _load(folder, whole=whole)
 
 
-def _load_named(folder: Path, source: Path) -> Model:
+def _load_named(folder: Path, source: Path, *, whole: bool) -> Model:
     """The model in the folder that the GGUF file `source` has become; errors name the file itself."""
     try:
-        return _load(folder)
+        return _load(folder, whole=whole)
     except PocketsizeError as error:
         text = str(error).replace(str(folder / SINGLE), str(source)).replace(str(folder), str(source))
         raise type(error)(text) from error
 
 
-def _load(folder: Path) -> Model:
+def _load(folder: Path, *, whole: bool) -> Model:
     config = read_config(folder)
     arch = arch_for(config)
     if (folder / _TOKENIZER_FILES[1]).is_file():
@@ -74,6 +86,8 @@ def _load(folder: Path) -> Model:
     checkpoint = _without_copy_of_embedding(checkpoint, config, arch)
     model = Model(folder, config, arch, _no_origin(folder), checkpoint)
     _account(model)
+    if not whole:
+        return model
     linears = set(model.linears) if model.pattern is not None else ()
     for name in checkpoint.entries:
         _require_sound(model, name, pruned=name in linears)

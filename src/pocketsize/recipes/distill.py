@@ -12,6 +12,7 @@ from pocketsize.distillation.divergence import DIVERGENCES, Divergence
 from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
 from pocketsize.measurement.classes import classes_named
 from pocketsize.models.device import working_device
+from pocketsize.models.load import described, load
 from pocketsize.models.model import Model
 from pocketsize.recipes.adapters import Adapted, check_adapters, settle_adapters
 from pocketsize.recipes.classifier import begun, with_classes
@@ -19,21 +20,31 @@ from pocketsize.recipes.early import Shallow, check_shallow, early_of, settle_sh
 from pocketsize.recipes.embedding import embedding
 from pocketsize.recipes.generations import JUDGES, generations
 from pocketsize.recipes.labels import WEIGHED, require_labels, some_unlabelled
-from pocketsize.recipes.signals import Heard, Room, check_signals, heard
-from pocketsize.recipes.step import Auto, Context
-from pocketsize.recipes.teachers import Taught, check_teachers, frozen, maps_of, teachers_of
+from pocketsize.recipes.signals import Heard, Room, check_signals, heard, require_cache, require_kept
+from pocketsize.recipes.step import Ahead, Auto, Context
+from pocketsize.recipes.teachers import (
+    Taught,
+    check_teachers,
+    frozen,
+    maps_of,
+    named_teachers,
+    require_same_task,
+    teachers_of,
+)
 from pocketsize.recipes.training import (
     Lesson,
     Reading,
     Training,
     budgeted,
     check,
+    examples_from,
+    steps_of,
     trained,
     training_examples,
 )
-from pocketsize.recipes.writing import Writing, check_writing, policy, written_examples
+from pocketsize.recipes.writing import Writing, check_writing, policy, require_writers, written_examples
 from pocketsize.training.examples import Examples, Order, split
-from pocketsize.training.features import Features, Weights
+from pocketsize.training.features import Features, Weights, require_places
 from pocketsize.training.objective import Classes, Losses, NextToken, Objective
 from pocketsize.training.progressive import Progressive, Stages
 from pocketsize.training.signals import Signals
@@ -138,6 +149,27 @@ class Distill(Shallow, Writing, Heard, Taught, Adapted, Training):
         step = replace(self, exits=settle_shallow(self, model, self.kind))
         return cast(Distill, budgeted(step, model.arch.task))
 
+    def require(self, model: Model, ahead: Ahead) -> None:
+        """Refuse teachers, and a cache, that the lesson would refuse."""
+        opened = described if self.cache is None else load  # a cache is of weights
+        teachers = named_teachers(self, opened) or [ahead.teacher]
+        require_same_task(model, teachers)
+        maps = [None for _ in teachers] if ahead.unknown else maps_of(model, teachers)
+        require_writers(self, maps)
+        for weights in (self.features(), Weights(hidden=self.progressive)):
+            require_places(model, teachers[0], weights)
+        require_kept(self, model)
+        if self.cache is not None and not ahead.unknown:
+            text = examples_from(ahead.corpus, model, self.length)
+            require_cache(self, self, Room(model, teachers, maps, text, self.dtype), ahead.seed)
+
+    def require_enough(self, model: Model, text: Examples, ahead: Ahead) -> None:
+        """Refuse text that is too little for what judges generations, or for one block after the other."""
+        text = text if self.generations == 1 else split(text, JUDGES, ahead.seed)[0]
+        Training.require_enough(self, model, text, ahead)
+        if self.progressive:
+            _stage_steps(self, steps_of(self, Order(text, self.batch, ahead.seed)), len(model.blocks))
+
     def apply(self, model: Model, ctx: Context) -> Model:
         """The student after it was taught."""
         if self.generations == 1:
@@ -159,7 +191,7 @@ class Distill(Shallow, Writing, Heard, Taught, Adapted, Training):
     ) -> Lesson:
         """What the student is given; `teacher` instead of those that the step names."""
         teachers = teachers_of(self, ctx) if teacher is None else [teacher]
-        _require_same_task(model, teachers)
+        require_same_task(model, teachers)
         maps = maps_of(model, teachers)
         if self.written is not None:
             text = written_examples(self, teachers, maps, min(self.length, model.positions), ctx)
@@ -212,13 +244,19 @@ class Distill(Shallow, Writing, Heard, Taught, Adapted, Training):
             found = Reading(own.batch, own)
         if not self.progressive:
             return found
-        assert batches is not None
-        if (first := round(self.progressive * batches / self.accumulate)) < blocks:
-            raise UsageError(
-                f"distill: progressive: {first} of {batches // self.accumulate} steps are too few for "
-                f"{blocks} blocks; give it a larger share, or the training more tokens"
-            )
+        first = _stage_steps(self, None if batches is None else batches // self.accumulate, blocks)
         return Reading(Stages(first, blocks, self.accumulate).over(order.batch, found.batch), found.memory)
+
+
+def _stage_steps(step: Distill, steps: int | None, blocks: int) -> int:
+    """In how many steps blocks learn one after the other; refuses fewer than there are blocks."""
+    assert steps is not None
+    if (first := round(step.progressive * steps)) < blocks:
+        raise UsageError(
+            f"distill: progressive: {first} of {steps} steps are too few for {blocks} blocks; give it a "
+            "larger share, or the training more tokens"
+        )
+    return first
 
 
 def _check_together(step: Distill) -> None:
@@ -326,31 +364,3 @@ def key_of_labels(step: Distill) -> str:
     """The key of a lesson by which labels count, if they do."""
     weighed = step.weigh == "loss" and step.soft and len(step.names) > 1
     return WEIGHED if weighed else "hard" if step.hard else ""
-
-
-def _require_same_task(student: Model, teachers: Sequence[Model]) -> None:
-    """Refuses teachers that do something else than the student."""
-    if student.arch.task == "classify":
-        _require_same_classes(student, teachers)
-    elif others := [one for one in teachers if one.arch.task != student.arch.task]:
-        raise UnsupportedError(
-            f"distill: teacher {others[0].origin.name} is to {others[0].arch.task}, the student to "
-            f"{student.arch.task}; name a teacher of the same task"
-        )
-
-
-def _require_same_classes(student: Model, teachers: Sequence[Model]) -> None:
-    """Refuses teachers of a classifier that are none, or have other classes."""
-    for teacher in teachers:
-        name = teacher.origin.name
-        if teacher.arch.task != "classify":
-            raise UnsupportedError(
-                f"distill: teacher {name}: is no classifier; fine-tune one first (`pocketsize finetune`) and "
-                "name its folder as teacher"
-            )
-        both = zip(classes_named(student), classes_named(teacher), strict=False)
-        odd = next((f"{b!r} where the student has {a!r}" for a, b in both if a != b), None)
-        counts = [len(classes_named(model)) for model in (teacher, student)]
-        if odd is not None or counts[0] != counts[1]:
-            told = odd or f"{counts[0]} of them, the student {counts[1]}"
-            raise UnsupportedError(f"distill: teacher {name}: has other classes: {told}")

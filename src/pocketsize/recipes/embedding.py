@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pocketsize.distillation.bridge import bridge
-from pocketsize.errors import NumericalError, UnsupportedError
+from pocketsize.errors import NumericalError
 from pocketsize.models.device import working_device
 from pocketsize.recipes.signals import Room
 from pocketsize.training.examples import Examples
@@ -26,8 +26,6 @@ def embedding(
     module: nn.Module, teachers: Sequence[Teacher], losses: Losses, room: Room, extra: Features | None
 ) -> Embedding:
     """The objective; where student and teacher have other widths, with a bridge from the one to the other."""
-    if len(teachers) > 1:
-        raise UnsupportedError("distill: teachers of an embedder point in unrelated directions; name one")
     found = Embedding(module, teachers[0], losses, extra=extra, dtype=room.dtype)
     widths = [int(model.config.hidden_size) for model in (room.student, room.teachers[0])]
     if widths[0] == widths[1] or not losses.soft:

@@ -16,9 +16,9 @@ from pocketsize.pruning.schedule import ERK, MATRIX, MODEL, SCOPES
 from pocketsize.recipes.distill import Distill, key_of_labels
 from pocketsize.recipes.labels import require_labels
 from pocketsize.recipes.record import Finding, TrainingReport
-from pocketsize.recipes.step import Auto, Context
-from pocketsize.recipes.training import Lesson, Training, trained, training_examples
-from pocketsize.training.examples import Examples
+from pocketsize.recipes.step import Ahead, Auto, Context
+from pocketsize.recipes.training import Lesson, Training, steps_of, trained, training_examples
+from pocketsize.training.examples import Examples, Order
 from pocketsize.training.loop import Shaping
 from pocketsize.training.masked import (
     MAGNITUDE,
@@ -131,6 +131,15 @@ class Gradual(Distill):
         """The same model, which says that it has zeros."""
         uneven = self.scope != MATRIX
         return model.with_sparsity(said_of(replace(self.goal(), uneven=uneven)))
+
+    def require(self, model: Model, ahead: Ahead) -> None:
+        """Refuse what `distill` refuses of teachers, if any teach."""
+        if not self._alone(model):
+            Distill.require(self, model, ahead)
+
+    def require_enough(self, model: Model, text: Examples, ahead: Ahead) -> None:
+        """Refuse text that is too little for zeros that are made little by little."""
+        self.thinning(model, steps_of(self, Order(text, self.batch, ahead.seed)))
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The model after it was trained and pruned."""

@@ -16,6 +16,7 @@ from pocketsize.measurement.machine import cpu_seconds, peak_rss_bytes
 from pocketsize.models.ledger import ledger
 from pocketsize.models.model import Model
 from pocketsize.models.products import quick_products
+from pocketsize.recipes.beforehand import with_all_tokens
 from pocketsize.recipes.disk import Export
 from pocketsize.recipes.duration import Took, Whole, durations
 from pocketsize.recipes.grids import Quantizer, end_scheme, layer_scheme
@@ -28,9 +29,7 @@ from pocketsize.recipes.record import Finding, SizedLoss
 from pocketsize.recipes.rehearse import Nothing, rehearse
 from pocketsize.recipes.room import Room, home_of, room_of, size_of
 from pocketsize.recipes.run import opened, settle
-from pocketsize.recipes.step import Step
 from pocketsize.recipes.stretch import Stretched, stretched_time
-from pocketsize.recipes.student import Student
 from pocketsize.recipes.texts import Texts
 from pocketsize.recipes.training import Training
 from pocketsize.recipes.trial import training_time
@@ -194,7 +193,7 @@ def _with_times(found: Plan, prepared: tuple[Model, Recipe, Texts], room: Room, 
             console.phase(f"rehearse {step.kind}")
             took[step.kind], most = stretched_time(step, model, texts, seed=recipe.data.seed)
             said.append(f"{step.kind} was done on {most} of {len(model.blocks)} blocks")
-        outline = _with_all_tokens(step).outline
+        outline = with_all_tokens(step).outline
         model, bare = outline(model), bare if isinstance(step, Prune | Oats) else outline(bare)
         if model.arch.task != teacher.arch.task:  # a classifier was made, which is who teaches from now on
             teacher = model
@@ -228,13 +227,6 @@ def _with_times(found: Plan, prepared: tuple[Model, Recipe, Texts], room: Room, 
         rehearsal="; ".join(said),
         rehearsal_time_s=perf_counter() - start,
     )
-
-
-def _with_all_tokens(step: Step) -> Step:
-    """The step as it is rehearsed: which tokens a student keeps is not known yet, and texts have others."""
-    if not isinstance(step, Student) or not isinstance(step.vocabulary, int):
-        return step
-    return replace(step, vocabulary="corpus" if step.family is None else None)
 
 
 def _timed(stage: PlannedStage, took: Took | None, trials: int) -> PlannedStage:

@@ -32,7 +32,7 @@ from pocketsize.recipes.mixes import base_of
 from pocketsize.recipes.quantize import DAMP, EFFORTS, ENCODERS, Gptq, Rtn, check_damp
 from pocketsize.recipes.record import Finding, LayerReport, Stage, TrainingReport, built
 from pocketsize.recipes.stages import Best, nearest
-from pocketsize.recipes.step import Context
+from pocketsize.recipes.step import Ahead, Context
 from pocketsize.recipes.training import (
     COURSE,
     Lesson,
@@ -154,6 +154,10 @@ class Qat(Quantizer, Training):
         if self.start == "rtn":
             return Rtn(**grid)
         return Gptq(**grid, damp=self.damp, learn=self.learn, alpha=self.alpha)
+
+    def require_enough(self, model: Model, text: Examples, ahead: Ahead) -> None:
+        """Refuse text that is too little to hold out what judges; what the model writes would do as well."""
+        Training.require_enough(self, model, text if ahead.own else split(text, JUDGES, ahead.seed)[0], ahead)
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The model quantized by `start`, or further by learning where that is nearer to it.

@@ -30,11 +30,11 @@ from pocketsize.models.dtype import NAMES
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.models.products import quick_products
+from pocketsize.recipes.beforehand import require_lessons
 from pocketsize.recipes.fingerprint import fingerprint
 from pocketsize.recipes.gate import gates_before, gates_lose, with_gates
 from pocketsize.recipes.grids import Quantizer, refuse_unstored, scheme_of
 from pocketsize.recipes.journal import Journal, open_journal, working
-from pocketsize.recipes.labels import require_heeded
 from pocketsize.recipes.output import check_output, made_by, refuse_taken, require_finished, work_folder
 from pocketsize.recipes.recipe import Recipe
 from pocketsize.recipes.record import SCHEMA, Finding, Mixture, RunRecord, SizePart, Timing
@@ -193,7 +193,7 @@ def settle(original: Model, recipe: Recipe) -> tuple[Model, Recipe, Texts]:
         trains=trains,
         outline=recipe.outline(original),
     )
-    require_heeded(recipe.steps, original, texts.train)
+    require_lessons(recipe, original, texts)
     return original, recipe, texts
 
 

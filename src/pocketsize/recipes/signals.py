@@ -18,7 +18,7 @@ from pocketsize.recipes.step import Context, Place
 from pocketsize.recipes.teachers import Taught, frozen, print_of
 from pocketsize.training.examples import Batch, Examples
 from pocketsize.training.objective import Panel
-from pocketsize.training.signals import KINDS, PRECISION, Signals, open_signals
+from pocketsize.training.signals import KINDS, PRECISION, Signals, open_signals, require_signals
 
 LIVE = "live"
 
@@ -81,9 +81,8 @@ def facts_of(step: Heard, taught: Taught, room: Room, seed: int) -> dict[str, st
 
 def heard(step: Heard, taught: Taught, room: Room, rows: Sequence[int], ctx: Context) -> Signals:
     """What the teachers say of these rows of the text: those that nothing is kept of yet are heard now."""
+    require_kept(step, room.student)
     vocabulary = int(room.student.config.vocab_size)
-    if step.kept > vocabulary and step.signals == "top_k":
-        raise UsageError(f"distill: kept: {step.kept} of a vocabulary of {vocabulary} tokens")
     place = ctx.store.place("signals")
     folder = Path(step.cache) if step.cache is not None else place.folder / "signals"
     folder = Path(ctx.world.told(str(folder)))
@@ -92,6 +91,19 @@ def heard(step: Heard, taught: Taught, room: Room, rows: Sequence[int], ctx: Con
         _hear(open_signals(folder, facts, vocabulary), taught, room, rows, (place, ctx))
     ctx.world.told(0)  # the others wait until the first has heard all
     return open_signals(folder, facts, vocabulary)
+
+
+def require_kept(step: Heard, student: Model) -> None:
+    """Refuse to keep more tokens of a position than there are."""
+    vocabulary = int(student.config.vocab_size)
+    if step.kept > vocabulary and step.signals == "top_k":
+        raise UsageError(f"distill: kept: {step.kept} of a vocabulary of {vocabulary} tokens")
+
+
+def require_cache(step: Heard, taught: Taught, room: Room, seed: int) -> None:
+    """Refuse a cache of other teachers or another text. Nothing is made of one that is not there yet."""
+    assert step.cache is not None
+    require_signals(Path(step.cache), facts_of(step, taught, room, seed))
 
 
 def _hear(

@@ -130,6 +130,21 @@ class Context:
         return Path(self.world.told(""))
 
 
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What is known of a run before its first step.
+
+    `teacher` is who teaches where a step names nobody, `corpus` the text that trainings read. `unknown`: a
+    step before makes tokens or weights that only its work tells. `own`: the model writes text as well.
+    """
+
+    teacher: Model
+    corpus: Corpus
+    seed: int
+    unknown: bool = False
+    own: bool = False
+
+
 def first_windows(ctx: Context, count: int) -> tuple[Int64[Tensor, "n length"], Bool[Tensor, "n length"]]:
     """The first calibration windows and their mask: so many full ones, or shorter ones of as many tokens."""
     rows = worth(ctx.mask, count)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pocketsize.distillation.vocabulary import aligned
-from pocketsize.errors import UnsupportedError, UsageError
+from pocketsize.errors import PocketsizeError, UnsupportedError, UsageError
+from pocketsize.measurement.classes import classes_named
 from pocketsize.models.device import working_device
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.model import Model
@@ -64,12 +65,50 @@ def teachers_of(step: Taught, ctx: Context) -> list[Model]:
     if not step.names:
         assert ctx.original is not None
         return [ctx.classifier or ctx.original]
-    return [load(name) for name in step.names]
+    return named_teachers(step, load)
+
+
+def named_teachers(step: Taught, opened: Callable[[str], Model]) -> list[Model]:
+    """The teachers that a step names; errors say that it is one of those."""
+    try:
+        return [opened(name) for name in step.names]
+    except PocketsizeError as error:
+        raise type(error)(f"distill: teacher: {error}") from error
 
 
 def maps_of(student: Model, teachers: Sequence[Model]) -> list[Tensor | None]:
     """Each teacher's number for each of the student's tokens; None where they are the same."""
     return [_same_tokens(student, one) for one in teachers]
+
+
+def require_same_task(student: Model, teachers: Sequence[Model]) -> None:
+    """Refuses teachers that do something else than the student, and two that cannot be followed at once."""
+    if student.arch.task == "embed" and len(teachers) > 1:
+        raise UnsupportedError("distill: teachers of an embedder point in unrelated directions; name one")
+    if student.arch.task == "classify":
+        _require_same_classes(student, teachers)
+    elif others := [one for one in teachers if one.arch.task != student.arch.task]:
+        raise UnsupportedError(
+            f"distill: teacher {others[0].origin.name} is to {others[0].arch.task}, the student to "
+            f"{student.arch.task}; name a teacher of the same task"
+        )
+
+
+def _require_same_classes(student: Model, teachers: Sequence[Model]) -> None:
+    """Refuses teachers of a classifier that are none, or have other classes."""
+    for teacher in teachers:
+        name = teacher.origin.name
+        if teacher.arch.task != "classify":
+            raise UnsupportedError(
+                f"distill: teacher {name}: is no classifier; fine-tune one first (`pocketsize finetune`) and "
+                "name its folder as teacher"
+            )
+        both = zip(classes_named(student), classes_named(teacher), strict=False)
+        odd = next((f"{b!r} where the student has {a!r}" for a, b in both if a != b), None)
+        counts = [len(classes_named(model)) for model in (teacher, student)]
+        if odd is not None or counts[0] != counts[1]:
+            told = odd or f"{counts[0]} of them, the student {counts[1]}"
+            raise UnsupportedError(f"distill: teacher {name}: has other classes: {told}")
 
 
 def frozen(

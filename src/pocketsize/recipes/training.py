@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from pocketsize.data.text import Corpus
 from pocketsize.distributed.shards import spread
 from pocketsize.distributed.world import Solo
 from pocketsize.errors import UsageError
@@ -32,7 +33,7 @@ from pocketsize.pruning.pattern import Pattern, said_of
 from pocketsize.recipes.adapters import faster, learning
 from pocketsize.recipes.course import course_report, findings_of, zeros_in
 from pocketsize.recipes.record import StepReport, TrainingReport, built
-from pocketsize.recipes.step import Auto, Context
+from pocketsize.recipes.step import Ahead, Auto, Context
 from pocketsize.training.dropout import set_dropout
 from pocketsize.training.examples import Batch, Examples, Order
 from pocketsize.training.loop import Course, Memory, Pace, Shaping, train
@@ -118,6 +119,10 @@ class Training(ABC):
     def outline(self, model: Model) -> Model:
         """The same model: learning changes no shape."""
         return model
+
+    def require_enough(self, model: Model, text: Examples, ahead: Ahead) -> None:
+        """Refuse text that is too little for what the step holds out, or makes in steps."""
+        steps_of(self, Order(_held_out(text, self, ahead.seed)[0], self.batch, ahead.seed))
 
     @abstractmethod
     def apply(self, model: Model, ctx: Context) -> Model:
@@ -254,10 +259,15 @@ def write_student(
 def training_examples(model: Model, ctx: Context, length: int) -> Examples:
     """The text of the run as examples for this model; a run without a text of its own has none."""
     assert ctx.corpus is not None
+    return examples_from(ctx.corpus, model, length)
+
+
+def examples_from(corpus: Corpus, model: Model, length: int) -> Examples:
+    """A text as examples for this model."""
     task = model.arch.task
     classes = classes_named(model) if task == "classify" else ()
     length = min(length, model.positions)
-    return examples_of(ctx.corpus, tokenizer_of(model), length=length, task=task, classes=classes)
+    return examples_of(corpus, tokenizer_of(model), length=length, task=task, classes=classes)
 
 
 def _trainable(module: nn.Module, step: Training) -> nn.Module:
@@ -322,16 +332,17 @@ def taught(
     return course, examples
 
 
+def steps_of(step: Training, order: Order) -> int | None:
+    """How many steps the budget gives on these examples; None where it is minutes."""
+    if step.minutes is not None:
+        return None
+    read = count_of(step.tokens or TOKENS) / order.examples.tokens
+    epochs = read if step.epochs is None else step.epochs
+    return max(1, round(epochs * order.per_epoch / step.accumulate))
+
+
 def _pace(step: Training, order: Order, rate: float, seed: int) -> Pace:
-    steps: int | None = None
-    if step.minutes is None:
-        per_epoch = order.per_epoch / step.accumulate
-        epochs = (
-            step.epochs
-            if step.epochs is not None
-            else count_of(step.tokens or TOKENS) / order.examples.tokens
-        )
-        steps = max(1, round(epochs * per_epoch))
+    steps = steps_of(step, order)
     return Pace(
         steps=steps,
         minutes=step.minutes,

@@ -87,12 +87,17 @@ def _as_npy(ids: Tensor) -> bytes:
     return out.getvalue()
 
 
+def require_writers(step: Writing, maps: Sequence[Tensor | None]) -> None:
+    """Refuse to let teachers write whose tokens have other numbers than the student's."""
+    if step.written is not None and any(ids is not None for ids in maps):
+        raise UnsupportedError("distill: written: a teacher with other tokens cannot write for the student")
+
+
 def written_examples(
     step: Writing, teachers: Sequence[Model], maps: Sequence[Tensor | None], length: int, ctx: Context
 ) -> Examples:
     """The text that teachers write, in turn; what was written before the process was cut off is read."""
-    if any(ids is not None for ids in maps):
-        raise UnsupportedError("distill: written: a teacher with other tokens cannot write for the student")
+    require_writers(step, maps)
     place = ctx.store.place("written")
     parts = math.ceil(count_of(step.written_tokens, "written_tokens") / (length * TOGETHER))
     modules: dict[int, nn.Module] = {}

@@ -60,6 +60,7 @@ class Features(nn.Module):
 
     def __init__(self, student: Model, teacher: Model, weights: Weights) -> None:
         super().__init__()
+        require_places(student, teacher, weights)
         self.weights = weights
         mapped = layer_map(len(student.blocks), len(teacher.blocks))
         self.blocks = [(s, teacher.blocks[i]) for s, i in zip(student.blocks, mapped, strict=True)]
@@ -68,9 +69,7 @@ class Features(nn.Module):
         self.projections = nn.ModuleList(
             [_projection(*wide) for _ in self.blocks] if compares and wide[0] != wide[1] else []
         )
-        self.heads = weights.heads or int(teacher.config.num_attention_heads)
-        if weights.attention or weights.relations:
-            self._require_heads(student, teacher)
+        self.heads = _heads(teacher, weights)
         self.attends = [_attending(m) for m in (student, teacher)] if self._relates else []
 
     @property
@@ -133,19 +132,30 @@ class Features(nn.Module):
             found += [relation_distance((x[a], x[b]), (y[a], y[b]), mask) for a, b in pairs]
         return torch.stack(found).mean()
 
-    def _require_heads(self, student: Model, teacher: Model) -> None:
-        for model in (student, teacher):
-            names = _attending(model)
-            widths = {model.matrix_shape(f"{model.blocks[0]}.{name}.weight")[0] for name in names}
-            if self.weights.attention and len(widths) > 1:
-                raise UnsupportedError(
-                    "attention: this family shares keys between queries (grouped queries); use relations"
-                )
-            if odd := [width for width in widths if width % self.heads]:
-                raise UsageError(
-                    f"heads: {self.heads} do not divide a width of {odd[0]} ({model.config.model_type}); "
-                    "give a number that divides both models' queries, keys and values"
-                )
+
+def require_places(student: Model, teacher: Model, weights: Weights) -> None:
+    """Refuse losses that the two models have no place for."""
+    blocks = len(student.blocks), len(teacher.blocks)
+    if weights and blocks[0] > blocks[1]:
+        raise UnsupportedError(
+            f"a student of {blocks[0]} blocks cannot follow a teacher of {blocks[1]} block by block; keep "
+            "fewer blocks (layers), or leave hidden, cosine, attention, relations and progressive at 0"
+        )
+    if not weights.attention and not weights.relations:
+        return
+    heads = _heads(teacher, weights)
+    for model in (student, teacher):
+        names = _attending(model)
+        widths = {model.matrix_shape(f"{model.blocks[0]}.{name}.weight")[0] for name in names}
+        if weights.attention and len(widths) > 1:
+            raise UnsupportedError(
+                "attention: this family shares keys between queries (grouped queries); use relations"
+            )
+        if odd := [width for width in widths if width % heads]:
+            raise UsageError(
+                f"heads: {heads} do not divide a width of {odd[0]} ({model.config.model_type}); "
+                "give a number that divides both models' queries, keys and values"
+            )
 
 
 @contextmanager
@@ -173,6 +183,11 @@ def _attending(model: Model) -> tuple[str, ...]:
             "matrix; use hidden"
         )
     return names
+
+
+def _heads(teacher: Model, weights: Weights) -> int:
+    """Into how many heads relations are cut."""
+    return weights.heads or int(teacher.config.num_attention_heads)
 
 
 def _projection(narrow: int, wide: int) -> nn.Linear:

@@ -161,14 +161,24 @@ def open_signals(folder: Path, facts: Mapping[str, str], vocabulary: int) -> Sig
     is an IntegrityError that names the first that differs. Damaged parts do not count, and go before others
     are made.
     """
+    require_signals(folder, facts)
+    if not (folder / FACTS).is_file():
+        make_folder(folder)
+        publish_bytes(folder / FACTS, json.dumps(dict(facts), indent=1).encode())
+    found = Signals(folder, facts["signals"], int(facts["kept"]), vocabulary, int(facts["seed"]))
+    found.look()
+    return found
+
+
+def require_signals(folder: Path, facts: Mapping[str, str]) -> None:
+    """Refuse a folder that holds signals of other facts, or other things; one to come may be absent."""
     path = folder / FACTS
     if not path.is_file():
         if folder.is_dir() and any(folder.iterdir()):
             raise IntegrityError(
                 f"{folder}: holds other things, and no {FACTS}; name a new folder for signals"
             )
-        make_folder(folder)
-        publish_bytes(path, json.dumps(dict(facts), indent=1).encode())
+        return
     before = _read(path)
     if PRECISION in facts:
         before = {PRECISION: "fp32"} | before  # folders of old do not say it
@@ -177,9 +187,6 @@ def open_signals(folder: Path, facts: Mapping[str, str], vocabulary: int) -> Sig
         if differ[0].startswith(PRECISION):
             way = f"use {PRECISION}: {before[PRECISION]}, or name another folder"
         raise IntegrityError(f"{folder}: holds what teachers said of something else: {differ[0]}; {way}")
-    found = Signals(folder, facts["signals"], int(facts["kept"]), vocabulary, int(facts["seed"]))
-    found.look()
-    return found
 
 
 def _read(path: Path) -> dict[str, str]:
