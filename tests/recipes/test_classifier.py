@@ -227,6 +227,31 @@ def test_text_without_labels_is_refused_before_any_work(
     assert not (tmp_path / "p").exists() and not (tmp_path / ".p.work").exists()
 
 
+@pytest.mark.parametrize(("step", "heeds"), HEEDED, ids=lambda one: getattr(one, "kind", one))
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (("thing",) * 40, "all texts have the label 'thing'"),
+        (("thing", "thing", "maths"), "'maths'; 2 of each"),
+    ],
+    ids=("one", "few"),
+)
+def test_labels_of_one_class_or_too_few_are_refused_before_any_work(
+    rows: tuple[str, ...], said: str, step: Any, heeds: str, teacher: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"text": " ".join(WORDS[name]), "label": name}) for name in rows))
+    for texts in (
+        data(tmp_path, train=(str(path),)),
+        data(tmp_path, train=(), calibrate=(str(path),), length=4),
+    ):
+        with pytest.raises(DataError, match=said):
+            ps.run(teacher, [Layers(keep=1), step], out=tmp_path / "p", data=texts, console=Quiet())
+    assert not (tmp_path / "p").exists() and not (tmp_path / ".p.work").exists()
+    plain = Distill(epochs=1.0, **SHORT)
+    prepare(Recipe(str(teacher), (plain,), data=data(tmp_path, train=(str(path),))))  # it heeds none
+
+
 def test_who_weighs_nobody_needs_no_labels(teacher: Path, tmp_path: Path) -> None:
     texts = data(tmp_path, train=(labelled(tmp_path / "plain.jsonl", label=False, seed=2),))
     step = Distill(epochs=1.0, weigh="loss", **SHORT)

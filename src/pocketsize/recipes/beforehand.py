@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pocketsize.data.labels import by_labels, classes_of
 from pocketsize.data.text import Corpus, Document
 from pocketsize.errors import DataError, UsageError
 from pocketsize.models.model import Model
+from pocketsize.recipes.classifier import classes_in
 from pocketsize.recipes.distill import Distill
 from pocketsize.recipes.labels import require_heeded
 from pocketsize.recipes.recipe import Recipe
@@ -26,7 +28,8 @@ def require_lessons(recipe: Recipe, original: Model, texts: Texts) -> None:
     The models that earlier steps make are known by their outlines. What only their work tells (which tokens
     a student keeps, the weights of a turned teacher) is left to the training.
     """
-    require_heeded(recipe.steps, original, texts.train)
+    if require_heeded(recipe.steps, original, texts.train):
+        _require_classes(recipe, texts)
     calibrated = any(step.calibrated for step in recipe.steps)
     own = bool(recipe.data.written_windows) and calibrated and not recipe.data.train
     model = teacher = original
@@ -42,6 +45,14 @@ def require_lessons(recipe: Recipe, original: Model, texts: Texts) -> None:
         unknown |= isinstance(step, Rotate) or (isinstance(step, Student) and step.vocabulary is not None)
         if model.arch.task != teacher.arch.task:  # a classifier was made, which is who teaches from now on
             teacher = model
+
+
+def _require_classes(recipe: Recipe, texts: Texts) -> None:
+    """Refuse labels of one class only, and classes of one text, as they are before any is held out."""
+    if recipe.data.train:
+        classes_in(recipe.data.train, recipe.base)
+    else:
+        classes_of(by_labels(texts.train)[0])
 
 
 def with_all_tokens(step: Step) -> Step:

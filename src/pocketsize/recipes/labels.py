@@ -16,8 +16,12 @@ from pocketsize.training.examples import Examples
 WEIGHED = "weigh: loss"
 
 
-def require_heeded(steps: Sequence[Step], model: Model, corpus: Corpus) -> None:
-    """Refuses text without the labels that one of the steps heeds, before the first one begins."""
+def require_heeded(steps: Sequence[Step], model: Model, corpus: Corpus) -> bool:
+    """Refuses text without the labels that one of the steps heeds, before the first one begins.
+
+    Whether any step heeds labels.
+    """
+    heeded = False
     for step in steps:
         model = step.outline(model)
         heeds = step.heeds if isinstance(step, Training) and step.reads else ""
@@ -27,6 +31,8 @@ def require_heeded(steps: Sequence[Step], model: Model, corpus: Corpus) -> None:
             raise unlabelled(corpus.name, heeds)
         if heeds == WEIGHED and by_labels(corpus)[1] is not None:
             raise some_unlabelled(corpus.name)
+        heeded = True
+    return heeded
 
 
 def require_labels(examples: Examples, heeds: str) -> Examples:
