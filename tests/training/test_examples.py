@@ -10,7 +10,7 @@ from pocketsize.data.text import Corpus, Document
 from pocketsize.errors import DataError, UsageError
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.training.examples import Examples, Order, of_rows
-from pocketsize.training.texts import packed, separate
+from pocketsize.training.texts import examples_of, packed, separate
 from tiny import TEXT, write_tiny
 
 
@@ -65,6 +65,18 @@ def test_texts_of_an_encoder_are_framed_and_cut(tmp_path: Path) -> None:
     for row in range(len(found)):
         ids = found.flat[found.starts[row] : found.starts[row + 1]]
         assert ids[0] == cls and ids[-1] == sep and len(ids) <= 16 and cls not in ids[1:]
+
+
+def test_both_texts_of_a_pair_teach_an_embedder_and_a_classifier_reads_them_as_one(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(load(write_tiny(tmp_path / "m", "bert")))
+    alone = Document("b", TEXT[4])
+    pairs = Corpus("pairs", (Document("a", TEXT[0], pair=TEXT[1]), alone))
+    texts = Corpus("texts", (Document("a", TEXT[0]), Document("p", TEXT[1]), alone))
+    of_pairs, of_texts = (examples_of(one, tokenizer, length=64, task="embed") for one in (pairs, texts))
+    assert of_pairs.sha256 == of_texts.sha256 and len(of_pairs) == 3
+    together = examples_of(pairs, tokenizer, length=64, task="classify")
+    assert len(together) == 2
+    assert together.flat[: together.starts[1]].tolist() == tokenizer(TEXT[0], TEXT[1])["input_ids"]
 
 
 def test_nothing_to_train_on_is_an_error(tmp_path: Path) -> None:

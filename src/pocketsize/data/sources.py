@@ -19,7 +19,7 @@ class Source:
     rows (jsonl, csv, parquet, `datasets` folders), `column` holds the text or the messages (null for
     `text`, else `messages`), and at most the first `rows` rows of each file are read (null for all).
     For classifiers, `label` holds what a text is, and `pair` the second text of a pair (null for
-    `label` and `pair`, where there are such columns).
+    `label` and `pair`, where there are such columns); trainings of embedders read both texts, each by itself.
     """
 
     files: tuple[str, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -29,13 +30,13 @@ def examples_of(
     """Packed windows for a generator, texts of at most `length` tokens for an encoder.
 
     For a classifier those of a labelled set, each with the number of its class among `classes`, and those of
-    files without labels beside it.
+    files without labels beside it. The texts of a pair are one for a classifier, two for an embedder.
     """
     if task == "generate":
         return packed(corpus, tokenizer, length=length)
     if task == "classify" and is_labelled(corpus):
         return labelled(corpus, tokenizer, length=length, classes=classes)
-    return separate(corpus, tokenizer, length=length)
+    return separate(corpus, tokenizer, length=length, paired=task == "classify")
 
 
 def packed(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, length: int) -> Examples:
@@ -55,9 +56,21 @@ def packed(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, length: int) -
     return of_rows(pieces, end[0] if end else 0, corpus.name)
 
 
-def separate(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, length: int) -> Examples:
-    """Every paragraph by itself, framed as the tokenizer frames a text; long ones in pieces of `length`."""
-    return of_rows(_apart(corpus.documents, tokenizer, length), _pad(tokenizer), corpus.name)
+def separate(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, length: int, paired: bool = False
+) -> Examples:
+    """Every paragraph by itself, framed as the tokenizer frames a text; long ones in pieces of `length`.
+
+    The second text of a pair is one of its own. `paired`: it is read with the first, both cut at `length`.
+    """
+    pairs = [document for document in corpus.documents if document.pair]
+    whole = _whole(pairs, tokenizer, length) if paired else []
+    apart: list[Document] = []
+    for document in corpus.documents:
+        if not (paired and document.pair):
+            apart += [document, replace(document, text=document.pair)]
+    pieces = [*whole, *(_apart(apart, tokenizer, length) if apart else [])]
+    return of_rows(pieces, _pad(tokenizer), corpus.name)
 
 
 def labelled(
