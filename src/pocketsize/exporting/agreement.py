@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from pocketsize.io.llamacpp import LlamaCpp
 
 CLEAR = 0.1
+# So many disagreements are told.
+WORST = 8
 WANTED = 0.97
 # Two forwards that both round activations differ from each other as much as from one that does
 # not, so counts scatter around the floor; this many standard deviations of their difference are allowed.
@@ -63,7 +65,7 @@ class Agreement:
 
     @property
     def sentence(self) -> str:
-        """The result in words, disagreements with their margins."""
+        """The result in words, the worst disagreements with their margins."""
         said = (
             f"llama.cpp picks our forward's token at {self.share:.1%} of {self.positions} positions, "
             f"{self.clear_share:.1%} where the margin exceeds {CLEAR}"
@@ -73,7 +75,9 @@ class Agreement:
                 f"; rounding activations to 8 bits, as llama.cpp does, leaves {self.floor:.1%} in our forward"
             )
         if self.apart:
-            said += f"; margins of the {len(self.apart)} others: {', '.join(f'{m:.2f}' for m in self.apart)}"
+            worst = ", ".join(f"{margin:.2f}" for margin in self.apart[:WORST])
+            of = f", the largest {WORST}" if len(self.apart) > WORST else ""
+            said += f"; margins of the {len(self.apart)} others{of}: {worst}"
         return said
 
 
