@@ -79,6 +79,7 @@ def test_a_model_is_pruned_and_told_of(
         ({"recover": "3parsecs"}, "--recover: tokens .500k, 2M., 3epochs or 30min, got '3parsecs'"),
         ({"sparsity": "50%", "set_": ("sparsity=0.6",)}, "--set sparsity=: --sparsity says that already"),
         ({"remove": "25%", "set_": ("remove=0.6",)}, "--set remove=: --remove says that already"),
+        ({"set_": ("learn=1", "learn=2")}, "--set learn= is there twice"),
         ({"set_": ("learn=[1",)}, r"--set learn=\[1: '\[1' is no value of a recipe file"),
     ],
     ids=str,

@@ -113,6 +113,15 @@ def test_evaluation_text_in_the_calibration_text_is_a_finding(model: Model, base
     assert finding.code == "overlap" and finding.message.startswith("100.0%")
 
 
+def test_text_that_calibrates_and_trains_is_told_of_once(model: Model, base: Path) -> None:
+    both = read_texts(data("x.txt", train=("x.txt",)), base, model, trains=True).findings
+    assert [one.code for one in both] == ["overlap"] and "in the calibration text" in both[0].message
+    (base / "y.txt").write_text("\n\n".join([(base / "x.txt").read_text(), "more of it"]))
+    both = read_texts(data("x.txt", train=("y.txt",)), base, model, trains=True).findings
+    assert [one.code for one in both] == ["overlap", "overlap"]
+    assert "in the training text" in both[1].message
+
+
 def test_chats_are_rendered_with_the_template_of_the_model(model: Model, base: Path) -> None:
     texts = read_texts(data("chat.jsonl", sequences=4), base, model)
     start = tokenizer_of(model).convert_tokens_to_ids("<|im_start|>")

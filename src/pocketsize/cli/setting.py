@@ -30,7 +30,9 @@ def _set(words: tuple[str, ...]) -> dict[str, Any]:
         key, equals, value = word.partition("=")
         if not equals:
             raise click.UsageError(f"--set is KEY=VALUE, such as rate=2e-4, got {word!r}")
-        chosen[key.strip()] = _plain(word, value.strip())
+        if (key := key.strip()) in chosen:
+            raise click.UsageError(f"--set {key}= is there twice; give it once")
+        chosen[key] = _plain(word, value.strip())
     return chosen
 
 

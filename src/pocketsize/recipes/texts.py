@@ -94,11 +94,11 @@ def read_texts(
     findings += _about_labels((model, outline), taught, corpora[1], data.seed)
     calibrate = [_calibrating(p, tokenizer, length, data.seed) for p in first]
     evaluate = [_judging(p, tokenizer, length, task) for p in second]
-    findings += [*_about_length(data, length), *_about_overlap(*corpora)]
+    findings += [*_about_length(data, length), *_about_overlap("calibration", *corpora)]
     findings += _about_windows((first, calibrate), (second, evaluate), calibrates=calibrates)
     records = _records(data, (first, calibrate), (second, evaluate), task, tokenizer)
-    if train is not None and corpora[0] is not train:
-        findings += _about_overlap(train, corpora[1])
+    if train is not None and train.sha256 != corpora[0].sha256:
+        findings += _about_overlap("training", train, corpora[1])
     train = corpora[0] if train is None else train
     if trains:
         records.append(TextRecord("train", train.name, train.sha256, len(train.documents), 0, 0, 0))
@@ -252,12 +252,10 @@ def _about_length(data: Data, length: int) -> Iterator[Finding]:
         yield Finding("shorter-windows", message)
 
 
-def _about_overlap(calibrate: Corpus, evaluate: Corpus) -> Iterator[Finding]:
-    if (share := overlap(calibrate, evaluate)) > OVERLAP:
-        yield Finding(
-            "overlap",
-            f"{share:.1%} of the evaluation text also stands in the calibration text: quality is overstated",
-        )
+def _about_overlap(what: str, read: Corpus, evaluate: Corpus) -> Iterator[Finding]:
+    if (share := overlap(read, evaluate)) > OVERLAP:
+        said = f"{share:.1%} of the evaluation text also stands in the {what} text"
+        yield Finding("overlap", f"{said}: quality is overstated")
 
 
 Cut = tuple[Sequence[_Part], Sequence[Windows]]
