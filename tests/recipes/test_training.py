@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,15 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 import pocketsize as ps
-from pocketsize.errors import DataError, IntegrityError, ResourceError, Stopped, UnsupportedError, UsageError
+from pocketsize.errors import (
+    DataError,
+    IntegrityError,
+    NumericalError,
+    ResourceError,
+    Stopped,
+    UnsupportedError,
+    UsageError,
+)
 from pocketsize.exporting import table
 from pocketsize.io.checkpoint import open_checkpoint
 from pocketsize.models.depth import with_blocks
@@ -24,6 +33,7 @@ from pocketsize.recipes.distill import Distill, Finetune
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.quantize import Rtn
 from pocketsize.recipes.recipe import Data, Recipe
+from pocketsize.recipes.run import prepare
 from pocketsize.recipes.training import count_of
 from pocketsize.training import loop
 from pocketsize.training.recompute import recompute
@@ -247,6 +257,60 @@ def test_exits_that_a_model_cannot_learn_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"a gpt2 has no transformer\.norm to read"):
         Distill(exits=(0,)).resolve(gpt2, ("folder",))
     assert Finetune(exits="auto").resolve(llama, ("folder",)).exits == (0,)
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (
+            Distill(tokens=2048, rate=0.99, clip=1e30, batch=4, length=32),
+            "text that it read.*from its teacher",
+        ),
+        (
+            Finetune(tokens=2048, rate=0.99, clip=1e30, batch=4, length=32),
+            "text that it read.*predicts it worse",
+        ),
+        (Distill(tokens=2048, rate=0.99, clip=1e30, batch=4, length=32, patience=50), "held-out text"),
+        (Distill(tokens=2048, rate=1e-3, batch=4, length=32), ""),
+        (Finetune(tokens=2048, rate=1e-3, batch=4, length=32, patience=50), ""),
+    ],
+    ids=str,
+)
+def test_a_training_that_made_a_model_worse_is_told(step: Any, said: str, tmp_path: Path) -> None:
+    source = write_tiny(tmp_path / "m", "llama")
+    steps = [Layers(keep=1), step]
+    done = ps.run(source, steps, out=tmp_path / "o", export=["folder"], data=data(tmp_path), console=Quiet())
+    report = done.record.steps[1].training
+    assert report is not None and len(report.judged) == 2
+    assert (report.judged[1] > report.judged[0]) is bool(said)
+    told = [f.message for f in done.record.findings if f.code == "training-worse"]
+    assert len(told) == bool(said)
+    if said:
+        assert re.search(said, told[0]) and f"{report.judged[1]:.4g} after" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"hidden": 1e38}, "look at hidden: 1e[+]38"), ({"temperature": 1e-42}, "look at temperature: 1e-42")],
+)
+def test_where_no_step_was_ever_finite_the_rate_is_not_blamed(
+    options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    source = write_tiny(tmp_path / "m", "llama")
+    steps = [Layers(keep=1), Distill(tokens="4k", **SHORT, **options)]
+    with pytest.raises(NumericalError, match=f"the rate is not the cause: {said}"):
+        ps.run(source, steps, out=tmp_path / "o", data=data(tmp_path), console=Quiet())
+
+
+def test_windows_that_the_model_cannot_read_are_told(tmp_path: Path) -> None:
+    source = write_tiny(tmp_path / "m", "llama")
+    positions = load(source).positions
+    recipe = Recipe(str(source), (Finetune(tokens=100, length=positions + 1),), data=data(tmp_path))
+    told = [f.message for f in prepare(recipe)[2].findings if f.code == "shorter-windows"]
+    wanted = f"finetune: windows of {positions} tokens instead of {positions + 1}: the model reads no more"
+    assert told == [wanted]
+    recipe = replace(recipe, steps=(Finetune(tokens=100, length=positions),))
+    assert not [f for f in prepare(recipe)[2].findings if f.code == "shorter-windows"]
 
 
 def test_text_that_was_read_too_often_is_told(tmp_path: Path) -> None:

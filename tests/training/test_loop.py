@@ -155,7 +155,10 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted() -> None:
     with pytest.raises(
         NumericalError, match=r"8 steps in a row were not finite; use a learning rate below 0[.]01"
     ):
-        taught(Pace(steps=20, peak=1e-2), Memory(), spoil=frozenset(range(1, 50)))
+        taught(Pace(steps=20, peak=1e-2), Memory(), spoil=frozenset(range(2, 50)))
+    with pytest.raises(NumericalError, match=r"the rate is not the cause: look at temperature: 1e-42"):
+        pace = Pace(steps=20, peak=1e-2, terms="temperature: 1e-42")
+        taught(pace, Memory(), spoil=frozenset(range(50)))
 
 
 def test_an_early_end_gives_the_best_weights() -> None:

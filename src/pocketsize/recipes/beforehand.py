@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from pocketsize.data.labels import by_labels, classes_of
@@ -12,6 +13,7 @@ from pocketsize.recipes.classifier import classes_in
 from pocketsize.recipes.distill import Distill
 from pocketsize.recipes.labels import require_heeded
 from pocketsize.recipes.recipe import Recipe
+from pocketsize.recipes.record import Finding
 from pocketsize.recipes.rotate import Rotate
 from pocketsize.recipes.step import Ahead, Step
 from pocketsize.recipes.student import Student
@@ -22,9 +24,10 @@ from pocketsize.recipes.training import Training, examples_from
 BEGINNING = 1_000_000
 
 
-def require_lessons(recipe: Recipe, original: Model, texts: Texts) -> None:
+def require_lessons(recipe: Recipe, original: Model, texts: Texts) -> list[Finding]:
     """Refuse labels, teachers, caches and text that a training of a resolved recipe would refuse.
 
+    Given is what there is to say of the trainings that are not refused.
     The models that earlier steps make are known by their outlines. What only their work tells (which tokens
     a student keeps, the weights of a turned teacher) is left to the training.
     """
@@ -33,18 +36,27 @@ def require_lessons(recipe: Recipe, original: Model, texts: Texts) -> None:
     calibrated = any(step.calibrated for step in recipe.steps)
     own = bool(recipe.data.written_windows) and calibrated and not recipe.data.train
     model = teacher = original
-    unknown = False
+    unknown, found = False, list[Finding]()
     for step in recipe.steps:
         if isinstance(step, Training):
             ahead = Ahead(teacher, texts.train, recipe.data.seed, unknown, own)
             if isinstance(step, Distill):
                 step.require(model, ahead)
+            found += _about_length(step, model)
             if step.reads:
                 _require_text(step, step.outline(model), ahead)
         model = with_all_tokens(step).outline(model)
         unknown |= isinstance(step, Rotate) or (isinstance(step, Student) and step.vocabulary is not None)
         if model.arch.task != teacher.arch.task:  # a classifier was made, which is who teaches from now on
             teacher = model
+    return found
+
+
+def _about_length(step: Training, model: Model) -> Iterator[Finding]:
+    """A finding where the model reads less than a training would have it read."""
+    if step.length > model.positions:
+        said = f"{step.kind}: windows of {model.positions} tokens instead of {step.length}"
+        yield Finding("shorter-windows", f"{said}: the model reads no more")
 
 
 def _require_classes(recipe: Recipe, texts: Texts) -> None:

@@ -13,6 +13,8 @@ from pocketsize.training.loop import Course
 
 # Readings of a text after which it is said.
 MANY = 4
+# A loss that is higher by no more than this is as it was.
+WORSE, LEAST = 1.02, 1e-3
 
 
 def course_report(
@@ -29,6 +31,7 @@ def course_report(
         losses=tuple((float(step), loss) for step, loss in course.losses),
         looks=tuple((float(step), loss) for step, loss in course.looks),
         pruned=tuple((float(step), share) for step, share in course.pruned),
+        judged=() if course.judged is None else course.judged,
     )
 
 
@@ -40,6 +43,8 @@ def findings_of(report: TrainingReport) -> list[Finding]:
             f"{report.skipped} of {report.steps} training steps were left out: their gradient was not finite"
         )
         found.append(Finding("steps-skipped", f"{said}; the learning rate was halved each time"))
+    if report.judged and not report.judged[1] <= WORSE * report.judged[0] + LEAST:
+        found.append(Finding("training-worse", _worse(report)))
     if report.epochs > MANY:
         found.append(
             Finding(
@@ -48,6 +53,16 @@ def findings_of(report: TrainingReport) -> list[Finding]:
             )
         )
     return found
+
+
+def _worse(report: TrainingReport) -> str:
+    """What is said of a training that was worse than none."""
+    before, after = report.judged
+    text = "held-out text" if report.looks else "text that it read"
+    what = "the student is further from its teacher" if report.teachers else "the model predicts it worse"
+    return (
+        f"the loss of {text} is {after:.4g} after the training, {before:.4g} before: {what}; lower the rate"
+    )
 
 
 def zeros_in(module: nn.Module, model: Model) -> tuple[Zeros, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import ClassVar, cast
 
 from torch import nn
@@ -146,7 +147,8 @@ class Gradual(Distill):
 
         def lesson() -> Lesson:
             found = self._by_labels(model, ctx) if self._alone(model) else self._lesson(model, ctx)
-            return replace(found, shaping=lambda module, steps: self._shaping(module, model, steps))
+            shaping = partial(self._shaping, model)
+            return replace(found, shaping=shaping, judged=False)
 
         student = trained(self, self.kind, model, ctx, lesson)
         course = ctx.reports[-1].training
@@ -185,7 +187,7 @@ class Gradual(Distill):
             return self.score_rate
         return SCORED if self.scores == ZERO or steps is None else min(SCORED, REACH / steps)
 
-    def _shaping(self, module: nn.Module, model: Model, steps: int | None) -> Shaping:
+    def _shaping(self, model: Model, module: nn.Module, steps: int | None) -> Shaping:
         return Thinned(module, model, self.thinning(model, steps))
 
     def _alone(self, model: Model) -> bool:

@@ -226,7 +226,10 @@ class Qat(Quantizer, Training):
             module = materialise(begun, torch.float32, working_device())
             rounded = put_on_grids(module, model, begun.quantized, scales=self.scales, codes=self.codes)
             lesson = Lesson(
-                examples, lambda student, _: self._objective(student, model), (model.origin.name,)
+                examples,
+                lambda student, _: self._objective(student, model),
+                (model.origin.name,),
+                judged=False,
             )
             held = zeros_still(module, rounded, model)
             as_trained(module, self)

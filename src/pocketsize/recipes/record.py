@@ -90,7 +90,8 @@ class TrainingReport:
     """How a training went: `losses` and `looks` are steps with their loss, of text that taught and of text
     held out; `skipped` are steps whose gradient was not finite. `tokens` counts each as often as it was read.
     `pruned` are steps with the share of the linears that was zero after them, where the training made zeros;
-    `zeros` how many each linear has in the end, where it made or kept some.
+    `zeros` how many each linear has in the end, where it made or kept some. `judged` is the loss of some
+    texts before and after: of held-out text where there are looks, else of text that taught.
     """
 
     teachers: tuple[str, ...]
@@ -103,6 +104,7 @@ class TrainingReport:
     looks: tuple[tuple[float, ...], ...] = ()
     pruned: tuple[tuple[float, ...], ...] = ()
     zeros: tuple[Zeros, ...] = ()
+    judged: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,8 +193,8 @@ def settle(original: Model, recipe: Recipe) -> tuple[Model, Recipe, Texts]:
         trains=trains,
         outline=recipe.outline(original),
     )
-    require_lessons(recipe, original, texts)
-    return original, recipe, texts
+    findings = require_lessons(recipe, original, texts)
+    return original, recipe, replace(texts, findings=(*texts.findings, *findings))
 
 
 def _left(model: Model, recipe: Recipe) -> Iterator[str]:

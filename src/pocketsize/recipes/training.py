@@ -32,6 +32,7 @@ from pocketsize.models.skeleton import materialise
 from pocketsize.pruning.pattern import Pattern, said_of
 from pocketsize.recipes.adapters import faster, learning
 from pocketsize.recipes.course import course_report, findings_of, zeros_in
+from pocketsize.recipes.judging import first_rows, held_out, judging, terms_of
 from pocketsize.recipes.record import StepReport, TrainingReport, built
 from pocketsize.recipes.step import Ahead, Auto, Context
 from pocketsize.training.dropout import set_dropout
@@ -46,9 +47,8 @@ COURSE = "course.json"
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
 # The highest learning rates that are chosen where none is named.
 RATES = {"generate": 3e-4, "embed": 1e-4, "classify": 5e-5}
-# Of the examples, what judges where a training may end early; so many batches at most. Steps between looks
-# at them; a training that is shorter than four times that has four looks.
-HELD_OUT, JUDGES, LOOK, LOOKS = 0.05, 8, 50, 4
+# Steps between looks at what judges; a training that is shorter than four times that has four looks.
+LOOK, LOOKS = 50, 4
 TOKENS, EPOCHS = 2_000_000, 3.0
 # What products may be made in; fp16 has too few exponents for slopes that nobody scales.
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -122,7 +122,7 @@ class Training(ABC):
 
     def require_enough(self, model: Model, text: Examples, ahead: Ahead) -> None:
         """Refuse text that is too little for what the step holds out, or makes in steps."""
-        steps_of(self, Order(_held_out(text, self, ahead.seed)[0], self.batch, ahead.seed))
+        steps_of(self, Order(held_out(text, self, ahead.seed)[0], self.batch, ahead.seed))
 
     @abstractmethod
     def apply(self, model: Model, ctx: Context) -> Model:
@@ -190,6 +190,8 @@ class Lesson:
     begin: Callable[[], nn.Module] | None = None
     # What makes zeros in the student, by the number of steps, None by minutes; else its zeros stay.
     shaping: Callable[[nn.Module, int | None], Shaping] | None = None
+    # Whether it is told where the loss has risen: not where zeros are made, or something else judges.
+    judged: bool = True
 
 
 @dataclass(frozen=True)
@@ -295,7 +297,7 @@ def taught(
     held: Shaping | None = None,
 ) -> tuple[Course, Examples]:
     """Train the module in place; how it went, and what of the examples taught it. `held` keeps its zeros."""
-    examples, judges = _held_out(lesson.examples, step, ctx.seed)
+    examples, judges = held_out(lesson.examples, step, ctx.seed)
     order = Order(examples, step.batch, ctx.seed)
     pace = _pace(step, order, rate_of(step, task), ctx.seed)
     batches = None if pace.steps is None else pace.steps * pace.accumulate
@@ -317,6 +319,8 @@ def taught(
         said = f"loss {loss:.4g}, {speed:,.0f} tokens/s, about {energy:.2g} Wh"
         ctx.progress(min(total, round(done * total)), total, said)
 
+    judge = judging(module, objective, judges or examples.part(first_rows(order, batches)), step.batch)
+    before = judge() if lesson.judged else math.nan
     course = train(
         module,
         objective,
@@ -324,11 +328,13 @@ def taught(
         pace,
         ctx.store.course(kind),
         told=told,
-        held_out=_judging(module, objective, judges, step.batch) if judges is not None else None,
+        held_out=judge if judges is not None else None,
         memory=reading.memory,
         shaping=shaping,
         world=ctx.world,
     )
+    if lesson.judged:
+        course.judged = before, judge()
     return course, examples
 
 
@@ -355,31 +361,5 @@ def _pace(step: Training, order: Order, rate: float, seed: int) -> Pace:
         patience=step.patience,
         look=LOOK if steps is None else min(LOOK, math.ceil(steps / LOOKS)),
         seed=seed,
+        terms=terms_of(step),
     )
-
-
-def _held_out(examples: Examples, step: Training, seed: int) -> tuple[Examples, Examples | None]:
-    """The examples that teach, and those that judge where a training may end early."""
-    if not step.patience:
-        return examples, None
-    count = min(JUDGES * step.batch, max(1, round(HELD_OUT * len(examples))))
-    if count >= len(examples):
-        raise UsageError(f"patience: {len(examples)} examples are too few to hold some out; use patience: 0")
-    rows = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
-    return examples.part(sorted(rows[count:])), examples.part(sorted(rows[:count]))
-
-
-def _judging(module: nn.Module, objective: Objective, judges: Examples, batch: int) -> Callable[[], float]:
-    rows = [range(a, min(a + batch, len(judges))) for a in range(0, len(judges), batch)]
-
-    @torch.no_grad()
-    def judge() -> float:
-        module.eval()
-        total = count = 0.0
-        for part in (replace(judges.batch(list(r)), turn=i).to(working_device()) for i, r in enumerate(rows)):
-            items = objective.count(part)
-            total, count = total + items * float(objective.loss(part)), count + items
-        module.train()
-        return total / max(1.0, count)
-
-    return judge

@@ -36,7 +36,7 @@ class Pace:
     the share `floor` of it; `decay` is AdamW's weight decay, on matrices alone; `clip` the largest norm of a
     gradient; `average`, if given, the decay of the moving average of weights that becomes the student.
     `patience` ends a training that was not better on the held-out batches for so many looks, one after
-    every `look` steps, and gives its best weights; 0 looks never.
+    every `look` steps, and gives its best weights; 0 looks never. `terms` says what the loss is made of.
     """
 
     steps: int | None = None
@@ -51,6 +51,7 @@ class Pace:
     patience: int = 0
     look: int = 50
     seed: int = 0
+    terms: str = "the model and its text"
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
@@ -76,7 +77,7 @@ class Course:
 
     `losses` are the mean losses of up to 200 equal stretches, `skipped` the steps whose gradient was not
     finite, `brake` what the learning rate is multiplied by since. `pruned` are the steps after which more
-    weights were zero, with their share.
+    weights were zero, with their share. `judged` is the loss of some fixed batches before and after.
     """
 
     step: int = 0
@@ -89,6 +90,7 @@ class Course:
     pruned: list[tuple[int, float]] = field(default_factory=list)
     best: float = math.inf
     stale: int = 0
+    judged: tuple[float, float] | None = None
 
 
 class Keeper(Protocol):
@@ -255,10 +257,7 @@ class _Run:
         else:
             course.skipped, course.brake, self.failed = course.skipped + 1, course.brake / 2, self.failed + 1
             if self.failed >= HOPELESS:
-                raise NumericalError(
-                    f"training step {course.step}: loss {value}, gradient {float(norm)}; {HOPELESS} steps in "
-                    f"a row were not finite; use a learning rate below {self.pace.peak:g}"
-                )
+                raise NumericalError(_hopeless(course, pace, f"loss {value}, gradient {float(norm)}"))
         self.optimizer.zero_grad(set_to_none=True)
 
     def _added(self, value: float) -> float:
@@ -383,6 +382,14 @@ def _groups(named: Mapping[str, nn.Parameter], pace: Pace, own: Mapping[str, flo
         params = [p for name, p in named.items() if own.get(name) == peak]
         groups.append({"params": params, "weight_decay": 0.0, "peak": peak})
     return [group for group in groups if group["params"]]
+
+
+def _hopeless(course: Course, pace: Pace, said: str) -> str:
+    """Why a training ends; where no step was ever finite no weight has moved, and the rate is innocent."""
+    said = f"training step {course.step}: {said}; {HOPELESS} steps in a row were not finite"
+    if course.skipped < course.step:
+        return f"{said}; use a learning rate below {pace.peak:g}"
+    return f"{said}, the very first among them, so the rate is not the cause: look at {pace.terms}"
 
 
 def _note(losses: list[tuple[int, float]], step: int, loss: float) -> None:
