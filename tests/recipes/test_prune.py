@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 import pocketsize as ps
@@ -86,6 +87,45 @@ def test_half_of_every_linear_is_zero_and_stock_transformers_loads_it(
         "structure": "unstructured",
         "share": 0.5,
     }
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_one_threshold_for_all_linears(family: str, tmp_path: Path) -> None:
+    """The smallest of all that are pruned, together; one that an override names is left out of it."""
+    model = load(write_tiny(tmp_path / "m", family))
+    left, small = model.linears[1], model.linears[-1]
+    path = tmp_path / "m" / "model.safetensors"
+    held = load_file(path)
+    held[model.checkpoint.entries[small].name] *= 0.1
+    save_file(held, path, metadata={"format": "pt"})
+    step = Prune(score="magnitude", scope="model", overrides={left: None})
+    done = ran(tmp_path, family, step)
+    before, after = load(tmp_path / "m"), load(tmp_path / "o")
+    assert torch.equal(before.weight(left), after.weight(left))
+    names = [name for name in model.linears if name != left]
+    sizes = torch.cat([before.matrix(name).abs().flatten() for name in names])
+    kept = torch.cat([after.matrix(name).flatten() != 0 for name in names])
+    assert int((~kept).sum()) == round(len(sizes) / 2)
+    assert torch.equal(sizes[~kept].sort().values, sizes.sort().values[: int((~kept).sum())])
+    shares = {layer.name: layer.zeros for layer in done.record.steps[0].layers}
+    assert shares.keys() == set(names) and shares == pytest.approx(
+        {n: zeros(tmp_path / "o")[n] for n in names}, abs=1e-6
+    )
+    assert shares[small] > 0.9 > 0.6 > shares[names[0]]
+    said = json.loads((tmp_path / "o" / "config.json").read_text())["sparsity"]
+    assert said == {"structure": "unstructured", "share": 0.5, "uneven": True}
+    assert done.record.steps[0].tokens == 0
+
+
+def test_a_matrix_that_one_threshold_empties_is_told(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama"))
+    path = tmp_path / "m" / "model.safetensors"
+    held = load_file(path)
+    held[model.linears[0]] *= 1e-6
+    save_file(held, path, metadata={"format": "pt"})
+    done = ran(tmp_path, "llama", Prune(score="magnitude", scope="model"))
+    (found,) = [f for f in done.record.findings if f.code == "matrices-emptied"]
+    assert found.where == model.linears[0] and "1 of 14 matrices" in found.message
 
 
 def test_gradients_choose_the_weights_of_an_encoder(tmp_path: Path) -> None:
@@ -300,7 +340,17 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"pattern": "2:4", "overrides": {"*.q_proj": 0.3}}, "one share for all"),
     ({"score": "wander"}, "did you mean"),
     ({"update": "x"}, "unknown update"),
-    ({"scope": "model"}, "unknown scope"),
+    ({"scope": "block"}, "unknown scope"),
+    ({"scope": "model"}, "scope: model goes with score: magnitude, got 'alps'"),
+    ({"scope": "model", "score": "wanda"}, "scope: model goes with score: magnitude, got 'wanda'"),
+    (
+        {"scope": "model", "score": "magnitude", "pattern": "2:4"},
+        "goes with pattern: unstructured, got '2:4'",
+    ),
+    ({"scope": "model", "score": "magnitude", "allocation": "taylor"}, "goes with allocation: uniform"),
+    ({"scope": "model", "score": "magnitude", "learn": 4}, "goes with learn: 0, got 4"),
+    ({"scope": "model", "score": "magnitude", "update": "refit"}, "leaves what stays as it is"),
+    ({"scope": "model", "score": "magnitude", "overrides": {"*": 0.2}}, "overrides can be null alone"),
     ({"damp": 0.0}, "damp"),
     ({"spread": 1.0}, "spread"),
     ({"rounds": 0}, "rounds"),

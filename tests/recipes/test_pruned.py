@@ -160,6 +160,7 @@ UNEVEN = [
     (Prune(pattern="2:4", overrides={"*.q_proj": None}), 0.5),
     (Prune(overrides={"*attn*": 0.3, "*mlp*": 0.4}), 0.4),
     (Prune(allocation="outliers"), 0.5),
+    (Prune(score="magnitude", scope="model"), 0.5),
     (Gradual(sparsity=0.5, scope="model", **SHORT), 0.5),
     (Gradual(sparsity=0.5, scope="erk", **SHORT), 0.5),
 ]

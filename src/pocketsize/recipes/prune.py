@@ -29,7 +29,10 @@ from pocketsize.recipes.fallbacks import raised_damping, require_few_fallbacks
 from pocketsize.recipes.learn import judging_windows, too_little_to_learn
 from pocketsize.recipes.overrides import decides, matched
 from pocketsize.recipes.pruned import (
+    MODEL,
+    MaskOf,
     There,
+    masks_within,
     more_zeros,
     pruned_matrices,
     require_no_revival,
@@ -45,7 +48,7 @@ from pocketsize.recipes.survivors import learn_survivors
 
 SCORES = ("alps", "sparsegpt", "surgeon", "taylor", "wanda", "magnitude")
 UPDATES = ("auto", "none", "sweep", "refit")
-SCOPES = ("auto", "row", "matrix")
+SCOPES = ("auto", "row", "matrix", MODEL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,9 @@ class Prune:
     2 of 4 neighbours (`2:4`, any n:m), which says the share itself. `score` says which weights go: alps
     (mask and values together), sparsegpt, surgeon, taylor, wanda or magnitude; `update` what those that stay
     become: what the score's own paper does (`auto`), nothing (`none`), what a sweep of error feedback gives
-    (`sweep`), the least squares (`refit`). Weights compete within their row or matrix (`scope`); how many go
-    from each matrix is the same everywhere, or by an `allocation`: `outliers` or `taylor`, within `spread`.
+    (`sweep`), the least squares (`refit`). Weights compete within their row or matrix (`scope`), by magnitude
+    within the `model`, too; how many go from each matrix is the same everywhere, or by an `allocation`:
+    `outliers` or `taylor`, within `spread`.
     `damp` is the damping, `rounds` those of alps, `alpha` the share of what was lost on the way to a linear
     that its weights make up for, where they are moved; `sink` what the first position of every window counts
     beside all of them; `auto` leaves both out of every score but alps, as papers do. For `learn` steps the
@@ -103,6 +107,7 @@ class Prune:
         if not 0 < self.spread < 1:
             raise UsageError(f"prune: spread must lie between 0 and 1, got {self.spread}")
         _check_aim(self)
+        _check_scope(self)
         if self.rounds < 1 or self.learn < 0:
             raise UsageError("prune: rounds is a whole number from 1, learn one from 0 upwards")
         for name, share in self.overrides.items():
@@ -142,7 +147,7 @@ class Prune:
     def made(self, model: Model) -> Pattern:
         """What the model then says of its zeros; with overrides for all linears, the largest share."""
         own = {decides(self.overrides, name) for name in model.linears}
-        uneven = self.allocation != "uniform" or own != {None}
+        uneven = self.allocation != "uniform" or self.scope == MODEL or own != {None}
         shares = [self.overrides[pattern] or 0.0 for pattern in own if pattern is not None]
         share = self.wanted.sparsity if None in own else max(shares)
         return replace(self.wanted, sparsity=share, uneven=uneven)
@@ -220,6 +225,20 @@ def _check_aim(step: Prune) -> None:
         )
 
 
+def _check_scope(step: Prune) -> None:
+    """Refuse one threshold for the whole model where something else says how many go from each matrix."""
+    if step.scope != MODEL:
+        return
+    plain = {"score": "magnitude", "pattern": UNSTRUCTURED, "allocation": "uniform", "learn": 0}
+    for key, one in plain.items():
+        if getattr(step, key) != one:
+            raise UsageError(f"prune: scope: {MODEL} goes with {key}: {one}, got {getattr(step, key)!r}")
+    if step.update not in ("auto", "none"):
+        raise UsageError(f"prune: scope: {MODEL} leaves what stays as it is, got update: {step.update}")
+    if any(step.overrides.values()):
+        raise UsageError(f"prune: scope: {MODEL} has one share for all; overrides can be null alone")
+
+
 def _pruned_site(
     site: Site,
     step: Prune,
@@ -291,11 +310,12 @@ def _walked(step: Prune, model: Model, ctx: Context, whole: Model | None) -> lis
 
 
 def _without_data(step: Prune, model: Model, ctx: Context, whole: Model | None) -> list[LayerReport]:
-    """Every linear pruned by itself."""
+    """Every linear pruned by itself, or where one threshold for all cuts it."""
     reports: list[LayerReport] = []
+    masks = masks_within(model, step) if step.scope == MODEL else None
     for done, path in enumerate(model.blocks):
         if (kept := ctx.store.finished(path)) is None:
-            found = {name: (X, report) for name, X, report in _plainly(step, model, path, whole)}
+            found = {name: (X, report) for name, X, report in _plainly(step, model, path, masks, whole)}
             kept = tuple(report for _, report in found.values())
             ctx.store.keep(path, {}, kept, {name: X for name, (X, _) in found.items()})
         reports += kept
@@ -304,14 +324,18 @@ def _without_data(step: Prune, model: Model, ctx: Context, whole: Model | None) 
 
 
 def _plainly(
-    step: Prune, model: Model, path: str, whole: Model | None
+    step: Prune, model: Model, path: str, masks: MaskOf | None, whole: Model | None
 ) -> Iterator[tuple[str, Tensor, LayerReport]]:
     """The linears of a block without their smallest weights."""
     for name in model.linears_of(path):
         if (pattern := step.pattern_for(name, {})) is not None:
             W = model.as_stored(name, model.weight(name))
             there = there_of(W, model)
-            X = W * highest(magnitude(W), pattern, cast(Scope, step.scope), there=there)
+            if masks is None:
+                mask = highest(magnitude(W), pattern, cast(Scope, step.scope), there=there)
+            else:
+                mask = masks(name, W)
+            X = W * mask
             report = _report(W, X, None, pattern, step, there)
             rival = beside(whole, name, None, X, None, bits=report.bits_per_weight)
             yield name, X, replace(report, name=name, **rival)
@@ -321,7 +345,8 @@ def _report(
     W: Tensor, X: Tensor, H: Tensor | None, pattern: Pattern, step: Prune, there: There
 ) -> LayerReport:
     """Relative error of a pruned matrix, against that of dropping its smallest weights."""
-    plain = about(W.abs(), pattern, cast(Scope, step.scope), there=there)
+    scope = cast(Scope, step.scope)
+    plain = X != 0 if step.scope == MODEL else about(W.abs(), pattern, scope, there=there)
     zeros = 1 - int(X.count_nonzero()) / X.numel()
     return compared(W, X, H, plain, (zeros, sparse_bits(zeros, W.shape[1])))
 
@@ -343,6 +368,9 @@ def _told(reports: list[LayerReport], tokens: int, *, known: bool) -> Iterator[F
     """A dense grid that would do better, and text that shows fewer directions than a matrix has inputs."""
     yield from raised_damping(reports)
     yield from denser(reports, "16-bit weights", known=known)
+    if empty := [report for report in reports if report.zeros == 1]:
+        said = f"{len(empty)} of {len(reports)} matrices have no weight left"
+        yield Finding("matrices-emptied", f"{said}; use scope: matrix, or less sparsity", empty[0].name)
     widest = max(reports, key=lambda r: r.columns)
     if tokens and widest.columns > tokens:
         yield Finding(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -13,11 +14,12 @@ from pocketsize.errors import UsageError
 from pocketsize.linalg import Factor
 from pocketsize.models.model import Model
 from pocketsize.pruning.alps import alps
-from pocketsize.pruning.mask import Scope, highest
+from pocketsize.pruning.mask import Scope, highest, zeros_of
 from pocketsize.pruning.pattern import Pattern
 from pocketsize.pruning.score import magnitude, surgeon, wanda
 from pocketsize.pruning.sparsegpt import sparsegpt
 from pocketsize.pruning.support import refit
+from pocketsize.pruning.threshold import edge_of
 from pocketsize.recipes.record import Finding, LayerReport
 
 if TYPE_CHECKING:
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 MORE = 0.005
 # What a model's own weights leave of a mask: where they are not zero; None if it is not pruned.
 There = Bool[Tensor, "out in"] | None
+# The mask of a linear, by its name and weights.
+MaskOf = Callable[[str, Tensor], Tensor]
+# The scope of weights that compete with those of all linears.
+MODEL = "model"
 
 
 def there_of(W: Tensor, model: Model) -> There:
@@ -54,6 +60,17 @@ def require_no_revival(step: Prune, model: Model, decided: Mapping[str | None, S
     for pattern, share in step.overrides.items():
         if share is not None and decided[pattern] and share < has - near and not model.pattern.uneven:
             raise UsageError(f"prune: overrides: {pattern}: {share:g}: {said}; use {has:g} or more, or null")
+
+
+def masks_within(model: Model, step: Prune) -> MaskOf:
+    """What stays of each linear where the weights of all that are pruned compete."""
+    names = [name for name in model.linears if step.pattern_for(name, {}) is not None]
+    count = sum(math.prod(model.matrix_shape(name)) for name in names)
+    edge = edge_of(
+        lambda: (model.as_stored(name, model.weight(name)) for name in names), zeros_of(count, step.sparsity)
+    )
+    numbers = {name: i for i, name in enumerate(names)}
+    return lambda name, W: edge.mask(W, numbers[name])
 
 
 def more_zeros(step: Prune, model: Model, reports: Sequence[LayerReport]) -> Iterator[Finding]:
