@@ -19,14 +19,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 from contest import ROOT, Bench, Run, in_turn, opened, options
-from contestants import BALANCED, FAST, HQQ, LLMCOMPRESSOR, NNCF, ROUNDING, WIDTHS
+from contestants import BALANCED_ENCODER, FAST, HQQ, LLMCOMPRESSOR, NNCF, ROUNDING, WIDTHS
 from corpus import domains, pick_windows, token_streams
 from meter import write_json
 from summary import record
 
 SEQUENCES, LENGTH = 64, 256
 SAMPLES = ("mpnet-base", "minilm-l6")
-SIDES = (LLMCOMPRESSOR, NNCF, HQQ, FAST, BALANCED, ROUNDING)
+SIDES = (LLMCOMPRESSOR, NNCF, HQQ, FAST, BALANCED_ENCODER, ROUNDING)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from transformers.utils import logging
 from pocketsize.data.text import Corpus, Document
 from pocketsize.measurement.embedding import sentences
 from pocketsize.measurement.stats import spearman
+from pocketsize.models.products import quick_products
 
 SENTENCES, SEED = 512, 0
 
@@ -37,7 +38,7 @@ def main() -> None:
     model = AutoModel.from_pretrained(options.model, dtype=torch.float32, add_pooling_layer=False).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     asked = {name: chosen(name, texts) for name, texts in json.loads(options.texts.read_text()).items()}
-    with torch.inference_mode():
+    with torch.inference_mode(), quick_products():
         original = {name: embed(model, tokenizer, texts) for name, texts in asked.items()}
         for stem in options.stems:
             cpu = cpu_seconds()
