@@ -37,7 +37,7 @@ def step(folder: Path, **given: Any) -> dict[str, Any]:
         ("llama", {"effort": "best"}, "qat", {"alpha": 0.25, "learn": 100, "tokens": "128k", **SCALES}),
         ("llama", {"tune": "64k"}, "qat", {"tokens": "64k", **SCALES}),
         ("llama", {"tune": "64k", "damp": 0.1}, "qat", {"damp": 0.1, "tokens": "64k", **SCALES}),
-        ("bert", {"effort": "best"}, "gptq", {"alpha": 0.25, "learn": 100}),
+        ("bert", {"effort": "best"}, "gptq", {"alpha": 0.25, "learn": 200}),
         ("mixtral", {"effort": "balanced"}, "gptq", {"learn": 20}),
     ],
     ids=str,
