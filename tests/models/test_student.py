@@ -25,6 +25,7 @@ from pocketsize.models.student import (
     parameters_of,
     random_weights,
     shapes_of,
+    unlike,
 )
 from tiny import write_tiny
 
@@ -110,3 +111,16 @@ def test_ladders_rise(tmp_path: Path) -> None:
     assert shapes == sorted(shapes, key=lambda shape: shape[1])
     depths = [layers for layers, _ in shapes]
     assert depths == sorted(depths)
+
+
+def test_a_shape_unlike_its_family_is_told(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "bert"))
+    family = family_of("squeezebert", model)
+    usual, deep = (family.body(model, "squeezebert", layers, 96) for layers in (2, 27))
+    assert unlike(usual, family) is None
+    assert str(unlike(deep, family)).startswith(
+        "27 blocks of 96 channels, 3.6 for each block where squeezebert has about 64; of "
+    )
+    assert f"{model.config.vocab_size:,} tokens take {96 * model.config.vocab_size:,}: keep" in str(
+        unlike(deep, family)
+    )

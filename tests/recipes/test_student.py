@@ -76,7 +76,10 @@ def test_a_cut_student_is_taught_and_stock_transformers_loads_it(family: str, tm
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "squeezebert", "mobilebert", "electra"])
 def test_a_built_encoder_is_taught_and_stock_transformers_loads_it(family: str, tmp_path: Path) -> None:
-    ran(tmp_path, "bert", Student(family=family, parameters=400_000), Distill(tokens="1k", **SHORT))
+    done = ran(tmp_path, "bert", Student(family=family, parameters=400_000), Distill(tokens="1k", **SHORT))
+    body = done.record.steps[0].options
+    odd = not 1 / 4 < body["hidden"] / body["layers"] / FAMILIES[family].ratio < 4
+    assert ("odd-shape" in {one.code for one in done.record.findings}) is odd
     stock, told = AutoModel.from_pretrained(tmp_path / "o", output_loading_info=True)
     assert stock.config.model_type == family
     assert not told["unexpected_keys"] and not told["mismatched_keys"]

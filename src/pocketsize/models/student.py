@@ -43,6 +43,10 @@ class Body:
     norm: str = "no_norm"
 
 
+# So many times wider or narrower for each block than others of its family a body is told.
+UNLIKE = 4.0
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """How a family is built.
@@ -247,6 +251,19 @@ def fitted(start: Callable[[int, int], Body], family: Family, budget: int) -> Bo
         return _widened(found[-1], budget)  # the depth is fixed: the widest
     best = min(found, key=lambda body: abs(math.log(body.hidden / body.layers / family.ratio)))
     return _widened(best, budget)
+
+
+def unlike(body: Body, family: Family) -> str | None:
+    """What is odd about the shape of a body, beside what is usual in its family; None if nothing is."""
+    each, near = body.hidden / body.layers, family.ratio
+    if near / UNLIKE < each < UNLIKE * near:
+        return None
+    width = body.embedding or body.hidden // family.narrow
+    return (
+        f"{body.layers} blocks of {body.hidden} channels, {each:.2g} for each block where {body.family} has "
+        f"about {near:g}; of {parameters_of(body):,} parameters {body.vocabulary:,} tokens take "
+        f"{body.vocabulary * width:,}: keep fewer tokens (vocabulary), or name layers and hidden"
+    )
 
 
 def _too_few(body: Body, family: Family, budget: int) -> str:

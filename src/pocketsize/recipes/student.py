@@ -31,6 +31,7 @@ from pocketsize.models.student import (
     fitted,
     random_weights,
     shapes_of,
+    unlike,
 )
 from pocketsize.models.surgery import Sizes, cut_config, cuts_of, outlined, promised, sizes_of
 from pocketsize.models.vocabulary import Speller, kept_tokens, read_vocabulary, renumbered_config
@@ -196,12 +197,12 @@ class Student:
         stages = stages_of(folder)
         ctx.reports.append(StepReport(self.kind, options | told | asdict(_shown(student)), stages=stages))
         ctx.findings += healing.findings_of(stages, self.kind)
+        if self.family and (odd := unlike(self._body(model), family_of(self.family, model))):
+            ctx.findings.append(Finding("odd-shape", f"student: {odd}"))
         ctx.progress(1, 1, f"{after / 1e6:.1f}M of {before / 1e6:.1f}M parameters")
         if not same_words(model, student):
-            speller = Speller(
-                *(read_vocabulary((one.folder / TOKENIZER).read_bytes()) for one in (model, student))
-            )
-            ctx.input_ids, ctx.mask = speller.respelled(ctx.input_ids, ctx.mask)
+            words = (read_vocabulary((one.folder / TOKENIZER).read_bytes()) for one in (model, student))
+            ctx.input_ids, ctx.mask = Speller(*words).respelled(ctx.input_ids, ctx.mask)
             count, of = int(student.config.vocab_size), int(model.config.vocab_size)
             said = f"{count:,} of {of:,} tokens are kept; text with others is spelled with these"
             ctx.findings.append(Finding("tokens-dropped", said))
