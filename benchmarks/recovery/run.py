@@ -43,6 +43,8 @@ REQUIREMENTS = ("transformers", "accelerate", "trl", "datasets")
 TAUGHT = {"batch": BATCH, "length": LENGTH, "rate": RATE}
 # GKD by its default: half way between forward and reverse.
 BETAS = {"GKD of TRL": 0.5}
+# How many tokens the question asks for.
+ASKED = 2e6
 QUESTION = (
     "Of the perplexity that a third of the blocks was worth, how much does teaching win back, and is it more "
     "than fine-tuning on the same tokens, and than a peer's loop?"
@@ -177,7 +179,7 @@ def record(found: dict[str, dict[str, dict[str, float]]], tokens: int, held_out:
         return
     rows = [{"row": name, **figures(found[name], found["cut"])} for name in found]
     back = {str(row["row"]): float(str(row["won_back"])) for row in rows}
-    bars = []
+    bars = [Bar("tokens that teach", float(tokens), "tokens", "higher", ASKED)]
     if "distilled" in back and "fine-tuned" in back:
         more = back["distilled"] - back["fine-tuned"]
         bars.append(Bar("won back by teaching, less by fine-tuning", more, "share", "higher", 0.0))
@@ -203,7 +205,7 @@ def record(found: dict[str, dict[str, dict[str, float]]], tokens: int, held_out:
             f"and speeches in windows of {LENGTH}, batches of {BATCH}, rate {RATE:g}, the same for all rows",
             f"judged on {EVALUATED:,} tokens of other books and speeches each; of both kinds the worse",
             "all as it comes: blocks multiply in bfloat16 where hardware does so, else, and in the row that "
-            "says so, in float32; GKD of TRL in float32",
+            "says so, in float32; GKD of TRL in float32, on given text alone (lmbda 0), at temperature 1",
             "won_back: (log perplexity of the cut less that of the row) / (log perplexity of the cut less "
             "that of the original)",
         ],
