@@ -43,8 +43,8 @@ REQUIREMENTS = ("transformers", "accelerate", "trl", "datasets")
 TAUGHT = {"batch": BATCH, "length": LENGTH, "rate": RATE}
 # GKD by its default: half way between forward and reverse.
 BETAS = {"GKD of TRL": 0.5}
-# How many tokens the question asks for.
-ASKED = 2e6
+# How many million tokens the question asks for.
+ASKED = 2.0
 QUESTION = (
     "Of the perplexity that a third of the blocks was worth, how much does teaching win back, and is it more "
     "than fine-tuning on the same tokens, and than a peer's loop?"
@@ -179,7 +179,7 @@ def record(found: dict[str, dict[str, dict[str, float]]], tokens: int, held_out:
         return
     rows = [{"row": name, **figures(found[name], found["cut"])} for name in found]
     back = {str(row["row"]): float(str(row["won_back"])) for row in rows}
-    bars = [Bar("tokens that teach", float(tokens), "tokens", "higher", ASKED)]
+    bars = [Bar("tokens that teach", tokens / 1e6, "million", "higher", ASKED)]
     if "distilled" in back and "fine-tuned" in back:
         more = back["distilled"] - back["fine-tuned"]
         bars.append(Bar("won back by teaching, less by fine-tuning", more, "share", "higher", 0.0))
