@@ -92,6 +92,17 @@ def test_a_built_encoder_is_taught_and_stock_transformers_loads_it(family: str, 
     torch.testing.assert_close(mine, stock(ids).last_hidden_state, rtol=1e-4, atol=1e-5)
 
 
+def test_a_mobilebert_that_starts_as_a_table_has_a_wide_one(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "bert"))
+    shape = {"family": "mobilebert", "layers": 1, "hidden": 128}
+    for more, embedding in (
+        ({}, None),
+        ({"start": "tokens"}, 64),
+        ({"start": "tokens", "embedding": 32}, 32),
+    ):
+        assert Student(**shape, **more).resolve(model, ("folder",)).embedding == embedding
+
+
 TABLES: list[dict[str, Any]] = [
     {"family": "bert"},
     {"family": "distilbert"},

@@ -157,7 +157,7 @@ class Student:
         if self.family is None:
             return self._settled(model)
         body = self._body(model)
-        names = ("layers", "hidden", "heads", "kv_heads", "ffn")
+        names = ("layers", "hidden", "heads", "kv_heads", "ffn", "embedding")
         return replace(
             self,
             **dict.fromkeys(_BUDGETS),
@@ -339,7 +339,7 @@ class Student:
             ffn=self.ffn or body.ffn,
             vocabulary=int(self.vocabulary or body.vocabulary),
             tied=self.tied is not False,
-            embedding=self.embedding,
+            embedding=self.embedding or (hidden // 2 if self.start == TOKENS and family.narrow > 1 else None),
             window=self.window,
             norm=self.norm or "no_norm",
         )
