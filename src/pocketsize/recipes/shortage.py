@@ -25,7 +25,7 @@ _HINTED, _LITTLE_BYTES = "could not create a primitive", 128 << 20
 _ASKED = (re.compile(r"allocate (\d+) bytes"), re.compile(r"allocate ([\d.]+) ([KMGT])iB"))
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # Of the memory that is left, the share that calibration may count on: the block and its statistics need room.
-_SHARE = 0.5
+_SHARE = 0.4
 
 
 @contextmanager
