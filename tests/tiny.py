@@ -148,6 +148,17 @@ def write_weights(folder: Path, tensors: dict[str, torch.Tensor], shards: int = 
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def rename_token(folder: Path, number: int) -> None:
+    """Let the token of this number be another word; merges that make it or need it are gone."""
+    path = folder / "tokenizer.json"
+    raw = json.loads(path.read_text())
+    words = raw["model"]["vocab"]
+    token = next(token for token, own in words.items() if own == number)
+    words["\u0120pocket-sized"] = words.pop(token)
+    raw["model"]["merges"] = [pair for pair in raw["model"]["merges"] if token not in ("".join(pair), *pair)]
+    path.write_text(json.dumps(raw))
+
+
 def _write_file(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     specs = [TensorSpec(name, t.dtype, tuple(t.shape), lambda t=t: t) for name, t in tensors.items()]
     write_safetensors(path, specs, {"format": "pt"})

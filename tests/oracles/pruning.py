@@ -61,12 +61,8 @@ def sparsegpt_slow(
     W = W.double().clone()
     mask = torch.ones(W.shape, dtype=torch.bool)
     for j in range(n):
-        if pattern.of and j % pattern.of == 0:
-            part = slice(j, j + pattern.of)
-            worth = W[:, part].square() / U.diagonal()[part].square()
-            mask[:, part] = highest_slow(worth, pattern, there=None if there is None else there[:, part])
-        elif not pattern.of and j % block == 0:
-            part = slice(j, min(j + block, n))
+        if j % (pattern.of or block) == 0:
+            part = slice(j, min(j + (pattern.of or block), n))
             worth = W[:, part].square() / U.diagonal()[part].square()
             mask[:, part] = highest_slow(worth, pattern, there=None if there is None else there[:, part])
         gone = torch.where(mask[:, j], 0, W[:, j])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from pocketsize.recipes.run import prepare
 from pocketsize.recipes.step import Ahead, Step
 from pocketsize.recipes.student import Student
 from quiet import Quiet
-from tiny import write_texts, write_tiny
+from tiny import rename_token, write_texts, write_tiny
 
 SHORT: dict[str, Any] = {"batch": 4, "length": 32, "rate": 1e-3, "tokens": 1024}
 
@@ -35,13 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny(folder / "seeds", "llama", blocks=3, seed=5)
     write_tiny(folder / "shallow", "llama", blocks=1)
     write_tiny(folder / "encoder", "bert")
-    other = write_tiny(folder / "other", "llama") / "tokenizer.json"
-    raw = json.loads(other.read_text())
-    words = raw["model"]["vocab"]
-    token = next(token for token, number in words.items() if number == 150)
-    words["\u0120pocket-sized"] = words.pop(token)
-    raw["model"]["merges"] = [pair for pair in raw["model"]["merges"] if token not in ("".join(pair), *pair)]
-    other.write_text(json.dumps(raw))
+    rename_token(write_tiny(folder / "other", "llama"), 150)
     write_texts(folder)
     (folder / "short.txt").write_text("one two")
     return folder

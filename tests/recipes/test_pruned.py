@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import pocketsize as ps
+import runs
 from pocketsize.errors import DataError, NumericalError, UnsupportedError, UsageError
 from pocketsize.exporting import table
 from pocketsize.models.load import load
@@ -21,8 +22,7 @@ from pocketsize.recipes.gradual import Gradual
 from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.prune import Prune
 from pocketsize.recipes.quantize import Gptq, Rtn
-from pocketsize.recipes.recipe import Data
-from tiny import write_texts, write_tiny
+from tiny import write_tiny
 
 
 @pytest.fixture(autouse=True)
@@ -30,17 +30,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table, "reload_check", lambda *_: ())
 
 
-class Quiet:
-    def phase(self, text: str) -> None: ...
-
-    def progress(self, done: int, total: int, what: str) -> None: ...
-
-
-def ran(source: Path, out: Path, *steps: Any, export: tuple[str, ...] = ("folder",)) -> Any:
-    calibrate, evaluate = write_texts(out.parent)
-    data = Data((calibrate,), (evaluate,), sequences=16, length=32, tokens=256, written=0.0)
-    how = {"export": list(export), "data": data, "console": Quiet(), "dtype": "fp32"}
-    return ps.run(source, list(steps), out=out, **how)
+ran = partial(runs.ran, sequences=16)
 
 
 def pruned(tmp_path: Path, *steps: Any, family: str = "llama") -> Path:

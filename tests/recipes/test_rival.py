@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import pocketsize as ps
 from pocketsize.exporting import table
 from pocketsize.models.load import load
 from pocketsize.pruning.mask import highest
@@ -22,28 +21,16 @@ from pocketsize.recipes import rival
 from pocketsize.recipes.oats import Oats
 from pocketsize.recipes.prune import Prune
 from pocketsize.recipes.quantize import Gptq
-from pocketsize.recipes.recipe import Data
 from pocketsize.recipes.record import LayerReport, StepReport
 from pocketsize.recipes.rival import beside_dense, denser, rivals, sparse_bits, whole_of
 from pocketsize.recipes.step import Context
-from tiny import write_texts, write_tiny
+from runs import ran
+from tiny import write_tiny
 
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table, "reload_check", lambda *_: ())
-
-
-class Quiet:
-    def phase(self, text: str) -> None: ...
-
-    def progress(self, done: int, total: int, what: str) -> None: ...
-
-
-def ran(source: Path, out: Path, *steps: Any) -> Any:
-    calibrate, evaluate = write_texts(source.parent)
-    data = Data((calibrate,), (evaluate,), sequences=4, length=32, tokens=256, written=0.0)
-    return ps.run(source, list(steps), out=out, export=["folder"], data=data, console=Quiet(), dtype="fp32")
 
 
 def said(done: Any) -> dict[str, str]:

@@ -22,7 +22,7 @@ from pocketsize.recipes.distill import Distill
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.step import Context
 from pocketsize.training import loop
-from tiny import write_texts, write_tiny, write_weights
+from tiny import rename_token, write_texts, write_tiny, write_weights
 
 SHORT: Mapping[str, Any] = {"batch": 4, "length": 32, "rate": 1e-3, "tokens": 2048}
 
@@ -148,13 +148,7 @@ def test_a_teacher_that_numbers_tokens_otherwise_is_understood(model: Model, tmp
 
 def test_a_teacher_without_a_token_is_refused_by_it(model: Model, tmp_path: Path) -> None:
     other = permuted(model, tmp_path / "p")
-    path = other.folder / "tokenizer.json"
-    raw = json.loads(path.read_text())
-    vocabulary = raw["model"]["vocab"]
-    token = next(token for token, number in vocabulary.items() if number == 150)
-    vocabulary["\u0120pocket-sized"] = vocabulary.pop(token)
-    raw["model"]["merges"] = [pair for pair in raw["model"]["merges"] if token not in ("".join(pair), *pair)]
-    path.write_text(json.dumps(raw))
+    rename_token(other.folder, 150)
     with pytest.raises(UnsupportedError, match="token 150 of the student"):
         taught(tmp_path / "a", load(other.folder), model, teacher=str(model.folder))
 

@@ -258,21 +258,25 @@ def unlike(body: Body, family: Family) -> str | None:
     each, near = body.hidden / body.layers, family.ratio
     if near / UNLIKE < each < UNLIKE * near:
         return None
-    width = body.embedding or body.hidden // family.narrow
     return (
         f"{body.layers} blocks of {body.hidden} channels, {each:.2g} for each block where {body.family} has "
         f"about {near:g}; of {parameters_of(body):,} parameters {body.vocabulary:,} tokens take "
-        f"{body.vocabulary * width:,}: keep fewer tokens (vocabulary), or name layers and hidden"
+        f"{_of_tokens(body, family):,}: keep fewer tokens (vocabulary), or name layers and hidden"
     )
 
 
 def _too_few(body: Body, family: Family, budget: int) -> str:
-    least, width = parameters_of(body), body.embedding or body.hidden // family.narrow
+    least = parameters_of(body)
     return (
         f"student: {budget:,} parameters are too few for a {body.family}: the smallest asked for has "
-        f"{least:,}, of which {body.vocabulary:,} tokens take {body.vocabulary * width:,}; allow {least:,}, "
+        f"{least:,}, of which {body.vocabulary:,} tokens take {_of_tokens(body, family):,}; allow {least:,}, "
         "or keep fewer tokens (vocabulary)"
     )
+
+
+def _of_tokens(body: Body, family: Family) -> int:
+    """The parameters of the embedding of tokens."""
+    return body.vocabulary * (body.embedding or body.hidden // family.narrow)
 
 
 def _widened(body: Body, budget: int) -> Body:

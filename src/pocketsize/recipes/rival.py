@@ -57,8 +57,10 @@ def whole_of(model: Model, ctx: Context) -> Model | None:
     None where nothing tells what weights would be without zeros: where these were there from the start, or
     weights became others since for other reasons.
     """
-    if ctx.whole is None or _is_whole(model):
-        return model if _is_whole(model) else None
+    if _is_whole(model):
+        return model
+    if ctx.whole is None:
+        return None
     kinds = [report.kind for report in ctx.reports]
     moved = _MOVING.intersection(kinds[kinds.index("prune") :])
     return None if moved or _shapes(model) != _shapes(ctx.whole) else ctx.whole
@@ -176,18 +178,15 @@ def compared(
     """
     pick = some_rows(W)
     w, x, mask = W[pick], X[pick], plain[pick]
-    energies = [
-        float(((T if H is None else T @ H) * T).sum(dtype=torch.float64)) for T in (w, w - x, w * ~mask)
-    ]
-    whole, (zeros, bits) = max(energies[0], 1e-30), stored
+    whole, (zeros, bits) = max(_energy(w, H), 1e-30), stored
     return LayerReport(
         name="",
         rows=W.shape[0],
         columns=W.shape[1],
         bits=16,
         bits_per_weight=round(bits, 4),
-        error=energies[1] / whole,
-        rtn_error=energies[2] / whole,
+        error=_energy(w - x, H) / whole,
+        rtn_error=_energy(w * ~mask, H) / whole,
         zeros=round(zeros, 6),
     )
 

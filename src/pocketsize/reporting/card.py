@@ -93,9 +93,8 @@ def front_matter(record: RunRecord) -> str:
     """The YAML block of a model card: licence, base model, library, task and tags."""
     formats = {artifact.format for artifact in record.artifacts}
     kinds = list(dict.fromkeys(step.kind for step in record.steps))
-    library = {frozenset({"gguf"}): "gguf", frozenset({"sparse"}): "pocketsize"}.get(
-        frozenset(formats), "transformers"
-    )
+    libraries = {{"gguf": "gguf", "sparse": "pocketsize"}.get(form, "transformers") for form in formats}
+    library = libraries.pop() if len(libraries) == 1 else "transformers"
     packed = "folder" in formats and compare.quantizes(record)
     tags = ["pocketsize", *(["compressed-tensors"] if packed else []), *kinds]
     tags += [
