@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pocketsize.models import products
-from pocketsize.models.products import is_quicker, quick_products, stock_products
+from pocketsize.models.products import is_quicker, narrow_products, quick_products, stock_products
 
 MATMUL = torch.backends.mkldnn.matmul
 
@@ -75,3 +75,20 @@ def test_what_was_inherited_is_inherited_afterwards():
     finally:
         torch.backends.fp32_precision = "none"
     assert torch.backends.mkldnn.fp32_precision == before and MATMUL.fp32_precision == "none"
+
+
+@pytest.mark.parametrize(
+    ("amx", "dtype", "narrow"),
+    [(True, torch.bfloat16, True), (True, torch.float32, False), (False, torch.bfloat16, False)],
+)
+def test_factors_are_rounded_by_matrix_units_alone(monkeypatch, amx, dtype, narrow):
+    _as_if(monkeypatch, "Intel Xeon", amx_bf16=amx)
+    before = MATMUL.fp32_precision
+    with narrow_products(dtype):
+        assert (MATMUL.fp32_precision == "bf16") == (narrow and torch.backends.mkldnn.is_available())
+    assert MATMUL.fp32_precision == before
+
+
+def test_rounded_factors_give_float32_that_is_as_near_as_bfloat16_allows():
+    with narrow_products(torch.bfloat16):
+        assert _error() < 2**-8

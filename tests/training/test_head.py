@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pocketsize.distillation.divergence import Divergence, divergence
+from pocketsize.models.products import narrow_products
 from pocketsize.training import head as chunks
 from pocketsize.training.head import Head, mean_over_vocabulary
 
@@ -45,3 +46,21 @@ def test_a_frozen_head_gets_no_gradient() -> None:
     )
     found.backward()
     assert hidden.grad is not None and weight.grad is None
+
+
+def test_narrow_products_leave_loss_and_slopes_nearly_as_they_were() -> None:
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight, teacher = (torch.randn(*s, generator=draw) for s in ((96, 64), (512, 64), (96, 512)))
+    found: list[list[torch.Tensor]] = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x, W = hidden.clone().requires_grad_(), (0.2 * weight).requires_grad_()
+        with narrow_products(dtype):
+            loss = mean_over_vocabulary(
+                x, Head(W), lambda logits, part: divergence(logits, teacher[part], Divergence())
+            )
+        loss.backward()
+        assert x.grad is not None and W.grad is not None
+        found.append([loss.detach(), x.grad, W.grad])
+    for mine, wanted in zip(found[1], found[0], strict=True):
+        assert mine.dtype == torch.float32
+        assert float((mine - wanted).norm() / wanted.norm()) < 0.01

@@ -18,6 +18,7 @@ from pocketsize.distillation.feature import pair_distance
 from pocketsize.distillation.signal import Signal, signal_divergence
 from pocketsize.errors import DataError
 from pocketsize.models.body import body_of, uncached
+from pocketsize.models.products import narrow_products
 from pocketsize.training.early import Early, heard_early
 from pocketsize.training.examples import Batch
 from pocketsize.training.features import Features, followed
@@ -117,7 +118,8 @@ class NextToken:
         hard = 0.0 if batch.written else self.losses.hard
         # Asked for anew: a head on a grid is made of what has learned.
         head, score = head_of(self.student), self._score(targets, said, signal, hard)
-        found = mean_over_vocabulary(hidden, head, score) + behind(kept, head, score)
+        with narrow_products(self.dtype):
+            found = mean_over_vocabulary(hidden, head, score) + behind(kept, head, score)
         return found + apart(batch.mask)
 
     def _score(
