@@ -134,7 +134,7 @@ def record(rows: list[dict[str, object]], chosen: argparse.Namespace, peer: Path
             f"student: SmolLM2-135M with {BLOCKS} of 30 blocks (99.1M parameters); teacher: the whole "
             f"model, live in both; windows of {LENGTH} tokens without padding",
             "forward KL at every position but the last of a window; AdamW, clipped at 1; fp32: all of it; "
-            "bf16: autocast (`bf16` of Trainer, `precision` of Pocketsize, whose head stays float32)",
+            "bf16: autocast (`bf16` of Trainer, `precision` of Pocketsize, whose logits are float32)",
             "peer: transformers' Trainer whose compute_loss is TRL's generalized_jsd_loss with beta 0",
             f"{chosen.steps} steps a run, {chosen.rounds} runs turn about; CPU seconds of the process per "
             "step, median, the first step of each run left out; peak memory: VmHWM of the process",

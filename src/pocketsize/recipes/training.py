@@ -67,9 +67,10 @@ class Training(ABC):
     average of the weights, which then is the student; `patience` ends a training that was not better on
     held-out text for so many looks. `recompute` computes activations twice instead of keeping them.
     `precision` is what the blocks multiply in, `fp32` or `bf16`, `auto` for bf16 where the device that works
-    does so in hardware; weights, logits, losses and the optimizer are float32 in all. `dropout` is the share of
-    activations that is dropped where the family drops any, `auto` what the model's config says. `sharded`: of
-    several processes each keeps a part of the blocks' weights, gradients and moments; alone it means nothing.
+    does so in hardware; weights, logits, losses and the optimizer are float32 in all. `dropout` is the share
+    of activations that is dropped where the family drops any, `auto` what the model's config says.
+    `sharded`: of several processes each keeps a part of the blocks' weights, gradients and moments; alone it
+    means nothing.
     """
 
     tokens: int | str | None = None
