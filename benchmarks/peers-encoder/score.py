@@ -64,13 +64,17 @@ def lay_over(model: torch.nn.Module, path: Path) -> None:
         own[name].copy_(W)
 
 
-def compare(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    """Rows have length 1, so half the squared distance is 1 - cosine, without its cancellation."""
-    pairs = np.triu_indices(len(x), 1)
+def compare(x: np.ndarray, y: np.ndarray) -> dict[str, float | list[float]]:
+    """Rows have length 1, so half the squared distance is 1 - cosine, without its cancellation.
+
+    That of each sentence is kept too, for intervals of ratios.
+    """
+    pairs, apart = np.triu_indices(len(x), 1), ((x - y) ** 2).sum(axis=1) / 2
     return {
         "sentences": len(x),
-        "one_minus_cosine": float(((x - y) ** 2).sum(axis=1).mean() / 2),
+        "one_minus_cosine": float(apart.mean()),
         "spearman": float(spearman((x @ x.T)[pairs], (y @ y.T)[pairs])),
+        "one_minus_cosine_sentences": [float(f"{one:.3g}") for one in apart],
     }
 
 

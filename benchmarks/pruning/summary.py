@@ -18,6 +18,8 @@ QUESTION = (
     "And are pruned codes better than fewer bits?"
 )
 DRAWS = 2000
+# What scores keep of single windows, or sentences.
+PARTS = ("kl_windows", "one_minus_cosine_sentences")
 
 
 def record(benches: Mapping[str, tuple[Bench, Sequence[Run]]], path: Path) -> None:
@@ -103,10 +105,14 @@ def contest(model: str, pattern: str, results: Sequence[Result]) -> list[Bar]:
 
 
 def highest(mine: Mapping[str, object], other: Mapping[str, object]) -> float | None:
-    """The upper end of the 95 % interval of a ratio of means over the same windows, by drawing windows."""
-    if "kl_windows" not in mine:
+    """The upper end of the 95 % interval of a ratio of means over the same windows, or sentences.
+
+    They are drawn with replacement; where no distance of each was kept, there is no interval.
+    """
+    key = next((key for key in PARTS if key in mine and key in other), None)
+    if key is None:
         return None
-    pair = np.array([mine["kl_windows"], other["kl_windows"]], dtype=np.float64)
+    pair = np.array([mine[key], other[key]], dtype=np.float64)
     draws = np.random.default_rng(0).integers(pair.shape[1], size=(DRAWS, pair.shape[1]))
     means = pair[:, draws].mean(axis=2)
     return float(np.quantile(means[0] / means[1], 0.975))
