@@ -49,6 +49,7 @@ bench: $(VENV)/ready
 	$(BIN)/python benchmarks/peers-gptq/run.py
 	$(BIN)/python benchmarks/peers-encoder/run.py
 	$(BIN)/python benchmarks/peers-quant/run.py
+	$(BIN)/python benchmarks/peers-best/run.py
 	$(BIN)/python benchmarks/readers/run.py
 	$(BIN)/python benchmarks/rotations/run.py
 	$(BIN)/python benchmarks/gptaq/run.py
