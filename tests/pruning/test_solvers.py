@@ -139,7 +139,7 @@ def test_what_comes_out_has_the_pattern(solve, pattern):
 
 @pytest.mark.parametrize("share", [0.5, 0.6, 0.7])
 def test_the_published_order(share):
-    """Magnitude far worse, SparseGPT ahead of Wanda, ALPS ahead of both, the more so the more goes."""
+    """Magnitude far worse, Wanda about SparseGPT and a little behind it, ALPS ahead of both."""
     pattern, found = Pattern(share), {name: 0.0 for name in ("magnitude", "wanda", "sparsegpt", "alps")}
     for seed in range(3):
         W, H = problem(64, 128, tokens=1000, seed=seed)
@@ -148,6 +148,7 @@ def test_the_published_order(share):
         found["sparsegpt"] += error(W, sparsegpt(W, H, pattern), H)
         found["alps"] += error(W, alps(W, H, pattern), H)
     assert found["alps"] < 0.95 * found["sparsegpt"] < 0.95 * found["wanda"] < 0.5 * found["magnitude"]
+    assert found["wanda"] < 1.5 * found["sparsegpt"]
 
 
 def test_an_input_that_is_always_zero_loses_its_weights_first():
