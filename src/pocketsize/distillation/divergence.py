@@ -75,8 +75,8 @@ def cross_entropy(student: Rows, targets: Tensor) -> tuple[Float[Tensor, "t"], R
 
 
 def _forward_kl(log_p: Rows, log_q: Rows, _: float) -> tuple[Float[Tensor, "t"], Rows]:
-    p = log_p.exp()
-    return torch.linalg.vecdot(p, log_p - log_q), log_q.exp().sub_(p)
+    apart, p = log_p - log_q, log_p.exp_()
+    return torch.linalg.vecdot(p, apart), log_q.exp_().sub_(p)
 
 
 def _reverse_kl(log_p: Rows, log_q: Rows, _: float) -> tuple[Float[Tensor, "t"], Rows]:

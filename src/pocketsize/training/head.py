@@ -14,9 +14,9 @@ Rows = Float[Tensor, "t vocab"]
 # What a loss says of the logits of the tokens a..b: its value at each, and its slope for the logits.
 Score = Callable[[Rows, slice], tuple[Float[Tensor, "t"], Rows]]
 
-# Logits of one model that are in memory at a time. Of twice as many, glibc asks the system for new pages each
-# time: a sixth of all seconds of a chunk.
-LOGITS = 2**23
+# Logits of one model that are in memory at a time: 28 MB. From 32 MB on, glibc asks the system for new pages
+# each time, which was a sixth of all seconds of a chunk.
+LOGITS = 7 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
