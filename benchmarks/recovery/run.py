@@ -33,6 +33,7 @@ from pocketsize.data.calibration import evaluation_windows
 from pocketsize.data.text import Corpus, Document, read_corpus
 from pocketsize.exporting.companions import copy_companions
 from pocketsize.measurement.quality import quality
+from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.recipes.training import count_of
 from pocketsize.training.examples import Order
@@ -151,6 +152,7 @@ def peer(folder: Path, cut: Path, teacher: Path, train: Path, tokens: int, beta:
     python = python_of(folder.parent / "venv-trl", REQUIREMENTS)
     command = [str(python), str(Path(__file__).with_name("side_gkd.py")), str(cut), str(teacher), str(given)]
     command += [str(folder), "--batch", str(BATCH), "--rate", str(RATE), "--beta", str(beta)]
+    command += ["--bf16"] if forward_dtype() == torch.bfloat16 else []
     subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}, check=True)
     copy_companions(teacher, folder)
 
@@ -205,7 +207,8 @@ def record(found: dict[str, dict[str, dict[str, float]]], tokens: int, held_out:
             f"and speeches in windows of {LENGTH}, batches of {BATCH}, rate {RATE:g}, the same for all rows",
             f"judged on {EVALUATED:,} tokens of other books and speeches each; of both kinds the worse",
             "all as it comes: blocks multiply in bfloat16 where hardware does so, else, and in the row that "
-            "says so, in float32; GKD of TRL in float32, on given text alone (lmbda 0), at temperature 1",
+            "says so, in float32; GKD of TRL likewise (`bf16` of Trainer), on given text alone (lmbda 0), at "
+            "temperature 1",
             "won_back: (log perplexity of the cut less that of the row) / (log perplexity of the cut less "
             "that of the original)",
         ],

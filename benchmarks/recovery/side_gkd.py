@@ -26,13 +26,18 @@ class Taught(Trainer):
     beta: float
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The loss of whole logits."""
+        """The loss of whole logits, float32."""
         ids = inputs["input_ids"]
         with torch.no_grad():
             teacher = self.teacher(input_ids=ids, use_cache=False).logits[:, :-1]
         student = model(input_ids=ids, use_cache=False).logits[:, :-1]
         return GKDTrainer.generalized_jsd_loss(
-            student, teacher, labels=ids[:, 1:], beta=self.beta, temperature=1.0, reduction="batchmean"
+            student.float(),
+            teacher.float(),
+            labels=ids[:, 1:],
+            beta=self.beta,
+            temperature=1.0,
+            reduction="batchmean",
         )
 
 
@@ -43,6 +48,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--rate", type=float, required=True)
     parser.add_argument("--beta", type=float, required=True)
+    parser.add_argument("--bf16", action="store_true", help="both models multiply in bfloat16 (autocast)")
     chosen = parser.parse_args()
     ids = np.load(chosen.tokens)
     student, teacher = (
@@ -63,7 +69,7 @@ def main() -> None:
             save_strategy="no",
             report_to="none",
             use_cpu=True,
-            bf16=False,
+            bf16=chosen.bf16,
             disable_tqdm=True,
             remove_unused_columns=False,
             dataloader_pin_memory=False,
