@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,6 +20,37 @@ ESCALATIONS = 5
 WIDE, PANELS = 256, 6
 # Up to here a positive definite matrix is inverted at once; wider ones by halves, whose products are quicker.
 HALVED = 256
+ONEDNN: Any = torch.backends.mkldnn
+
+
+@contextmanager
+def narrow_products(dtype: torch.dtype) -> Iterator[None]:
+    """Within the block factors of float32 products are rounded to `dtype` where matrix units multiply that.
+
+    Those of Intel's processors (AMX) multiply bfloat16 and add up in float32: 270 GFLOP/s of one core where
+    float32 has 100. What comes out is float32, and of factors that are bfloat16 already as exact as ever.
+    Elsewhere, and for float32, nothing changes.
+    """
+    units = dtype == torch.bfloat16 and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    with multiplied_in("bf16" if units and ONEDNN.is_available() else asked()):
+        yield
+
+
+def asked() -> str:
+    """What oneDNN is asked to multiply float32 matrices in."""
+    return str(ONEDNN.matmul.fp32_precision)
+
+
+@contextmanager
+def multiplied_in(precision: str) -> Iterator[None]:
+    """Within the block oneDNN is asked for this, which gives it products that torch would not."""
+    before, parent = asked(), ONEDNN.fp32_precision
+    ONEDNN.matmul.fp32_precision = precision
+    try:
+        yield
+    finally:
+        # What was asked for may have been inherited, and stays so.
+        ONEDNN.matmul.fp32_precision = "none" if before == parent else before
 
 
 def is_finite(T: Float[Tensor, "..."]) -> bool:
@@ -40,7 +73,8 @@ class Gram:
 
     Rounded to bfloat16, even once for each batch, products of inputs that go together are no longer those of
     any inputs: of 28 matrices of SmolLM2 and 16 windows, 5 could not be factorised with a damping of 0.01.
-    Below its diagonal panels `total` is not filled; `mean` mirrors it.
+    Inputs that are bfloat16 already are multiplied as such where the device adds up in float32. Below its
+    diagonal panels `total` is not filled; `mean` mirrors it.
     """
 
     total: Float[Tensor, "in in"]
@@ -57,9 +91,10 @@ class Gram:
         if mask is not None and not bool(mask.all()):
             rows = rows[mask.flatten()]
         product = _wide if rows.is_cuda and rows.dtype in (torch.float16, torch.bfloat16) else _plain
-        rows = rows if product is _wide else rows.to(torch.float32)
-        for a, b in _panels(rows.shape[1]):
-            self.total[a:b, a:] += product(rows[:, a:b], rows[:, a:])
+        own, rows = rows.dtype, rows if product is _wide else rows.to(torch.float32)
+        with narrow_products(own):
+            for a, b in _panels(rows.shape[1]):
+                self.total[a:b, a:] += product(rows[:, a:b], rows[:, a:])
         self.tokens += rows.shape[0]
 
     def add(self, other: Gram) -> None:

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
+from pocketsize.linalg import narrow_products
 from pocketsize.models import products
-from pocketsize.models.products import is_quicker, narrow_products, quick_products, stock_products
+from pocketsize.models.products import is_quicker, quick_products, stock_products
 
 MATMUL = torch.backends.mkldnn.matmul
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pocketsize.distillation.divergence import Divergence, divergence
-from pocketsize.models.products import narrow_products
+from pocketsize.linalg import narrow_products
 from pocketsize.training import head as chunks
 from pocketsize.training.head import Head, mean_over_vocabulary
 

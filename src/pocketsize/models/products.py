@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
 import torch
+
+from pocketsize.linalg import ONEDNN, asked, multiplied_in
 
 # What rounding to bfloat16 inside a product would exceed by far: of float32 the error is 4e-7 here.
 EXACT = 1e-5
 # Rows, inner and columns of products that are tried: tall ones, small ones, and many at once.
 _TRIED = ((1, 256, 512, 384), (1, 33, 96, 64), (4, 64, 48, 80))
-
-_ONEDNN: Any = torch.backends.mkldnn
 
 
 @contextmanager
@@ -26,26 +25,14 @@ def quick_products() -> Iterator[None]:
     inside a product; a processor without matrix units does not, and `_exact` makes sure. Elsewhere nothing
     changes. The processor alone decides, so that results do not differ from run to run.
     """
-    with _matmul("bf16" if is_quicker() else _asked()):
-        yield
-
-
-@contextmanager
-def narrow_products(dtype: torch.dtype) -> Iterator[None]:
-    """Within the block factors of float32 products are rounded to `dtype` where matrix units multiply that.
-
-    Those of Intel's processors (AMX) multiply bfloat16 and add up in float32: 270 GFLOP/s of one core where
-    float32 has 100. What comes out is float32. Elsewhere, and for float32, nothing changes.
-    """
-    units = dtype == torch.bfloat16 and bool(torch.cpu.get_capabilities().get("amx_bf16"))
-    with _matmul("bf16" if units and _ONEDNN.is_available() else _asked()):
+    with multiplied_in("bf16" if is_quicker() else asked()):
         yield
 
 
 @contextmanager
 def stock_products() -> Iterator[None]:
     """Within the block products are what torch makes of them by default: for times that others will see."""
-    with _matmul("none"):
+    with multiplied_in("none"):
         yield
 
 
@@ -54,9 +41,9 @@ def is_quicker() -> bool:
     """Whether oneDNN multiplies float32 on this processor quicker than MKL, and as exactly."""
     flags = torch.cpu.get_capabilities()
     others = bool(flags.get("avx512_f")) and str(flags.get("cpu_name", "")).startswith("AMD")
-    if not (others and _ONEDNN.is_available()):
+    if not (others and ONEDNN.is_available()):
         return False
-    with _matmul("bf16"):
+    with multiplied_in("bf16"):
         return _exact()
 
 
@@ -71,18 +58,3 @@ def _exact() -> bool:
             if float((found - true).abs().max() / true.abs().max()) > EXACT:
                 return False
     return True
-
-
-def _asked() -> str:
-    return _ONEDNN.matmul.fp32_precision
-
-
-@contextmanager
-def _matmul(precision: str) -> Iterator[None]:
-    before, parent = _asked(), _ONEDNN.fp32_precision
-    _ONEDNN.matmul.fp32_precision = precision
-    try:
-        yield
-    finally:
-        # What was asked for may have been inherited, and stays so.
-        _ONEDNN.matmul.fp32_precision = "none" if before == parent else before

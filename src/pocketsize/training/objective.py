@@ -17,8 +17,8 @@ from pocketsize.distillation.ensemble import blended, by_loss
 from pocketsize.distillation.feature import pair_distance
 from pocketsize.distillation.signal import Signal, signal_divergence
 from pocketsize.errors import DataError
+from pocketsize.linalg import narrow_products
 from pocketsize.models.body import body_of, uncached
-from pocketsize.models.products import narrow_products
 from pocketsize.training.early import Early, heard_early
 from pocketsize.training.examples import Batch
 from pocketsize.training.features import Features, followed
