@@ -297,7 +297,8 @@ def test_a_share_of_its_own_for_some_linears(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "allocation"), [("llama", "outliers"), ("llama", "taylor"), ("bert", "taylor")]
+    ("family", "allocation"),
+    [(f, a) for f in ("llama", "bert") for a in ("outliers", "taylor", "searched")],
 )
 def test_an_allocation_spreads_the_same_share(family: str, allocation: str, tmp_path: Path) -> None:
     ran(tmp_path, family, Prune(allocation=allocation, spread=0.1), sequences=16)

@@ -230,9 +230,9 @@ def _pruned(model: Model, step: Prune | Oats, size: Size, waiting: float) -> Ite
     width = forward_dtype().itemsize
     states = size.tokens * model.config.hidden_size * width
     block = sum(_numbers(model, name) for name in model.linears_of(model.blocks[0]))
-    if "taylor" in (step.score, step.allocation):
-        scores = 4.0 * block * len(model.blocks)
-        yield from ([scores, *held] for held in _backward(model, size.tokens, SCORED))
+    asked = (step.score, step.allocation)
+    for own in [4.0 * block * len(model.blocks)] * ("taylor" in asked), [4.0 * block] * ("searched" in asked):
+        yield from ([*own, *held] for held in _backward(model, size.tokens, SCORED) if own)
     if not step.calibrated:
         yield [4.0 * _largest(model)] * 4
         return

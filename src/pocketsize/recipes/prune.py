@@ -41,7 +41,7 @@ from pocketsize.recipes.pruned import (
 )
 from pocketsize.recipes.record import Finding, LayerReport, StepReport
 from pocketsize.recipes.rival import beside, compared, denser, sparse_bits, whole_of
-from pocketsize.recipes.shares import ALLOCATIONS, mask_of, shares_of
+from pocketsize.recipes.shares import ALLOCATIONS, SPREAD, SPREADS, mask_of, shares_of
 from pocketsize.recipes.sites import left_out, naming
 from pocketsize.recipes.step import Auto, Context, Unit
 from pocketsize.recipes.survivors import learn_survivors
@@ -61,7 +61,7 @@ class Prune:
     become: what the score's own paper does (`auto`), nothing (`none`), what a sweep of error feedback gives
     (`sweep`), the least squares (`refit`). Weights compete within their row or matrix (`scope`), by magnitude
     within the `model`, too; how many go from each matrix is the same everywhere, or by an `allocation`:
-    `outliers` or `taylor`, within `spread`.
+    `outliers`, `taylor` or `searched`, within `spread` (`auto`: 0.2 where it is searched, else 0.1).
     `damp` is the damping, `rounds` those of alps, `alpha` the share of what was lost on the way to a linear
     that its weights make up for, where they are moved; `sink` what the first position of every window counts
     beside all of them; `auto` leaves both out of every score but alps, as papers do. For `learn` steps the
@@ -75,7 +75,7 @@ class Prune:
     update: str = "auto"
     scope: str = "auto"
     allocation: str = "uniform"
-    spread: float = 0.1
+    spread: float | Auto = "auto"
     damp: float = 0.01
     rounds: int = ROUNDS
     alpha: float | Auto = "auto"
@@ -104,7 +104,7 @@ class Prune:
             raise UsageError(f"prune: {other}: pattern {own.name} has one share for all; use unstructured")
         if not 0 < self.damp < 1:
             raise UsageError(f"prune: damp must lie between 0 and 1, got {self.damp}")
-        if not 0 < self.spread < 1:
+        if self.spread != "auto" and not 0 < self.spread < 1:
             raise UsageError(f"prune: spread must lie between 0 and 1, got {self.spread}")
         _check_aim(self)
         _check_scope(self)
@@ -140,6 +140,11 @@ class Prune:
         return decided(self.alpha)
 
     @property
+    def reach(self) -> float:
+        """How far from the mean the share of a linear may lie, once that is decided."""
+        return decided(self.spread)
+
+    @property
     def wanted(self) -> Pattern:
         """What all matrices become that no override names."""
         return pattern_of(self.pattern, self.sparsity)
@@ -163,7 +168,8 @@ class Prune:
                     f"prune: overrides: {pattern}: decides none of the {len(model.linears)} linears, such as "
                     f"{model.linears[0].removesuffix('.weight')}"
                 )
-        require_no_revival(self, model, names)
+        spread = SPREADS.get(self.allocation, SPREAD) if self.spread == "auto" else self.spread
+        require_no_revival(replace(self, spread=spread), model, names)
         if not any(self._touches(name) for name in model.linears):
             raise UsageError("prune: overrides leave every linear as it is; nothing would be pruned")
         for name in model.linears:
@@ -172,10 +178,11 @@ class Prune:
         # An embedding's few gradients are large in whole rows: over a matrix they would leave rows empty.
         by_row = self.score == "wanda" or (self.score == "taylor" and model.arch.task != "generate")
         scope = ("row" if by_row else "matrix") if self.scope == "auto" else self.scope
-        own = self.score == "alps" and self.moves
-        alpha = settled(self.kind, self.alpha, model, LEFT_OUT if own else 0.0)
-        sink = (SINK if own else 0.0) if self.sink == "auto" else self.sink
-        return replace(self, scope=scope, sparsity=self.wanted.sparsity, alpha=alpha, sink=sink)
+        moved = self.score == "alps" and self.moves
+        alpha = settled(self.kind, self.alpha, model, LEFT_OUT if moved else 0.0)
+        sink = (SINK if moved else 0.0) if self.sink == "auto" else self.sink
+        own = {"scope": scope, "sparsity": self.wanted.sparsity, "spread": spread}
+        return replace(self, **own, alpha=alpha, sink=sink)
 
     def outline(self, model: Model) -> Model:
         """The same model, whose zeros later steps keep."""

@@ -52,9 +52,9 @@ def require_no_revival(step: Prune, model: Model, decided: Mapping[str | None, S
     if decided[None] and step.wanted.sparsity < has - near:
         word = f"sparsity {step.sparsity:g}" if not step.wanted.of else f"pattern {step.pattern}"
         raise UsageError(f"prune: {word}: {said}; ask for {has:g} or more")
-    if decided[None] and step.allocation != "uniform" and step.sparsity - step.spread < has - near:
+    if decided[None] and step.allocation != "uniform" and step.sparsity - step.reach < has - near:
         raise UsageError(
-            f"prune: allocation: {step.allocation} takes as little as {step.sparsity - step.spread:g} from "
+            f"prune: allocation: {step.allocation} takes as little as {step.sparsity - step.reach:g} from "
             f"some linears, and {said}; use a smaller spread, more sparsity, or allocation: uniform"
         )
     for pattern, share in step.overrides.items():

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pocketsize.linalg import Gram
 from pocketsize.models.backward import Ends, Seen, backward_walk
 from pocketsize.models.device import CPU
 from pocketsize.models.model import Model
 from pocketsize.models.walk import walk
 from pocketsize.pruning.allocate import by_outliers, by_threshold, outlier_share, sketch
 from pocketsize.pruning.bitmask import bits_of_rows, rows_of_bits
-from pocketsize.pruning.mask import highest
+from pocketsize.pruning.mask import Scope, about, highest
+from pocketsize.pruning.pattern import Pattern
 from pocketsize.pruning.score import fisher, wanda
+from pocketsize.pruning.support import refit
+from pocketsize.quantization.allocate import Choice, allocate
+from pocketsize.quantization.sensitivity import linear_cost
+from pocketsize.recipes.pruned import There, there_of
 from pocketsize.recipes.step import Context, first_windows
 
 if TYPE_CHECKING:
     from pocketsize.recipes.prune import Prune
 
-ALLOCATIONS = ("uniform", "outliers", "taylor")
+ALLOCATIONS = ("uniform", "outliers", "taylor", "searched")
+# How far from the mean the share of a linear may lie. What a search finds is worth following further.
+SPREAD, SPREADS = 0.1, {"searched": 0.2}
 # Tokens of the calibration text whose gradients are looked at.
 TOKENS = 4096
+# Shares that are tried of each linear, evenly over its range, and units in which what stays is counted.
+LEVELS, UNITS = 5, 1 << 15
+# Rounds of the refit in a search; one more or less hardly changes what comes of it.
+REFITS = 2
 _SHARES = "shares"
 
 
@@ -35,14 +48,16 @@ def shares_of(step: Prune, model: Model, ctx: Context) -> tuple[Mapping[str, flo
         return {}, {}
     own = [name for name in model.linears if step.pattern_for(name, {}) == step.wanted]
     if ctx.store.finished(_SHARES) is None:
+        scores: dict[str, Tensor] = {}
         if step.allocation == "outliers":
             shares = _by_outliers(step, model, ctx, set(own))
-            scores: dict[str, Tensor] = {}
+        elif step.allocation == "searched":
+            shares = _searched(step, model, ctx, set(own))
         else:
             scores = _scores(model, ctx)
             sketches = {name: sketch(scores[name]) for name in own}
             weights = {name: math.prod(model.matrix_shape(name)) for name in own}
-            shares = {} if uniform else by_threshold(sketches, weights, step.sparsity, step.spread)
+            shares = {} if uniform else by_threshold(sketches, weights, step.sparsity, step.reach)
         if step.score == "taylor" and not scores:
             scores = _scores(model, ctx)
         masks = _masks(step, model, scores, shares) if step.score == "taylor" else {}
@@ -79,21 +94,62 @@ def _by_outliers(step: Prune, model: Model, ctx: Context, own: set[str]) -> dict
             H = site.gram.mean()
             found[site.block] += [outlier_share(wanda(W, H)) for W in site.weights]
     outliers = [sum(found[path]) / max(1, len(found[path])) for path in model.blocks]
-    by_block = dict(zip(model.blocks, by_outliers(outliers, step.sparsity, step.spread), strict=True))
+    by_block = dict(zip(model.blocks, by_outliers(outliers, step.sparsity, step.reach), strict=True))
     return {name: by_block[path] for path in model.blocks for name in model.linears_of(path) if name in own}
+
+
+def _searched(step: Prune, model: Model, ctx: Context, own: set[str]) -> dict[str, float]:
+    """The shares at which the model loses least: each linear tried at a few, the best of all together.
+
+    What a linear loses is KL to second order (`linear_cost`); a linear that no token reached has the mean.
+    """
+    levels = np.linspace(max(step.sparsity - step.reach, 0.01), min(step.sparsity + step.reach, 0.99), LEVELS)
+    weights = {name: math.prod(model.matrix_shape(name)) for name in own}
+    unit = max(1, sum(weights.values()) // UNITS)
+    names, choices = list[str](), list[list[Choice]]()
+    for name, W, seen in _observed(model, ctx):
+        if name not in own or not seen.inputs:
+            continue
+        X, G = seen.joined()
+        W, there = W.to(X.device), there_of(W, model)
+        losses = [linear_cost(X, G, tried - W) for tried in _tried(W, X, levels, step, there)]
+        kept = [round(weights[name] * (1 - level) / unit) for level in levels]
+        names.append(name)
+        choices.append([Choice(k, loss) for k, loss in zip(kept, losses, strict=True)])
+    total = sum(weights[name] for name in names)
+    room = max(round(total * (1 - step.sparsity) / unit), sum(min(c.bytes for c in each) for each in choices))
+    found = allocate(choices, room).chosen
+    shares = {name: float(levels[k]) for name, k in zip(names, found, strict=True)}
+    # What counting in units leaves is taken from all alike.
+    over = sum(share * weights[name] for name, share in shares.items()) / max(1, total) - step.sparsity
+    return dict.fromkeys(own, step.sparsity) | {name: share - over for name, share in shares.items()}
+
+
+def _tried(W: Tensor, X: Tensor, levels: Iterable[float], step: Prune, there: There) -> Iterator[Tensor]:
+    """A matrix at several shares: cut by Wanda's scores, and refit where the step moves what stays."""
+    gram = Gram.zeros(W.shape[1], X.device)
+    gram.update(X)
+    H = gram.mean()
+    H.diagonal().add_(step.damp * H.diagonal().mean())
+    score, scope = wanda(W, H), cast(Scope, step.scope)
+    for level in levels:
+        mask = about(score, Pattern(float(level)), scope, there=there)
+        yield refit(W, mask, H, rounds=REFITS) if step.moves else W * mask
 
 
 def _scores(model: Model, ctx: Context) -> dict[str, Tensor]:
     """The Taylor score of every weight of every linear, from the model's own uncertainty."""
+    return {name: _score(W, seen).to(CPU) for name, W, seen in _observed(model, ctx)}
+
+
+def _observed(model: Model, ctx: Context) -> Iterator[tuple[str, Tensor, Seen]]:
+    """Every linear with what it saw of the first calibration windows, and its gradients there."""
     text = first_windows(ctx, max(1, TOKENS // ctx.input_ids.shape[1]))
-    found: dict[str, Tensor] = {}
     for _, seen in backward_walk(model, *text, seed=ctx.seed):
         if isinstance(seen, Ends):
             continue
         for name, one in seen.items():
-            W = model.as_stored(name, model.weight(name))
-            found[name] = _score(W, one).to(CPU)
-    return found
+            yield name, model.as_stored(name, model.weight(name)), one
 
 
 def _score(W: Tensor, seen: Seen) -> Tensor:
