@@ -122,7 +122,8 @@ def _searched(step: Prune, model: Model, ctx: Context, own: set[str]) -> dict[st
     shares = {name: float(levels[k]) for name, k in zip(names, found, strict=True)}
     # What counting in units leaves is taken from all alike.
     over = sum(share * weights[name] for name, share in shares.items()) / max(1, total) - step.sparsity
-    return dict.fromkeys(own, step.sparsity) | {name: share - over for name, share in shares.items()}
+    evened = {name: min(max(share - over, 0.01), 0.99) for name, share in shares.items()}
+    return dict.fromkeys(own, step.sparsity) | evened
 
 
 def _tried(W: Tensor, X: Tensor, levels: Iterable[float], step: Prune, there: There) -> Iterator[Tensor]:
