@@ -61,7 +61,7 @@ class Prune:
     become: what the score's own paper does (`auto`), nothing (`none`), what a sweep of error feedback gives
     (`sweep`), the least squares (`refit`). Weights compete within their row or matrix (`scope`), by magnitude
     within the `model`, too; how many go from each matrix is the same everywhere, or by an `allocation`:
-    `outliers`, `taylor` or `searched`, within `spread` (`auto`: 0.2 where it is searched, else 0.1).
+    `outliers`, `taylor` or `searched`, within `spread` (`auto`: 0.2, of outliers 0.1).
     `damp` is the damping, `rounds` those of alps, `alpha` the share of what was lost on the way to a linear
     that its weights make up for, where they are moved; `sink` what the first position of every window counts
     beside all of them; `auto` leaves both out of every score but alps, as papers do. For `learn` steps the

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pocketsize.recipes.prune import Prune
 
 ALLOCATIONS = ("uniform", "outliers", "taylor", "searched")
-# How far from the mean the share of a linear may lie. What a search finds is worth following further.
-SPREAD, SPREADS = 0.1, {"searched": 0.2}
+# How far from the mean the share of a linear may lie. What gradients tell is worth following further.
+SPREAD, SPREADS = 0.1, {"taylor": 0.2, "searched": 0.2}
 # Tokens of the calibration text whose gradients are looked at.
 TOKENS = 4096
 # Shares that are tried of each linear, evenly over its range, and units in which what stays is counted.
