@@ -41,7 +41,7 @@ from pocketsize.recipes.pruned import (
 )
 from pocketsize.recipes.record import Finding, LayerReport, StepReport
 from pocketsize.recipes.rival import beside, compared, denser, sparse_bits, whole_of
-from pocketsize.recipes.shares import ALLOCATIONS, SPREAD, SPREADS, mask_of, shares_of
+from pocketsize.recipes.shares import ALLOCATIONS, mask_of, shares_of, usual_spread
 from pocketsize.recipes.sites import left_out, naming
 from pocketsize.recipes.step import Auto, Context, Unit
 from pocketsize.recipes.survivors import learn_survivors
@@ -168,7 +168,7 @@ class Prune:
                     f"prune: overrides: {pattern}: decides none of the {len(model.linears)} linears, such as "
                     f"{model.linears[0].removesuffix('.weight')}"
                 )
-        spread = SPREADS.get(self.allocation, SPREAD) if self.spread == "auto" else self.spread
+        spread = usual_spread(self, model) if self.spread == "auto" else self.spread
         require_no_revival(replace(self, spread=spread), model, names)
         if not any(self._touches(name) for name in model.linears):
             raise UsageError("prune: overrides leave every linear as it is; nothing would be pruned")

@@ -68,6 +68,13 @@ def shares_of(step: Prune, model: Model, ctx: Context) -> tuple[Mapping[str, flo
     return shares, kept if step.score == "taylor" else {}
 
 
+def usual_spread(step: Prune, model: Model) -> float:
+    """How far from the mean a share may lie by default: of a pruned model no further than zeros let it."""
+    usual = SPREADS.get(step.allocation, SPREAD)
+    more = usual if model.pattern is None else step.wanted.sparsity - model.pattern.sparsity
+    return min(usual, more) if more > 0 else usual
+
+
 def mask_of(masks: Mapping[str, Tensor], name: str, columns: int) -> Tensor:
     """The mask of a linear."""
     return rows_of_bits(masks[f"{name}.mask"], columns)
