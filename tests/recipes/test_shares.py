@@ -35,7 +35,8 @@ def opened(tmp_path: Path, step: Prune) -> tuple[Model, Prune, Context]:
 
 
 def sizes(model: Model) -> dict[str, int]:
-    found = {name: model.matrix_shape(name) for name in model.linears if name.split(".")[-2][0] in "gud"}
+    searched = [name for name in model.linears if "mlp" in name]
+    found = {name: model.matrix_shape(name) for name in searched}
     return {name: shape[0] * shape[1] for name, shape in found.items()}
 
 
