@@ -73,8 +73,8 @@ class Gram:
 
     Rounded to bfloat16, even once for each batch, products of inputs that go together are no longer those of
     any inputs: of 28 matrices of SmolLM2 and 16 windows, 5 could not be factorised with a damping of 0.01.
-    Inputs that are bfloat16 already are multiplied as such where the device adds up in float32. Below its
-    diagonal panels `total` is not filled; `mean` mirrors it.
+    Inputs that are bfloat16 already are multiplied as such by GPUs and matrix units, which add up in float32.
+    Below its diagonal panels `total` is not filled; `mean` mirrors it.
     """
 
     total: Float[Tensor, "in in"]

@@ -209,7 +209,24 @@ def test_a_config_that_tells_of_other_zeros_is_refused(
     with pytest.raises(DataError, match=rf"model\.safetensors: tensor model\.layers\.0\.\S+: {words}"):
         load(tmp_path / "p")
     said(tmp_path / "p", value | {"uneven": True})
-    load(tmp_path / "p")
+    with pytest.raises(
+        DataError, match=r"config\.json: sparsity: .*none of the 14 linears has as many zeros"
+    ):
+        load(tmp_path / "p")
+
+
+@pytest.mark.parametrize("step", [Prune(allocation="taylor"), Prune(overrides={"*.up_proj": None})], ids=str)
+def test_zeros_of_linears_that_differ_are_missed_once_none_has_them(step: Prune, tmp_path: Path) -> None:
+    first = pruned(tmp_path, step)
+    held, linears = load_file(first / "model.safetensors"), load(first).linears
+    for name in linears:
+        load(first)
+        held[name] = held[name].where(held[name] != 0, 0.01)
+        save_file(held, first / "model.safetensors", metadata={"format": "pt"})
+        if all(bool(held[other].all()) for other in linears):
+            break
+    with pytest.raises(DataError, match="none of the 14 linears"):
+        load(first)
 
 
 def test_one_linear_that_was_filled_is_named(tmp_path: Path) -> None:

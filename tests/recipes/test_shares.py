@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,19 @@ from tiny import write_tiny
 ALONE = {f"*.{name}_proj": None for name in ("q", "k", "v", "o")}
 
 
-def opened(tmp_path: Path, step: Prune) -> tuple[Model, Prune, Context]:
-    write_tiny(tmp_path / "m", "llama")
+def opened(
+    tmp_path: Path, step: Prune, *, family: str = "llama", tokens: int = 256
+) -> tuple[Model, Prune, Context]:
+    write_tiny(tmp_path / "m", family)
     model = load(tmp_path / "m")
-    ids = torch.randint(0, 64, (8, 32), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, 64, (max(1, tokens // 32), min(tokens, 32)), generator=_draw(0))
     mask = torch.ones_like(ids, dtype=torch.bool)
     context = Context(ids, mask, open_journal(tmp_path / "work", {}), lambda *_: None)
     return model, step.resolve(model, ("folder",)), context
+
+
+def _draw(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def sizes(model: Model) -> dict[str, int]:
@@ -50,7 +57,7 @@ def test_a_search_finds_what_trying_all_finds(
 ) -> None:
     step = Prune(sparsity=sparsity, allocation="searched", overrides=ALONE)
     model, step, context = opened(tmp_path, step)
-    draw, table = torch.Generator().manual_seed(1), dict[str, list[float]]()
+    draw, table = _draw(1), dict[str, list[float]]()
 
     def observed(*given: Any) -> Any:
         for name, W, seen in own(*given):
@@ -104,3 +111,40 @@ def test_what_a_linear_loses_is_told_of_the_matrix_it_would_become(tmp_path: Pat
                 left, lost = error(W, tried, H), error(W, plain, H)
                 # Two rounds win back most of what can be.
                 assert best <= left * 1.0001 and lost - left > 0.6 * (lost - best)
+
+
+@pytest.mark.parametrize("allocation", ["outliers", "taylor", "searched"])
+@pytest.mark.parametrize("sparsity", [0.005, 0.5, 0.97, 0.995])
+def test_the_share_is_what_was_asked_for(allocation: str, sparsity: float, tmp_path: Path) -> None:
+    overrides = {"*.down_proj": sparsity}  # no more than said, and no part of what is spread
+    model, step, context = opened(
+        tmp_path, Prune(sparsity=sparsity, allocation=allocation, overrides=overrides)
+    )
+    found, _ = shares.shares_of(step, model, context)
+    assert set(found) == {name for name in model.linears if "down_proj" not in name}
+    count = {name: math.prod(model.matrix_shape(name)) for name in found}
+    assert mean(dict(found), count) == pytest.approx(sparsity, abs=1e-6)
+
+
+@pytest.mark.parametrize("allocation", ["outliers", "taylor", "searched"])
+def test_where_overrides_say_all_nothing_is_spread(allocation: str, tmp_path: Path) -> None:
+    given = Prune(allocation=allocation, overrides={"*": 0.6})
+    for score in ("alps", "taylor"):
+        model, step, context = opened(tmp_path / score, replace(given, score=score))
+        assert shares.shares_of(step, model, context)[0] == {}
+
+
+@pytest.mark.parametrize("allocation", ["taylor", "searched"])
+def test_experts_that_no_token_reached_have_a_share(allocation: str, tmp_path: Path) -> None:
+    model, step, context = opened(tmp_path, Prune(allocation=allocation), family="mixtral", tokens=1)
+    found, _ = shares.shares_of(step, model, context)
+    unreached = [
+        name
+        for path, seen in backward_walk(model, context.input_ids, context.mask, seed=0)
+        if not isinstance(seen, Ends)
+        for name, one in seen.items()
+        if not sum(map(len, one.inputs))
+    ]
+    assert unreached and all(0.2 < found[name] < 0.8 for name in found)
+    if allocation == "searched":
+        assert len({found[name] for name in unreached}) == 1 and found[unreached[0]] == 0.5

@@ -33,7 +33,7 @@ from pocketsize.models.prequantized import unpacked
 from pocketsize.models.probe import probe_tokenizer
 from pocketsize.models.quiet import quiet
 from pocketsize.models.skeleton import skeleton, stored, tied_names
-from pocketsize.models.sparsity import require_zeros
+from pocketsize.models.sparsity import require_some_zeros, require_zeros
 
 _FLOATS = ("F32", "F16", "BF16")
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -91,6 +91,7 @@ def _load(folder: Path, *, whole: bool) -> Model:
     linears = set(model.linears) if model.pattern is not None else ()
     for name in checkpoint.entries:
         _require_sound(model, name, pruned=name in linears)
+    require_some_zeros(model)
     return replace(model, origin=_origin(folder, checkpoint, how))
 
 

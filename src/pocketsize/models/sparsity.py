@@ -46,13 +46,10 @@ def require_zeros(model: Model, name: str, W: Tensor) -> None:
     """Refuse a linear of a pruned model, as it is stored, with other zeros than the config says.
 
     More are fine: a weight may become zero by itself. Where linears differ (`uneven`) nothing is known
-    of each.
+    of each, see `require_some_zeros`.
     """
     pattern = model.pattern
-    if pattern is None or pattern.uneven:
-        return
-    W = W.T if model.arch.is_transposed(name) else W
-    if (wrong := lacking(W, pattern)) is None:
+    if pattern is None or pattern.uneven or (wrong := _lacking(model, name, W)) is None:
         return
     file = model.checkpoint.folder / model.checkpoint.entries[name].file
     raise DataError(
@@ -60,6 +57,26 @@ def require_zeros(model: Model, name: str, W: Tensor) -> None:
         f"{pattern.name}, {pattern.sparsity:g} of each linear; correct or remove the key, restore the "
         f"folder, or set {SPARSITY}.uneven to true where linears were left out on purpose"
     )
+
+
+def require_some_zeros(model: Model) -> None:
+    """Refuse a pruned model whose linears differ, where none has the share that the config tells of.
+
+    The share is the mean of all, or the largest: one linear at least has as much. The first ends the search.
+    """
+    pattern = model.pattern
+    if pattern is None or not pattern.uneven:
+        return
+    if all(_lacking(model, name, model.checkpoint.read(name)) for name in model.linears):
+        raise DataError(
+            f"{model.folder / 'config.json'}: {SPARSITY}: {pattern.name}, {pattern.sparsity:g}: none of the "
+            f"{len(model.linears)} linears has as many zeros, such as {model.linears[0]}; {_WAY_OUT}"
+        )
+
+
+def _lacking(model: Model, name: str, W: Tensor) -> str | None:
+    assert model.pattern is not None
+    return lacking(W.T if model.arch.is_transposed(name) else W, model.pattern)
 
 
 def _is_share(value: object) -> bool:

@@ -29,8 +29,8 @@ def by_outliers(outliers: Sequence[float], sparsity: float, spread: float) -> li
         return [sparsity] * len(outliers)
     width = min(2 * spread, 2 * sparsity, 2 * (1 - sparsity))
     kept = [width * (x - least) / (most - least) for x in outliers]
-    mean = sum(kept) / len(kept)
-    return [min(max(sparsity + mean - x, 0.01), 0.99) for x in kept]
+    shares = {str(i): -x for i, x in enumerate(kept)}
+    return [*evened(shares, dict.fromkeys(shares, 1), sparsity).values()]
 
 
 def sketch(score: Float[Tensor, "out in"]) -> Float[Tensor, "quantiles"]:
@@ -68,7 +68,23 @@ def by_threshold(
         found = shares(middle)
         below = sum(found[name] * weights[name] for name in found) < sparsity * total
         low, high = (middle, high) if below else (low, middle)
-    found = shares(high)
-    # What a step of the sketches leaves is taken from all alike.
-    over = sum(found[name] * weights[name] for name in found) / total - sparsity
-    return {name: min(max(share - over, 0.01), 0.99) for name, share in found.items()}
+    return evened(shares(high), weights, sparsity)  # a step of the sketches leaves something
+
+
+def evened(shares: Mapping[str, float], weights: Mapping[str, int], sparsity: float) -> dict[str, float]:
+    """The shares, all moved alike so that their mean is `sparsity`; none becomes 0 or 1.
+
+    Matrices count by their `weights`. The move is found by halving: at an edge a share stays.
+    """
+    least, most = min(0.01, sparsity), max(0.99, sparsity)
+    total = sum(weights[name] for name in shares)
+
+    def moved(by: float) -> dict[str, float]:
+        return {name: min(max(share + by, least), most) for name, share in shares.items()}
+
+    low, high = least - max(shares.values()), most - min(shares.values())
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        below = sum(share * weights[name] for name, share in moved(middle).items()) < sparsity * total
+        low, high = (middle, high) if below else (low, middle)
+    return moved(high)

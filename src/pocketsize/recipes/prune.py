@@ -104,8 +104,8 @@ class Prune:
             raise UsageError(f"prune: {other}: pattern {own.name} has one share for all; use unstructured")
         if not 0 < self.damp < 1:
             raise UsageError(f"prune: damp must lie between 0 and 1, got {self.damp}")
-        if self.spread != "auto" and not 0 < self.spread < 1:
-            raise UsageError(f"prune: spread must lie between 0 and 1, got {self.spread}")
+        if self.spread != "auto" and not (isinstance(self.spread, int | float) and 0 < self.spread < 1):
+            raise UsageError(f"prune: spread is auto, or lies between 0 and 1; got {self.spread!r}")
         _check_aim(self)
         _check_scope(self)
         if self.rounds < 1 or self.learn < 0:

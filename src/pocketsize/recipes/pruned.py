@@ -53,9 +53,10 @@ def require_no_revival(step: Prune, model: Model, decided: Mapping[str | None, S
         word = f"sparsity {step.sparsity:g}" if not step.wanted.of else f"pattern {step.pattern}"
         raise UsageError(f"prune: {word}: {said}; ask for {has:g} or more")
     if decided[None] and step.allocation != "uniform" and step.sparsity - step.reach < has - near:
+        spread = "a smaller spread, " if step.sparsity > has + near else ""
         raise UsageError(
             f"prune: allocation: {step.allocation} takes as little as {step.sparsity - step.reach:g} from "
-            f"some linears, and {said}; use a smaller spread, more sparsity, or allocation: uniform"
+            f"some linears, and {said}; use {spread}more sparsity, or allocation: uniform"
         )
     for pattern, share in step.overrides.items():
         if share is not None and decided[pattern] and share < has - near and not model.pattern.uneven:

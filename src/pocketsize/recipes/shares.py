@@ -15,7 +15,7 @@ from pocketsize.models.backward import Ends, Seen, backward_walk
 from pocketsize.models.device import CPU
 from pocketsize.models.model import Model
 from pocketsize.models.walk import walk
-from pocketsize.pruning.allocate import by_outliers, by_threshold, outlier_share, sketch
+from pocketsize.pruning.allocate import by_outliers, by_threshold, evened, outlier_share, sketch
 from pocketsize.pruning.bitmask import bits_of_rows, rows_of_bits
 from pocketsize.pruning.mask import Scope, about, highest
 from pocketsize.pruning.pattern import Pattern
@@ -23,6 +23,7 @@ from pocketsize.pruning.score import fisher, wanda
 from pocketsize.pruning.support import refit
 from pocketsize.quantization.allocate import Choice, allocate
 from pocketsize.quantization.sensitivity import linear_cost
+from pocketsize.recipes.overrides import decides
 from pocketsize.recipes.pruned import There, there_of
 from pocketsize.recipes.step import Context, first_windows
 
@@ -43,21 +44,23 @@ _SHARES = "shares"
 
 def shares_of(step: Prune, model: Model, ctx: Context) -> tuple[Mapping[str, float], Mapping[str, Tensor]]:
     """The share of zeros of each linear without an override; masks by bits, where gradients choose them."""
-    uniform = step.allocation == "uniform"
+    own = [name for name in model.linears if decides(step.overrides, name) is None]
+    uniform = step.allocation == "uniform" or not own
     if uniform and step.score != "taylor":
         return {}, {}
-    own = [name for name in model.linears if step.pattern_for(name, {}) == step.wanted]
     if ctx.store.finished(_SHARES) is None:
         scores: dict[str, Tensor] = {}
-        if step.allocation == "outliers":
+        shares: dict[str, float] = {}
+        if step.allocation == "outliers" and own:
             shares = _by_outliers(step, model, ctx, set(own))
-        elif step.allocation == "searched":
+        elif step.allocation == "searched" and own:
             shares = _searched(step, model, ctx, set(own))
         else:
             scores = _scores(model, ctx)
             sketches = {name: sketch(scores[name]) for name in own}
             weights = {name: math.prod(model.matrix_shape(name)) for name in own}
-            shares = {} if uniform else by_threshold(sketches, weights, step.sparsity, step.reach)
+            if not uniform:
+                shares = by_threshold(sketches, weights, step.sparsity, step.reach)
         if step.score == "taylor" and not scores:
             scores = _scores(model, ctx)
         masks = _masks(step, model, scores, shares) if step.score == "taylor" else {}
@@ -115,7 +118,7 @@ def _searched(step: Prune, model: Model, ctx: Context, own: set[str]) -> dict[st
     unit = max(1, sum(weights.values()) // UNITS)
     names, choices = list[str](), list[list[Choice]]()
     for name, W, seen in _observed(model, ctx):
-        if name not in own or not seen.inputs:
+        if name not in own or not _reached(seen):
             continue
         X, G = seen.joined()
         W, there = W.to(X.device), there_of(W, model)
@@ -125,12 +128,11 @@ def _searched(step: Prune, model: Model, ctx: Context, own: set[str]) -> dict[st
         choices.append([Choice(k, loss) for k, loss in zip(kept, losses, strict=True)])
     total = sum(weights[name] for name in names)
     room = max(round(total * (1 - step.sparsity) / unit), sum(min(c.bytes for c in each) for each in choices))
+    if not names:
+        return {}
     found = allocate(choices, room).chosen
     shares = {name: float(levels[k]) for name, k in zip(names, found, strict=True)}
-    # What counting in units leaves is taken from all alike.
-    over = sum(share * weights[name] for name, share in shares.items()) / max(1, total) - step.sparsity
-    evened = {name: min(max(share - over, 0.01), 0.99) for name, share in shares.items()}
-    return dict.fromkeys(own, step.sparsity) | evened
+    return dict.fromkeys(own, step.sparsity) | evened(shares, weights, step.sparsity)
 
 
 def _tried(W: Tensor, X: Tensor, levels: Iterable[float], step: Prune, there: There) -> Iterator[Tensor]:
@@ -160,8 +162,13 @@ def _observed(model: Model, ctx: Context) -> Iterator[tuple[str, Tensor, Seen]]:
             yield name, model.as_stored(name, model.weight(name)), one
 
 
+def _reached(seen: Seen) -> bool:
+    """Whether any token came to a linear: to an expert none may, or a batch that is empty."""
+    return any(len(X) for X in seen.inputs)
+
+
 def _score(W: Tensor, seen: Seen) -> Tensor:
-    if not seen.inputs:  # an expert that no token reached
+    if not _reached(seen):
         return W.square()
     X, G = seen.joined()
     return fisher(W.to(X.device), X.float(), G.float())

@@ -14,9 +14,9 @@ Rows = Float[Tensor, "t vocab"]
 # What a loss says of the logits of the tokens a..b: its value at each, and its slope for the logits.
 Score = Callable[[Rows, slice], tuple[Float[Tensor, "t"], Rows]]
 
-# Logits of one model that are in memory at a time: 28 MB. From 32 MB on, glibc asks the system for new pages
-# each time, which was a sixth of all seconds of a chunk.
-LOGITS = 7 * 2**20
+# Logits of one model that are in memory at a time, at most; where positions enough are left, 28 MiB of them:
+# from 32 MiB on glibc asks the system for new pages each time, which was a sixth of all seconds of a chunk.
+LOGITS, QUICK, ENOUGH = 2**24, 7 * 2**20, 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,8 @@ class Head:
     @property
     def chunk(self) -> int:
         """Positions whose logits are in memory at a time."""
-        return max(1, LOGITS // self.weight.shape[0])
+        vocabulary = self.weight.shape[0]
+        return max(1, min(max(ENOUGH, QUICK // vocabulary), LOGITS // vocabulary))
 
 
 def head_of(module: nn.Module) -> Head:
