@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -52,7 +52,6 @@ def by_threshold(
     that the share of all weights is `sparsity`.
     """
     least, most = max(sparsity - spread, 0.0), min(sparsity + spread, 1.0)
-    total = sum(weights.values())
 
     def shares(edge: float) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -63,12 +62,8 @@ def by_threshold(
 
     low = min(float(order[0]) for order in scores.values())
     high = max(float(order[-1]) for order in scores.values())
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        found = shares(middle)
-        below = sum(found[name] * weights[name] for name in found) < sparsity * total
-        low, high = (middle, high) if below else (low, middle)
-    return evened(shares(high), weights, sparsity)  # a step of the sketches leaves something
+    edge = _where(lambda at: _mean(shares(at), weights) >= sparsity, low, high)
+    return evened(shares(edge), weights, sparsity)  # a step of the sketches leaves something
 
 
 def evened(shares: Mapping[str, float], weights: Mapping[str, int], sparsity: float) -> dict[str, float]:
@@ -77,14 +72,21 @@ def evened(shares: Mapping[str, float], weights: Mapping[str, int], sparsity: fl
     Matrices count by their `weights`. The move is found by halving: at an edge a share stays.
     """
     least, most = min(0.01, sparsity), max(0.99, sparsity)
-    total = sum(weights[name] for name in shares)
 
     def moved(by: float) -> dict[str, float]:
         return {name: min(max(share + by, least), most) for name, share in shares.items()}
 
     low, high = least - max(shares.values()), most - min(shares.values())
+    return moved(_where(lambda by: _mean(moved(by), weights) >= sparsity, low, high))
+
+
+def _mean(shares: Mapping[str, float], weights: Mapping[str, int]) -> float:
+    return sum(share * weights[name] for name, share in shares.items()) / sum(weights[n] for n in shares)
+
+
+def _where(enough: Callable[[float], bool], low: float, high: float) -> float:
+    """The least value in a range from which on there is enough, found by halving."""
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        below = sum(share * weights[name] for name, share in moved(middle).items()) < sparsity * total
-        low, high = (middle, high) if below else (low, middle)
-    return moved(high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high

@@ -45,29 +45,25 @@ _SHARES = "shares"
 def shares_of(step: Prune, model: Model, ctx: Context) -> tuple[Mapping[str, float], Mapping[str, Tensor]]:
     """The share of zeros of each linear without an override; masks by bits, where gradients choose them."""
     own = [name for name in model.linears if decides(step.overrides, name) is None]
-    uniform = step.allocation == "uniform" or not own
-    if uniform and step.score != "taylor":
+    allocation = step.allocation if own else "uniform"
+    if allocation == "uniform" and step.score != "taylor":
         return {}, {}
     if ctx.store.finished(_SHARES) is None:
-        scores: dict[str, Tensor] = {}
         shares: dict[str, float] = {}
-        if step.allocation == "outliers" and own:
+        if allocation == "outliers":
             shares = _by_outliers(step, model, ctx, set(own))
-        elif step.allocation == "searched" and own:
+        elif allocation == "searched":
             shares = _searched(step, model, ctx, set(own))
-        else:
-            scores = _scores(model, ctx)
+        scores = _scores(model, ctx) if "taylor" in (step.score, allocation) else {}
+        if allocation == "taylor":
             sketches = {name: sketch(scores[name]) for name in own}
             weights = {name: math.prod(model.matrix_shape(name)) for name in own}
-            if not uniform:
-                shares = by_threshold(sketches, weights, step.sparsity, step.reach)
-        if step.score == "taylor" and not scores:
-            scores = _scores(model, ctx)
+            shares = by_threshold(sketches, weights, step.sparsity, step.reach)
         masks = _masks(step, model, scores, shares) if step.score == "taylor" else {}
         told = torch.tensor([shares.get(name, step.sparsity) for name in own], dtype=torch.float64)
         ctx.store.keep(_SHARES, {}, (), {_SHARES: told, **masks})
     kept = ctx.store.changed()
-    shares = {} if uniform else dict(zip(own, kept[_SHARES].tolist(), strict=True))
+    shares = {} if allocation == "uniform" else dict(zip(own, kept[_SHARES].tolist(), strict=True))
     return shares, kept if step.score == "taylor" else {}
 
 
@@ -126,10 +122,10 @@ def _searched(step: Prune, model: Model, ctx: Context, own: set[str]) -> dict[st
         kept = [round(weights[name] * (1 - level) / unit) for level in levels]
         names.append(name)
         choices.append([Choice(k, loss) for k, loss in zip(kept, losses, strict=True)])
-    total = sum(weights[name] for name in names)
-    room = max(round(total * (1 - step.sparsity) / unit), sum(min(c.bytes for c in each) for each in choices))
     if not names:
         return {}
+    total = sum(weights[name] for name in names)
+    room = max(round(total * (1 - step.sparsity) / unit), sum(min(c.bytes for c in each) for each in choices))
     found = allocate(choices, room).chosen
     shares = {name: float(levels[k]) for name, k in zip(names, found, strict=True)}
     return dict.fromkeys(own, step.sparsity) | evened(shares, weights, step.sparsity)
