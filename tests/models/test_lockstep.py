@@ -119,6 +119,13 @@ CUTS: dict[str, dict[str, int]] = {
     "bert": {"ffn": 64},
     "mpnet": {"hidden": 32, "heads": 2, "kv_heads": 2},
     "distilbert": {"ffn": 64},
+    "phi3": {"ffn": 64, "heads": 2, "kv_heads": 1},
+    "gpt2": {"ffn": 64},
+    "opt": {"ffn": 64},
+    "gpt_neox": {"ffn": 64},
+    "gemma3_text": {"ffn": 64, "heads": 2, "kv_heads": 1},
+    "electra": {"ffn": 64},
+    "mobilebert": {"ffn": 64},
 }
 
 
@@ -135,7 +142,7 @@ def test_a_narrower_model_comes_nearer(family: str, tmp_path: Path) -> None:
     assert materialise(done)(input_ids=ids)[0].isfinite().all()
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "bert", "mpnet"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "bert", "mpnet", "gpt2", "opt", "gpt_neox"])
 @pytest.mark.parametrize("kept", [(0,), (1,)])
 def test_states_of_a_shorter_model_come_nearer(family: str, kept: tuple[int, ...], tmp_path: Path) -> None:
     """Behind all blocks, relative to their size, on windows that taught nothing."""
@@ -163,7 +170,8 @@ def test_nothing_is_done_where_nothing_was_cut(tmp_path: Path) -> None:
     pair = Pair(model, model, (0, 1))
     assert pair.first == 2 and not list(lockstep.lockstep(pair, *tokens()))
     own = sizes_of(model)
-    same = Pair(model, laid(model, own, Selection()), (0, 1), Selection(ffn=(tuple(range(128)),) * 2))
+    all_channels = {f"{path}.mlp.down_proj": tuple(range(128)) for path in model.blocks}
+    same = Pair(model, laid(model, own, Selection()), (0, 1), Selection(ffn=all_channels))
     fits = list(lockstep.lockstep(same, *tokens()))
     assert fits and all(not healed(fit.teach, fit.judge).damp for fit in fits)
     gap = Pair(model, with_blocks(model, (0,)), (0,))

@@ -16,7 +16,7 @@ SHARES = (0.1, 0.25, 0.4, 0.5, 0.6)
 
 
 @pytest.mark.parametrize("share", SHARES)
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "bert", "mpnet", "distilbert"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "bert", "mpnet", "phi3", "gpt2", "gpt_neox", "mixtral"])
 def test_about_the_share_goes(family: str, share: float, tmp_path: Path) -> None:
     model = load(write_tiny(tmp_path / "m", family))
     own, sizes = sizes_of(model), sizes_without(model, share)

@@ -49,6 +49,25 @@ def llama_cut_slow(
     return found
 
 
+def fused_rows_slow(family: str, heads: list[int], width: int, d: int) -> list[int]:
+    """Which outputs stay of the one matrix that gives queries, keys and values, one number at a time.
+
+    GPT-2 has all queries, then all keys, then all values; GPT-NeoX those of one head after those of another.
+    """
+    found = []
+    if family == "gpt2":
+        for part in range(3):
+            for head in heads:
+                for i in range(d):
+                    found.append(part * width + head * d + i)
+    if family == "gpt_neox":
+        for head in heads:
+            for part in range(3):
+                for i in range(d):
+                    found.append((3 * head + part) * d + i)
+    return found
+
+
 def bpe_slow(word: str, merges: list[tuple[str, str]]) -> list[str]:
     """Byte-pair encoding: the first merge of the list that applies anywhere, at its leftmost place, again."""
     parts = list(word)

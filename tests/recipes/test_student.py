@@ -350,8 +350,12 @@ def test_sizes_that_the_model_cannot_have(
 
 def test_heads_of_a_family_without_data_are_refused_but_its_tokens_are_not(tmp_path: Path) -> None:
     model = load(write_tiny(tmp_path / "m", "gpt2"))
-    with pytest.raises(UnsupportedError, match="slices of a gpt2 model"):
+    model = replace(model, arch=replace(model.arch, cuts=None))
+    with pytest.raises(UnsupportedError, match="slices of a gpt2 model go together; leave out heads"):
         Student(heads=2).resolve(model, ("folder",))
+    with pytest.raises(UnsupportedError, match="heal: in a gpt2 no linear could make up"):
+        Layers(keep=1, heal=True).resolve(model, ("folder",))
+    assert Layers(keep=1).resolve(model, ("folder",)).heal is False
     assert Student(vocabulary=290).resolve(model, ("folder",)).outline(model).config.vocab_size == 290
 
 
@@ -390,7 +394,7 @@ def test_its_options_are_what_a_recipe_file_holds() -> None:
 
 @pytest.mark.parametrize("tokens", [300, "corpus"])
 @pytest.mark.parametrize("family", ["gpt2", "opt", "gpt_neox"])
-def test_families_of_which_nothing_else_is_known_lose_tokens(
+def test_families_with_matrices_of_their_own_kind_lose_tokens(
     family: str, tokens: Any, tmp_path: Path
 ) -> None:
     ran(tmp_path, family, Student(vocabulary=tokens))

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 
 from pocketsize.errors import UnsupportedError, did_you_mean
 from pocketsize.models import archs
+from pocketsize.models.cuts import Cuts
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 # How stock classes are named that have a head for classes.
 CLASSIFIER = "ForSequenceClassification"
-# Parts of the heads that stock classifiers have: as wide as the model, and with an output for each class.
-_AS_WIDE, _CLASSES = ("pre_classifier", "classifier.dense"), ("classifier", "classifier.out_proj", "score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,36 +36,6 @@ class Linears:
     def __post_init__(self) -> None:
         if not self.names:
             raise ValueError("a group of linears needs at least one name")
-
-
-@dataclass(frozen=True, slots=True)
-class Cuts:
-    """Which slices of a family go together where its blocks become narrower.
-
-    Matrices are named as in `Arch.groups`, each with its side: `NAME:out` are its rows, `NAME:in` its
-    columns. `heads` have a slice for each query head, `keys` one for each key and value that queries share
-    (empty: every head has its own, which is then among `heads`), `ffn` one for each inner channel. Every
-    other side of what a block holds is as wide as the model; `fixed` names parts that are not.
-
-    Outside the blocks tables have columns as wide as the model; `around` names matrices of which both sides
-    are, `per_head` tables with a column for each head of every block, `classes` linears with an output for
-    each class. `square`: attention is as wide as the model. `inner` is what the config calls the number of
-    inner channels.
-    """
-
-    heads: tuple[str, ...]
-    ffn: tuple[str, ...]
-    keys: tuple[str, ...] = ()
-    fixed: tuple[str, ...] = ()
-    around: tuple[str, ...] = ()
-    per_head: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ()
-    square: bool = False
-    inner: str = "intermediate_size"
-
-    def reader(self, sides: tuple[str, ...]) -> str:
-        """The linear that reads these slices."""
-        return next(side for side in sides if side.endswith(":in")).removesuffix(":in")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,17 +150,7 @@ def classifying(arch: Arch) -> Arch:
         head=None,
         gguf=None,
         optional=tuple(f"{inside}{part}" for part in kept),
-        cuts=arch.cuts and _behind(arch.cuts, inside),
-    )
-
-
-def _behind(cuts: Cuts, inside: str) -> Cuts:
-    """What goes together in a classifier: of its head everything but the classes is as wide as the model."""
-    return replace(
-        cuts,
-        around=(*(f"{inside}{name}" for name in cuts.around), *_AS_WIDE),
-        per_head=tuple(f"{inside}{name}" for name in cuts.per_head),
-        classes=_CLASSES,
+        cuts=arch.cuts and arch.cuts.behind(inside),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from greenlet import getcurrent, greenlet
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from pocketsize.distillation.slices import Importance
@@ -41,7 +41,8 @@ def slice_importance(
     kept: dict[greenlet, Bool[Tensor, "b s"]] = {}
 
     def see(path: str, _: nn.Module, args: Any) -> None:
-        found[path].update(args[0], kept[getcurrent()])
+        real = kept[getcurrent()]
+        found[path].update(_by_text(*args, real=real), real)
 
     def run(ids: Int64[Tensor, "b s"], real: Bool[Tensor, "b s"]) -> None:
         kept[getcurrent()] = real
@@ -55,3 +56,12 @@ def slice_importance(
         for handle in handles:
             handle.remove()
     return found
+
+
+def _by_text(
+    X: Float[Tensor, "*tokens in"], rows: Int64[Tensor, "n"] | None = None, *, real: Bool[Tensor, "b s"]
+) -> Float[Tensor, "b s in"]:
+    """What a linear reads, token by token of each text: an expert nothing of all but the tokens at `rows`."""
+    if rows is not None:
+        X = X.new_zeros(real.numel(), X.shape[-1]).index_copy_(0, rows, X)
+    return X.view(*real.shape, -1)

@@ -18,7 +18,7 @@ from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import fill, skeleton
 from pocketsize.models.stream import surroundings
-from pocketsize.models.surgery import Sizes, sizes_of, writers_of
+from pocketsize.models.surgery import Sizes, readers, sizes_of
 
 # How many blocks are looked at again in each round.
 AGAIN = 4
@@ -88,7 +88,7 @@ def head_losses(
     own, d = sizes_of(model), model.head_width
     if (together := _together(own, sizes)) == 0:
         return {}
-    reader, width = writers_of(model)[0], together * d
+    (reader,), width = readers(model, "heads"), together * d
     starts = range(0, own.heads * d, width)
     parts = [Part(b, reader, (a, a + width)) for b in range(len(model.blocks)) for a in starts]
     missed = torch.tensor(distances_without(model, input_ids, mask, parts), dtype=torch.float64)

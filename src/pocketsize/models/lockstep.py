@@ -63,14 +63,16 @@ class Fit:
     teach: Residuals
     judge: Residuals
     last: bool
+    transposed: bool = False
     changed: Float[Tensor, "out in"] | None = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """The weights and biases as they are now, by parameter name."""
+        """The weights and biases as they are now, by parameter name, as the family stores them."""
         found: dict[str, Tensor] = {}
         now = self.weights if self.changed is None else self.changed
         for name, part in zip(self.names, now.split(self.rows), strict=True):
-            found[name] = part[:, :-1].contiguous() if self.biased else part
+            W = part[:, :-1] if self.biased else part
+            found[name] = (W.T if self.transposed else W).contiguous()
             if self.biased:
                 found[bias_of(name)] = part[:, -1].contiguous()
         return found
@@ -134,9 +136,10 @@ def lockstep(
 ) -> Iterator[Fit]:
     """Visit the linears of the smaller model in running order, each with what it lacks beside the original.
 
-    A linear that writes to what passes the blocks lacks what that lacks: the drift of all before it is its
+    A linear that adds to what passes the blocks lacks what that lacks: the drift of all before it is its
     to make up for. Behind a block that others followed, which are gone, that is measured behind those. Every
-    other linear lacks what the original's gives more than it does. Blocks for which `finished` returns
+    other linear lacks what the original's gives more than it does; where norms stand behind what is added,
+    that is all of them. Blocks for which `finished` returns
     weights are run with those, unvisited; so are those in front of the first cut.
 
     Forward passes run in `forward_dtype()`, sums in float32; padding counts nowhere.
@@ -173,18 +176,32 @@ def _visit(whole: _Side, small: _Side, pair: Pair, index: int) -> Iterator[Fit]:
         theirs = [Batch(blocks[0], call, whole.shelf) for call in whole.calls]
         ours = [Batch(blocks[1], call, small.shelf) for call in small.calls]
         for number, group in enumerate(groups):
-            asked = [reached(run.go_on(), firsts[0][number], old, group.names)[0] for run in theirs]
-            given = [reached(run.go_on(), firsts[1][number], path, group.names)[0] for run in ours]
-            last = number == len(groups) - 1
-            if last:
+            places = ((theirs, firsts[0], old, whole), (ours, firsts[1], path, small))
+            asked, given = (
+                [
+                    _read(run, call, linears[number], where, group)
+                    for run, call in zip(runs, side.calls, strict=True)
+                ]
+                for runs, linears, where, side in places
+            )
+            place = _Place(whole, small, pair, (old, path), group, number == len(groups) - 1)
+            if place.last and place.writes:
                 asked.clear()
                 _finish(theirs, whole, old)
                 whole.among(range(pair.blocks[index] + 1, pair.after(index) + 1))
-            place = _Place(whole, small, pair, (old, path), group, last)
             fit = place.gather(asked, given, rest)
             yield fit
             place.put(fit, given, rest)
+            if place.last and not place.writes:
+                _finish(theirs, whole, old)
+                whole.among(range(pair.blocks[index] + 1, pair.after(index) + 1))
         _finish(ours, small, path)
+
+
+def _read(run: Batch, call: Call, linear: nn.Module, path: str, group: Linears) -> Float[Tensor, "b s in"]:
+    """What the linears of a group read of a batch, which waits there; some read all texts as one matrix."""
+    X = reached(run.go_on(), linear, path, group.names)[0]
+    return X.view(*call.mask.shape, -1)
 
 
 def _finish(runs: Sequence[Batch], side: _Side, path: str) -> None:
@@ -224,9 +241,10 @@ class _Place:
         """What they read and what they lack, over all batches; `rest` is what their output is added to."""
         linears, names = self.linears(1), tuple(f"{self.paths[1]}.{n}.weight" for n in self.group.names)
         biased = getattr(linears[0], "bias", None) is not None
-        W = [self.small.model.weight(name).to(given[0].device) for name in names]
+        model = self.small.model
+        W = [model.as_stored(name, model.weight(name)).to(given[0].device) for name in names]
         if biased:
-            biases = [self.small.model.weight(bias_of(name)).to(given[0].device) for name in names]
+            biases = [model.weight(bias_of(name)).to(given[0].device) for name in names]
             W = [torch.cat((A, b[:, None]), 1) for A, b in zip(W, biases, strict=True)]
         stacked = torch.cat(W)
         sums = [Residuals.zeros(stacked.shape[0], stacked.shape[1], stacked.device) for _ in range(2)]
@@ -243,7 +261,8 @@ class _Place:
             for part, rows in zip(sums, (mask & ~held[:, None], mask & held[:, None]), strict=True):
                 part.update(X[rows], R[rows], None if weight is None else weight[rows])
         rows = tuple(len(A) for A in W)
-        return Fit(self.paths[1], names, rows, stacked, biased, sums[0], sums[1], self.last)
+        turned = model.arch.is_transposed(names[0])
+        return Fit(self.paths[1], names, rows, stacked, biased, sums[0], sums[1], self.last, turned)
 
     def _wanted(self, i: int, asked: Tensor | None, X: Tensor, rest: Tensor) -> tuple[Tensor, Tensor | None]:
         """What they should give for a batch, and how much each token counts."""

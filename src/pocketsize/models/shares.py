@@ -32,7 +32,7 @@ def sizes_without(model: Model, share: float) -> Sizes:
     own, cuts = sizes_of(model), cuts_of(model)
     left = (1 - share) * block_parameters(model, own)
     found: list[tuple[float, Sizes]] = []
-    for groups in range(own.kv_heads, 0, -1):
+    for groups in range(own.kv_heads, 0, -1) if cuts.heads else (own.kv_heads,):
         body = replace(own, heads=groups * (own.heads // own.kv_heads), kv_heads=groups)
         if cuts.square:
             body = replace(body, hidden=groups * model.head_width)

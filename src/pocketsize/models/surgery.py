@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING
 from pocketsize.distillation.slices import Heads, Importance, best, kept_heads, pooled, rows_of, summed
 from pocketsize.errors import UnsupportedError, UsageError
 from pocketsize.io.checkpoint import Checkpoint, Entry, Packed
-from pocketsize.models.arch import Cuts
+from pocketsize.models.cuts import Cuts
 from pocketsize.models.model import Model
 from pocketsize.models.packing import KEYS
 
@@ -36,23 +36,30 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The slices that stay: heads and inner channels of each block, channels of all, tokens.
+    """The slices that stay: heads of each block, inner channels of each linear that reads them, by its path,
+    channels of all, tokens.
 
     None: they all stay.
     """
 
     heads: tuple[Heads, ...] | None = None
-    ffn: tuple[tuple[int, ...], ...] | None = None
+    ffn: Mapping[str, tuple[int, ...]] | None = None
     width: tuple[int, ...] | None = None
     tokens: tuple[int, ...] | None = None
 
 
-def cuts_of(model: Model) -> Cuts:
-    """What goes together in a family; refuses one for which nobody has said it."""
+def cuts_of(model: Model, sizes: Sequence[str] = ()) -> Cuts:
+    """What goes together in a family; refuses one for which nobody has said it, and `sizes` that stay."""
     if model.arch.cuts is None:
         raise UnsupportedError(
             f"student: it is not known which slices of a {model.config.model_type} model go together; leave "
             "out heads, kv_heads, ffn and hidden (`layers` works), or build one: family: llama, bert, ..."
+        )
+    stay = [size for size in sizes if size != "ffn"]
+    if stay and not model.arch.cuts.heads:
+        raise UnsupportedError(
+            f"student: {stay[0]}: heads and channels of a {model.config.model_type} go through bottlenecks "
+            "and stay; cut ffn alone, or build one: family: mobilebert"
         )
     return model.arch.cuts
 
@@ -62,8 +69,11 @@ def sizes_of(model: Model) -> Sizes:
     config = model.config
     heads = int(config.num_attention_heads)
     keys = getattr(config, "num_key_value_heads", None) or heads
-    ffn = getattr(config, model.arch.cuts.inner if model.arch.cuts else "intermediate_size")
-    return Sizes(heads, int(keys), int(ffn), int(config.hidden_size), int(config.vocab_size))
+    if model.arch.cuts is None:
+        ffn = int(config.intermediate_size)
+    else:  # GPT-2's config may leave it to a rule
+        ffn = model.matrix_shape(f"{model.blocks[0]}.{readers(model, 'ffn')[0]}.weight")[1]
+    return Sizes(heads, int(keys), ffn, int(config.hidden_size), int(config.vocab_size))
 
 
 def selection(
@@ -82,20 +92,20 @@ def selection(
     found = Selection(tokens=None if tokens is None else tuple(tokens))
     if cuts is None:
         return found
-    own = sizes_of(model)
+    own, found_in = sizes_of(model), partial(readers, model)
     if (own.heads, own.kv_heads) != (sizes.heads, sizes.kv_heads):
-        reader = cuts.reader(cuts.heads)
+        (reader,) = found_in("heads")
         each = [importance[f"{path}.{reader}"].value() for path in model.blocks]
         if cuts.per_head:  # one table for the heads of all blocks
             each = [together(each)] * len(each)
         made = [kept_heads(x, own.kv_heads, sizes.heads, sizes.kv_heads) for x in each]
         found = replace(found, heads=tuple(made))
     if own.ffn != sizes.ffn:
-        reader = cuts.reader(cuts.ffn)
-        kept = [best(importance[f"{path}.{reader}"].value(), sizes.ffn) for path in model.blocks]
-        found = replace(found, ffn=tuple(tuple(one) for one in kept))
+        names = [f"{path}.{name}" for path in model.blocks for name in found_in("ffn")]
+        kept = {name: tuple(best(importance[name].value(), sizes.ffn)) for name in names}
+        found = replace(found, ffn=MappingProxyType(kept))
     if own.hidden != sizes.hidden:
-        names = [f"{path}.{name}" for path in model.blocks for name in readers_of_width(model)]
+        names = [f"{path}.{name}" for path in model.blocks for name in found_in("width")]
         width = best(together([importance[name].value() for name in names]), sizes.hidden)
         found = replace(found, width=tuple(width))
     return found
@@ -103,108 +113,121 @@ def selection(
 
 def watched(model: Model, sizes: Sizes) -> dict[str, int]:
     """The linears whose inputs tell which slices matter, each with the width of a slice of them."""
-    own, cuts = sizes_of(model), cuts_of(model)
-    inside: dict[str, int] = {}
+    own, inside = sizes_of(model), dict[str, int]()
     if (own.heads, own.kv_heads) != (sizes.heads, sizes.kv_heads):
-        inside[cuts.reader(cuts.heads)] = model.head_width
+        inside |= dict.fromkeys(readers(model, "heads"), model.head_width)
     if own.ffn != sizes.ffn:
-        inside[cuts.reader(cuts.ffn)] = 1
+        inside |= dict.fromkeys(readers(model, "ffn"), 1)
     if own.hidden != sizes.hidden:
-        inside |= dict.fromkeys(readers_of_width(model), 1)
+        inside |= dict.fromkeys(readers(model, "width"), 1)
     return {f"{path}.{name}": width for path in model.blocks for name, width in inside.items()}
 
 
-def readers_of_width(model: Model) -> list[str]:
-    """One linear of a block for each tensor of the model's width that is read: what a norm gives."""
-    return [group.names[0] for group in model.groups if group.names[0] not in writers_of(model)]
-
-
-def writers_of(model: Model) -> tuple[str, str]:
-    """The linears of a block whose outputs are added to what passes it: behind attention, behind channels."""
+def readers(model: Model, kind: str) -> list[str]:
+    """The linears of a block that read slices of this kind; of several that read one tensor the first."""
     cuts = cuts_of(model)
-    return cuts.reader(cuts.heads), cuts.reader(cuts.ffn)
+    return [g.names[0] for g in model.groups if cuts.kinds(f"{g.names[0]}:in") == (kind,)]
 
 
-def sides(model: Model, name: str) -> tuple[str | None, ...]:
-    """What each side of a tensor has a slice for: heads, keys, ffn, width, tokens or head; None: none of it.
+def writers_of(model: Model) -> tuple[str, ...]:
+    """The linears of a block whose outputs are added to what passes it: behind attention, behind channels.
 
-    `keys` are those of heads that share them; where every head has its own they are cut as queries are.
+    None where norms stand behind them, and where experts are chosen between.
     """
-    shape, arch, cuts = model.checkpoint.entries[name].shape, model.arch, model.arch.cuts
+    cuts = cuts_of(model)
+    adds = cuts.adds if isinstance(cuts.adds, bool) else bool(getattr(model.config, cuts.adds))
+    if not adds or model.arch.experts is not None:
+        return ()
+    return (*readers(model, "heads"), *readers(model, "ffn"))
+
+
+def sides(model: Model, name: str) -> tuple[tuple[str, ...], ...]:
+    """What each side of a tensor has slices for: heads, keys, bundles, ffn, width, tokens or head.
+
+    A side may have parts, one after the other; one without any stays as it is. `keys` are those of heads that
+    share them; where every head has its own they are cut as queries are.
+    """
+    rank, arch, cuts = len(model.checkpoint.entries[name].shape), model.arch, model.arch.cuts
+    narrow = cuts is not None and _narrow(model, cuts)
     if name in (arch.embedding, arch.head):
-        return ("tokens", "width" if cuts else None)
+        return ("tokens",), ("width",) if cuts and cuts.heads and not narrow else ()
     if cuts is None:
-        return (None,) * len(shape)
+        return ((),) * rank
     part = name.removesuffix(".weight").removesuffix(".bias")
     inside = re.match(rf"{re.escape(arch.blocks)}\.\d+\.(.*)$", part)
     if inside is None:
-        if part in cuts.classes:
-            return (None, "width")[: len(shape)]
-        if len(shape) == 1 or part in cuts.around:
-            return ("width",) * len(shape)
-        return (None, "head" if part in cuts.per_head else "width")
-    if inside[1] in cuts.fixed:
-        return (None,) * len(shape)
-    return tuple(_side(cuts, f"{inside[1]}:{end}") for end in ("out", "in")[: len(shape)])
+        return cuts.around_blocks(part, rank, narrow=narrow)
+    ends = ("in", "out") if arch.is_transposed(name) else ("out", "in")
+    return tuple(cuts.kinds(f"{inside[1]}:{end}") for end in ends[:rank])
 
 
-def _side(cuts: Cuts, side: str) -> str:
-    for kind in ("heads", "keys", "ffn"):
-        if side in getattr(cuts, kind):
-            return kind
-    return "width"
+def _narrow(model: Model, cuts: Cuts) -> bool:
+    """Whether the embedding is narrower than the model."""
+    return cuts.embedding is not None and getattr(model.config, cuts.embedding) != model.config.hidden_size
 
 
 def cut_shape(model: Model, name: str, sizes: Sizes) -> tuple[int, ...]:
     """The shape that a tensor will have."""
-    d = model.head_width
-    counts = {
-        "heads": sizes.heads * d,
-        "keys": sizes.kv_heads * d,
+    counts, shape = _counts(model, sizes), model.checkpoint.entries[name].shape
+    return tuple(
+        sum(counts[kind] for kind in kinds) if kinds else old
+        for old, kinds in zip(shape, sides(model, name), strict=True)
+    )
+
+
+def _counts(model: Model, sizes: Sizes) -> dict[str, int]:
+    """How long a side of each kind is."""
+    queries = sizes.heads * model.head_width
+    return {
+        "heads": queries,
+        "keys": sizes.kv_heads * model.head_width,
+        "bundles": 3 * queries,
         "ffn": sizes.ffn,
         "width": sizes.hidden,
         "tokens": sizes.vocabulary,
         "head": sizes.heads,
     }
-    shape = model.checkpoint.entries[name].shape
-    return tuple(
-        old if side is None else counts[side] for old, side in zip(shape, sides(model, name), strict=True)
-    )
 
 
 def cut_tensor(model: Model, name: str, chosen: Selection) -> Tensor:
     """What stays of a tensor, float32."""
-    W, d = model.weight(name), model.head_width
-    block = re.match(rf"{re.escape(model.arch.blocks)}\.(\d+)\.", name)
-    index = int(block[1]) if block else 0
-    for axis, side in enumerate(sides(model, name)):
-        if side == "keys" and chosen.heads is not None:
-            W = pooled(W, chosen.heads[index].keys, d)
-        elif (rows := _rows(chosen, side, index, d)) is not None:
-            W = W.index_select(axis, torch.tensor(rows))
+    W, part = model.weight(name), name.removesuffix(".weight").removesuffix(".bias")
+    for axis, kinds in enumerate(sides(model, name)):
+        W = _cut(model, part, W, axis, kinds, chosen)
     return W.contiguous()
 
 
 def cut_outputs(model: Model, name: str, Y: Tensor, chosen: Selection) -> Tensor:
     """What stays of what a linear of a block gives, channels last."""
-    block = re.match(rf"{re.escape(model.arch.blocks)}\.(\d+)\.", name)
-    assert block is not None
-    side, index, d = sides(model, name)[0], int(block[1]), model.head_width
-    if side == "keys" and chosen.heads is not None:
-        parts = Y.unflatten(-1, (-1, d))
-        return torch.cat([parts[..., list(group), :].mean(-2) for group in chosen.heads[index].keys], -1)
-    rows = _rows(chosen, side, index, d)
-    return Y if rows is None else Y[..., list(rows)]
+    part = name.removesuffix(".weight")
+    inside = re.match(rf"{re.escape(model.arch.blocks)}\.\d+\.(.*)$", part)
+    assert inside is not None
+    return _cut(model, part, Y, Y.dim() - 1, cuts_of(model).kinds(f"{inside[1]}:out"), chosen)
 
 
-def _rows(chosen: Selection, side: str | None, index: int, d: int) -> Sequence[int] | None:
-    """The numbers of the rows that stay; None: all of them."""
-    if side in ("heads", "head") and chosen.heads is not None:
-        queries = chosen.heads[index].queries
-        return rows_of(queries, d) if side == "heads" else queries
-    if side == "ffn" and chosen.ffn is not None:
-        return chosen.ffn[index]
-    return {"width": chosen.width, "tokens": chosen.tokens}.get(side or "")
+def _cut(model: Model, part: str, T: Tensor, axis: int, kinds: tuple[str, ...], chosen: Selection) -> Tensor:
+    """What stays of one side of a tensor; `part` is the path of what it belongs to."""
+    if len(kinds) < 2:
+        return _cut_part(model, part, T, axis, kinds[0], chosen) if kinds else T
+    counts = _counts(model, sizes_of(model))
+    parts = T.split([counts[kind] for kind in kinds], axis)
+    left = [_cut_part(model, part, one, axis, kind, chosen) for one, kind in zip(parts, kinds, strict=True)]
+    return torch.cat(left, axis)
+
+
+def _cut_part(model: Model, part: str, T: Tensor, axis: int, kind: str, chosen: Selection) -> Tensor:
+    block, d = re.match(rf"{re.escape(model.arch.blocks)}\.(\d+)\.(.*)$", part), model.head_width
+    heads = None if chosen.heads is None else chosen.heads[int(block[1]) if block else 0]
+    if kind == "keys" and heads is not None:
+        return pooled(T.movedim(axis, 0), heads.keys, d).movedim(0, axis)
+    rows: Sequence[int] | None = {"width": chosen.width, "tokens": chosen.tokens}.get(kind)
+    if kind in ("heads", "bundles", "head") and heads is not None:
+        rows = rows_of(heads.queries, {"heads": d, "bundles": 3 * d, "head": 1}[kind])
+    if kind == "ffn" and chosen.ffn is not None:
+        assert block is not None
+        reader = cuts_of(model).reader_of(block[2])
+        rows = chosen.ffn[f"{model.blocks[int(block[1])]}.{reader}"]
+    return T if rows is None else T.index_select(axis, torch.tensor(rows, device=T.device))
 
 
 def cut_config(model: Model, sizes: Sizes, *, tied: bool) -> dict[str, Any]:
@@ -222,9 +245,18 @@ def cut_config(model: Model, sizes: Sizes, *, tied: bool) -> dict[str, Any]:
         raw["tie_word_embeddings"] = True
     if (cuts := model.arch.cuts) is None:
         return raw
+    raw[cuts.inner] = sizes.ffn
+    if not cuts.heads:
+        return raw
     put("num_attention_heads", sizes.heads)
     put("hidden_size", sizes.hidden)
-    raw[cuts.inner] = sizes.ffn
+    if cuts.embedding is not None and not _narrow(model, cuts):
+        raw[cuts.embedding] = sizes.hidden
+    elif cuts.embedding is not None and sizes.hidden == raw[cuts.embedding]:
+        raise UsageError(
+            f"student: hidden: {sizes.hidden} is as wide as the embedding of this {model.config.model_type}, "
+            "whose class then has no place for what leads from the one to the other; use another width"
+        )
     if not cuts.square:
         put("num_key_value_heads", sizes.kv_heads)
         put("head_dim", model.head_width)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from pocketsize.distillation.feature import even_blocks
-from pocketsize.errors import UsageError, did_you_mean
+from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
 from pocketsize.exporting.companions import copy_companions
 from pocketsize.exporting.plain import CONFIG, as_json
 from pocketsize.io.checkpoint import SINGLE, TensorSpec, write_safetensors
@@ -26,7 +26,7 @@ from pocketsize.models.left_out import least_missed
 from pocketsize.models.load import load
 from pocketsize.models.lockstep import Pair
 from pocketsize.models.model import Model
-from pocketsize.models.surgery import cuts_of
+from pocketsize.models.surgery import writers_of
 from pocketsize.models.taylor import block_costs
 from pocketsize.recipes import heal as healing
 from pocketsize.recipes.record import Stage, StepReport
@@ -96,8 +96,11 @@ class Layers:
             raise UsageError(f"layers: keep asks for {told}; the model has {count} (from 0)")
         if (len(keep) if isinstance(keep, tuple) else keep) == count:
             raise UsageError(f"layers: keep {keep} leaves nothing out: the model has {count} blocks")
-        if self.pick == "taylor":
-            cuts_of(model)
+        if self.pick == "taylor" and not writers_of(model):
+            raise UnsupportedError(
+                f"layers: pick: taylor: what a block of a {model.config.model_type} adds passes a norm or a "
+                "choice between experts first, so gradients do not tell what it is worth; use pick: kl"
+            )
         return replace(self, keep=keep, remove=None, heal=healing.chosen(self.heal, model, self.kind))
 
     def outline(self, model: Model) -> Model:

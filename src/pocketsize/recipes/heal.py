@@ -17,6 +17,7 @@ from pocketsize.models.batches import HELD_OUT, full_windows
 from pocketsize.models.device import CPU
 from pocketsize.models.lockstep import Pair, lockstep
 from pocketsize.models.model import Model
+from pocketsize.models.surgery import writers_of
 from pocketsize.pruning.heal import healed
 from pocketsize.recipes.journal import StoredTensors
 from pocketsize.recipes.record import Finding, Stage
@@ -39,15 +40,22 @@ class Healing:
 
 
 def chosen(heal: Heal, model: Model, kind: str) -> bool:
-    """Whether a cut of this model is healed; refuses it where nobody has said what its blocks add to."""
+    """Whether a cut of this model is healed; refuses it where nothing could be made up for."""
     if heal is True and model.pattern is not None:
         raise UnsupportedError(f"{kind}: heal: the zeros of a pruned model stay; cut first, then prune")
-    if heal is True and model.arch.cuts is None:
+    able = _able(model, slices=kind == "student")
+    if heal is True and not able:
         raise UnsupportedError(
-            f"{kind}: heal: it is not known which linears of a {model.config.model_type} write to what "
-            "passes its blocks; use heal: false"
+            f"{kind}: heal: in a {model.config.model_type} no linear could make up for what is gone: experts "
+            "are chosen anew, or norms stand behind what blocks add; use heal: false"
         )
-    return model.arch.cuts is not None and model.pattern is None and heal is not False
+    return able and model.pattern is None and heal is not False
+
+
+def _able(model: Model, *, slices: bool) -> bool:
+    """Whether linears can make up for what is gone: slices by each of them, blocks by those that add."""
+    known = model.arch.cuts is not None and model.arch.experts is None
+    return known and (slices or bool(writers_of(model)))
 
 
 def heal(pair: Pair, ctx: Context, key: str) -> Healing:

@@ -265,7 +265,7 @@ class Student:
         if not self.calibrated:
             own = _plain_sizes(model)
         else:
-            cuts, own = cuts_of(model), sizes_of(model)
+            cuts, own = cuts_of(model, [n for n in _CUT if getattr(self, n) is not None]), sizes_of(model)
             if self.remove is not None:
                 return replace(sizes_without(model, self.remove), vocabulary=self._count(own))
             for name in _CUT:

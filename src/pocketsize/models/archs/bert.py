@@ -1,6 +1,7 @@
 """BERT encoders: MiniLM and its relatives."""
 
-from pocketsize.models.arch import Arch, Cuts, Linears
+from pocketsize.models.arch import Arch, Linears
+from pocketsize.models.cuts import Cuts
 
 ARCH = Arch(
     task="embed",

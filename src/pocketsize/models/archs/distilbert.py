@@ -1,6 +1,7 @@
 """DistilBERT encoders: half of BERT's blocks, no token types, no pooler."""
 
-from pocketsize.models.arch import Arch, Cuts, Linears
+from pocketsize.models.arch import Arch, Linears
+from pocketsize.models.cuts import Cuts
 
 ARCH = Arch(
     task="embed",

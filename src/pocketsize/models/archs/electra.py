@@ -1,6 +1,7 @@
 """ELECTRA discriminators: BERT blocks; the embedding may be narrower, a projection widens it."""
 
 from pocketsize.models.arch import Arch, Linears
+from pocketsize.models.cuts import Cuts
 
 ARCH = Arch(
     task="embed",
@@ -14,4 +15,21 @@ ARCH = Arch(
     embedding="embeddings.word_embeddings.weight",
     optional=("embeddings.position_ids", "discriminator_predictions.", "classifier.", "qa_outputs."),
     prefix="electra",
+    cuts=Cuts(
+        heads=(
+            "attention.self.query:out",
+            "attention.self.key:out",
+            "attention.self.value:out",
+            "attention.output.dense:in",
+        ),
+        ffn=("intermediate.dense:out", "output.dense:in"),
+        embedding="embedding_size",
+        narrow=(
+            "embeddings.position_embeddings",
+            "embeddings.token_type_embeddings",
+            "embeddings.LayerNorm",
+        ),
+        lifts=("embeddings_project",),
+        square=True,
+    ),
 )

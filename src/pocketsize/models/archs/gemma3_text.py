@@ -1,6 +1,7 @@
 """Gemma 3, text alone: norms around both halves of a block, sliding and full attention in turn."""
 
 from pocketsize.models.arch import Arch, Linears
+from pocketsize.models.cuts import Cuts
 
 ARCH = Arch(
     task="generate",
@@ -13,4 +14,11 @@ ARCH = Arch(
     ),
     embedding="model.embed_tokens.weight",
     head="lm_head.weight",
+    cuts=Cuts(
+        heads=("self_attn.q_proj:out", "self_attn.o_proj:in"),
+        keys=("self_attn.k_proj:out", "self_attn.v_proj:out"),
+        ffn=("mlp.gate_proj:out", "mlp.up_proj:out", "mlp.down_proj:in"),
+        fixed=("self_attn.q_norm:out", "self_attn.k_norm:out"),
+        adds=False,
+    ),
 )

@@ -1,6 +1,7 @@
 """GPT-2 blocks: matrices are stored inputs first, the head is the embedding."""
 
 from pocketsize.models.arch import Arch, Linears
+from pocketsize.models.cuts import Cuts
 
 ARCH = Arch(
     task="generate",
@@ -16,4 +17,10 @@ ARCH = Arch(
     optional=("transformer.h.*.attn.bias", "transformer.h.*.attn.masked_bias"),
     renames=((r"^(?=(wte|wpe|h|ln_f)\.)", "transformer."),),
     transposed=True,
+    cuts=Cuts(
+        heads=("attn.c_attn:out", "attn.c_attn:out", "attn.c_attn:out", "attn.c_proj:in"),
+        ffn=("mlp.c_fc:out", "mlp.c_proj:in"),
+        square=True,
+        inner="n_inner",
+    ),
 )

@@ -1,6 +1,7 @@
 """GPT-NeoX blocks, Pythia's: attention and MLP side by side, both reading the block's input."""
 
 from pocketsize.models.arch import Arch, Linears
+from pocketsize.models.cuts import Cuts
 
 ARCH = Arch(
     task="generate",
@@ -19,4 +20,10 @@ ARCH = Arch(
         "gpt_neox.layers.*.attention.rotary_emb.inv_freq",
     ),
     renames=((r"^embed_out\.", "lm_head."),),
+    cuts=Cuts(
+        heads=("attention.dense:in",),
+        bundles=("attention.query_key_value:out",),
+        ffn=("mlp.dense_h_to_4h:out", "mlp.dense_4h_to_h:in"),
+        square=True,
+    ),
 )

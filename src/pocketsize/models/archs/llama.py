@@ -1,6 +1,7 @@
 """Llama blocks: SmolLM2, TinyLlama, Llama 2 and 3."""
 
-from pocketsize.models.arch import Arch, Cuts, Linears
+from pocketsize.models.arch import Arch, Linears
+from pocketsize.models.cuts import Cuts
 
 ARCH = Arch(
     task="generate",

@@ -1,6 +1,7 @@
 """Mistral blocks: those of Llama, with sliding attention in the first release."""
 
-from pocketsize.models.arch import Arch, Cuts, Linears
+from pocketsize.models.arch import Arch, Linears
+from pocketsize.models.cuts import Cuts
 
 ARCH = Arch(
     task="generate",

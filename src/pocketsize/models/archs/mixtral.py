@@ -1,6 +1,7 @@
 """Mixtral: Mistral blocks with a mixture of experts for the MLP."""
 
 from pocketsize.models.arch import Arch, Linears
+from pocketsize.models.cuts import Cuts
 
 ARCH = Arch(
     task="generate",
@@ -19,4 +20,10 @@ ARCH = Arch(
     head="lm_head.weight",
     experts="mlp.experts",
     renames=((r"\.block_sparse_moe\.", ".mlp."),),
+    cuts=Cuts(
+        heads=("self_attn.q_proj:out", "self_attn.o_proj:in"),
+        keys=("self_attn.k_proj:out", "self_attn.v_proj:out"),
+        ffn=("mlp.experts.*.w1:out", "mlp.experts.*.w3:out", "mlp.experts.*.w2:in"),
+        fixed=("mlp.gate:out",),
+    ),
 )

@@ -1,6 +1,7 @@
 """MobileBERT encoders: many small matrices, with bottlenecks before and after attention."""
 
 from pocketsize.models.arch import Arch, Linears
+from pocketsize.models.cuts import Cuts
 
 ARCH = Arch(
     task="embed",
@@ -24,4 +25,14 @@ ARCH = Arch(
     embedding="embeddings.word_embeddings.weight",
     optional=("embeddings.position_ids", "pooler.", "cls.", "classifier.", "qa_outputs."),
     prefix="mobilebert",
+    cuts=Cuts(
+        heads=(),
+        ffn=(
+            "ffn.*.intermediate.dense:out",
+            "ffn.*.output.dense:in",
+            "intermediate.dense:out",
+            "output.dense:in",
+        ),
+        adds=False,
+    ),
 )

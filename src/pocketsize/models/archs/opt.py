@@ -1,6 +1,7 @@
 """OPT blocks; one size has a narrower embedding, with projections on both sides of the blocks."""
 
 from pocketsize.models.arch import Arch, Linears
+from pocketsize.models.cuts import Cuts
 
 ARCH = Arch(
     task="generate",
@@ -15,4 +16,19 @@ ARCH = Arch(
     head="lm_head.weight",
     renames=((r"^decoder\.", "model.decoder."),),
     joins=True,
+    cuts=Cuts(
+        heads=(
+            "self_attn.q_proj:out",
+            "self_attn.k_proj:out",
+            "self_attn.v_proj:out",
+            "self_attn.out_proj:in",
+        ),
+        ffn=("fc1:out", "fc2:in"),
+        embedding="word_embed_proj_dim",
+        lifts=("model.decoder.project_in",),
+        lowers=("model.decoder.project_out",),
+        square=True,
+        inner="ffn_dim",
+        adds="do_layer_norm_before",
+    ),
 )

@@ -1,6 +1,7 @@
 """Phi-3 and Phi-3.5 mini, Phi-4: queries, keys and values are one matrix, gate and up another."""
 
 from pocketsize.models.arch import Arch, Linears
+from pocketsize.models.cuts import Cuts
 
 ARCH = Arch(
     task="generate",
@@ -13,4 +14,9 @@ ARCH = Arch(
     ),
     embedding="model.embed_tokens.weight",
     head="lm_head.weight",
+    cuts=Cuts(
+        heads=("self_attn.qkv_proj:out", "self_attn.o_proj:in"),
+        keys=("self_attn.qkv_proj:out", "self_attn.qkv_proj:out"),
+        ffn=("mlp.gate_up_proj:out", "mlp.gate_up_proj:out", "mlp.down_proj:in"),
+    ),
 )

@@ -1,6 +1,7 @@
 """Qwen2 and Qwen2.5: Llama blocks with biases on queries, keys and values."""
 
-from pocketsize.models.arch import Arch, Cuts, Linears
+from pocketsize.models.arch import Arch, Linears
+from pocketsize.models.cuts import Cuts
 
 ARCH = Arch(
     task="generate",

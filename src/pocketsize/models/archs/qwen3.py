@@ -1,6 +1,7 @@
 """Qwen3, the dense sizes: Llama blocks with norms on queries and keys."""
 
-from pocketsize.models.arch import Arch, Cuts, Linears
+from pocketsize.models.arch import Arch, Linears
+from pocketsize.models.cuts import Cuts
 
 ARCH = Arch(
     task="generate",
@@ -21,6 +22,6 @@ ARCH = Arch(
         heads=("self_attn.q_proj:out", "self_attn.o_proj:in"),
         keys=("self_attn.k_proj:out", "self_attn.v_proj:out"),
         ffn=("mlp.gate_proj:out", "mlp.up_proj:out", "mlp.down_proj:in"),
-        fixed=("self_attn.q_norm", "self_attn.k_norm"),
+        fixed=("self_attn.q_norm:out", "self_attn.k_norm:out"),
     ),
 )

@@ -1,6 +1,7 @@
 """Qwen3, the mixtures of experts."""
 
 from pocketsize.models.arch import Arch, Linears
+from pocketsize.models.cuts import Cuts
 
 ARCH = Arch(
     task="generate",
@@ -18,4 +19,15 @@ ARCH = Arch(
     embedding="model.embed_tokens.weight",
     head="lm_head.weight",
     experts="mlp.experts",
+    cuts=Cuts(
+        heads=("self_attn.q_proj:out", "self_attn.o_proj:in"),
+        keys=("self_attn.k_proj:out", "self_attn.v_proj:out"),
+        ffn=(
+            "mlp.experts.*.gate_proj:out",
+            "mlp.experts.*.up_proj:out",
+            "mlp.experts.*.down_proj:in",
+        ),
+        fixed=("self_attn.q_norm:out", "self_attn.k_norm:out", "mlp.gate:out"),
+        inner="moe_intermediate_size",
+    ),
 )

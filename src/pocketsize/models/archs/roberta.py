@@ -1,6 +1,7 @@
 """RoBERTa encoders: BERT blocks; positions are counted from the padding token's number on."""
 
-from pocketsize.models.arch import Arch, Cuts, Linears
+from pocketsize.models.arch import Arch, Linears
+from pocketsize.models.cuts import Cuts
 
 ARCH = Arch(
     task="embed",
