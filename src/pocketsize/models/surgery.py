@@ -64,6 +64,14 @@ def cuts_of(model: Model, sizes: Sequence[str] = ()) -> Cuts:
     return model.arch.cuts
 
 
+def free_sizes(model: Model) -> tuple[str, ...]:
+    """The sizes that may be named for a cut: they neither stay nor follow from others."""
+    cuts = cuts_of(model)
+    if not cuts.heads:
+        return ("ffn",)
+    return ("heads", "ffn", "hidden") if cuts.square else ("heads", "kv_heads", "ffn", "hidden")
+
+
 def sizes_of(model: Model) -> Sizes:
     """How wide a model is."""
     config = model.config

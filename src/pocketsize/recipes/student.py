@@ -33,7 +33,7 @@ from pocketsize.models.student import (
     shapes_of,
     unlike,
 )
-from pocketsize.models.surgery import Sizes, cut_config, cuts_of, outlined, promised, sizes_of
+from pocketsize.models.surgery import Sizes, cut_config, cuts_of, free_sizes, outlined, promised, sizes_of
 from pocketsize.models.vocabulary import Speller, kept_tokens, read_vocabulary, renumbered_config
 from pocketsize.recipes import heal as healing
 from pocketsize.recipes.lookup import token_vectors
@@ -175,9 +175,7 @@ class Student:
             )
         sizes = self._sizes(model)
         self.outline(model)
-        named = {name: getattr(sizes, name) for name in _CUT} if self.remove is not None else {}
-        if named and cuts_of(model).square:
-            del named["kv_heads"]
+        named = {} if self.remove is None else {name: getattr(sizes, name) for name in free_sizes(model)}
         return replace(self, **named, remove=None, heal=healing.chosen(self.heal, model, self.kind))
 
     def outline(self, model: Model) -> Model:

@@ -1,7 +1,6 @@
 """DistilBERT encoders: half of BERT's blocks, no token types, no pooler."""
 
-from pocketsize.models.arch import Arch, Linears
-from pocketsize.models.cuts import Cuts
+from pocketsize.models.arch import Arch, Cuts, Linears
 
 ARCH = Arch(
     task="embed",

@@ -1,7 +1,6 @@
 """ELECTRA discriminators: BERT blocks; the embedding may be narrower, a projection widens it."""
 
-from pocketsize.models.arch import Arch, Linears
-from pocketsize.models.cuts import Cuts
+from pocketsize.models.arch import Arch, Cuts, Linears
 
 ARCH = Arch(
     task="embed",

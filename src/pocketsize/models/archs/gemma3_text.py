@@ -1,7 +1,6 @@
 """Gemma 3, text alone: norms around both halves of a block, sliding and full attention in turn."""
 
-from pocketsize.models.arch import Arch, Linears
-from pocketsize.models.cuts import Cuts
+from pocketsize.models.arch import Arch, Cuts, Linears
 
 ARCH = Arch(
     task="generate",

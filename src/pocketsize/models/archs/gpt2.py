@@ -1,7 +1,6 @@
 """GPT-2 blocks: matrices are stored inputs first, the head is the embedding."""
 
-from pocketsize.models.arch import Arch, Linears
-from pocketsize.models.cuts import Cuts
+from pocketsize.models.arch import Arch, Cuts, Linears
 
 ARCH = Arch(
     task="generate",

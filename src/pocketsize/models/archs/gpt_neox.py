@@ -1,7 +1,6 @@
 """GPT-NeoX blocks, Pythia's: attention and MLP side by side, both reading the block's input."""
 
-from pocketsize.models.arch import Arch, Linears
-from pocketsize.models.cuts import Cuts
+from pocketsize.models.arch import Arch, Cuts, Linears
 
 ARCH = Arch(
     task="generate",

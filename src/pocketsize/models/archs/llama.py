@@ -1,7 +1,6 @@
 """Llama blocks: SmolLM2, TinyLlama, Llama 2 and 3."""
 
-from pocketsize.models.arch import Arch, Linears
-from pocketsize.models.cuts import Cuts
+from pocketsize.models.arch import Arch, Cuts, Linears
 
 ARCH = Arch(
     task="generate",

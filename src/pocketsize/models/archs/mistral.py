@@ -1,7 +1,6 @@
 """Mistral blocks: those of Llama, with sliding attention in the first release."""
 
-from pocketsize.models.arch import Arch, Linears
-from pocketsize.models.cuts import Cuts
+from pocketsize.models.arch import Arch, Cuts, Linears
 
 ARCH = Arch(
     task="generate",

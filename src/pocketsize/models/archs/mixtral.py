@@ -1,7 +1,6 @@
 """Mixtral: Mistral blocks with a mixture of experts for the MLP."""
 
-from pocketsize.models.arch import Arch, Linears
-from pocketsize.models.cuts import Cuts
+from pocketsize.models.arch import Arch, Cuts, Linears
 
 ARCH = Arch(
     task="generate",

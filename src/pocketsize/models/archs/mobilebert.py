@@ -1,7 +1,6 @@
 """MobileBERT encoders: many small matrices, with bottlenecks before and after attention."""
 
-from pocketsize.models.arch import Arch, Linears
-from pocketsize.models.cuts import Cuts
+from pocketsize.models.arch import Arch, Cuts, Linears
 
 ARCH = Arch(
     task="embed",

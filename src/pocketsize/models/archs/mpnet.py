@@ -1,7 +1,6 @@
 """MPNet encoders."""
 
-from pocketsize.models.arch import Arch, Linears
-from pocketsize.models.cuts import Cuts
+from pocketsize.models.arch import Arch, Cuts, Linears
 
 ARCH = Arch(
     task="embed",

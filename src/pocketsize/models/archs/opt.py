@@ -1,7 +1,6 @@
 """OPT blocks; one size has a narrower embedding, with projections on both sides of the blocks."""
 
-from pocketsize.models.arch import Arch, Linears
-from pocketsize.models.cuts import Cuts
+from pocketsize.models.arch import Arch, Cuts, Linears
 
 ARCH = Arch(
     task="generate",

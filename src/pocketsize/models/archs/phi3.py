@@ -1,7 +1,6 @@
 """Phi-3 and Phi-3.5 mini, Phi-4: queries, keys and values are one matrix, gate and up another."""
 
-from pocketsize.models.arch import Arch, Linears
-from pocketsize.models.cuts import Cuts
+from pocketsize.models.arch import Arch, Cuts, Linears
 
 ARCH = Arch(
     task="generate",

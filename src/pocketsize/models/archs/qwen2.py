@@ -1,7 +1,6 @@
 """Qwen2 and Qwen2.5: Llama blocks with biases on queries, keys and values."""
 
-from pocketsize.models.arch import Arch, Linears
-from pocketsize.models.cuts import Cuts
+from pocketsize.models.arch import Arch, Cuts, Linears
 
 ARCH = Arch(
     task="generate",

@@ -1,7 +1,6 @@
 """Qwen3, the dense sizes: Llama blocks with norms on queries and keys."""
 
-from pocketsize.models.arch import Arch, Linears
-from pocketsize.models.cuts import Cuts
+from pocketsize.models.arch import Arch, Cuts, Linears
 
 ARCH = Arch(
     task="generate",

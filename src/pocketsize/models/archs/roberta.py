@@ -1,7 +1,6 @@
 """RoBERTa encoders: BERT blocks; positions are counted from the padding token's number on."""
 
-from pocketsize.models.arch import Arch, Linears
-from pocketsize.models.cuts import Cuts
+from pocketsize.models.arch import Arch, Cuts, Linears
 
 ARCH = Arch(
     task="embed",
