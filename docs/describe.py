@@ -26,7 +26,7 @@ from pocketsize.exporting.verify import Check
 from pocketsize.measurement import classes as by_class
 from pocketsize.measurement import embedding, quality
 from pocketsize.measurement.measurement import Measurement
-from pocketsize.models.arch import Arch, Linears, arch_of, families
+from pocketsize.models.arch import Arch, Cuts, Linears, arch_of, families
 from pocketsize.models.model import Origin
 from pocketsize.recipes import record
 from pocketsize.recipes.recipe import KEYS, Data, Recipe
@@ -172,7 +172,7 @@ def record_types() -> str:
 
 def arch_types() -> str:
     """What the literal of a family can say."""
-    return "\n\n".join(_class(kind, kind.__name__) for kind in (Arch, Linears))
+    return "\n\n".join(_class(kind, kind.__name__) for kind in (Arch, Linears, Cuts))
 
 
 def measurements() -> str:
