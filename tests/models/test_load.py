@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pocketsize.errors import DataError
+from pocketsize.errors import DataError, UnsupportedError
 from pocketsize.models.ledger import ledger
 from pocketsize.models.load import load, tokenizer_of
 from pocketsize.models.skeleton import skeleton
@@ -159,3 +159,11 @@ def test_gpt2_as_it_was_first_published(tmp_path: Path) -> None:
     model = load(tmp_path / "bare")
     assert model.checkpoint.entries.keys() == plain.checkpoint.entries.keys()
     assert model.origin.parameters == plain.origin.parameters
+
+
+def test_blocks_without_experts_are_no_published_layout(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "m", "qwen3_moe")
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | {"mlp_only_layers": [0]}))
+    with pytest.raises(UnsupportedError, match="describes a qwen3_moe with no model"):
+        load(folder)

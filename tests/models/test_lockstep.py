@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import OPTConfig
 
 from pocketsize.measurement.suite import divergence
 from pocketsize.models import batches, calls, lockstep, walk
@@ -20,7 +21,8 @@ from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
 from pocketsize.models.surgery import Selection, Sizes, laid, selection, sizes_of, watched
 from pocketsize.pruning.heal import healed
-from tiny import VOCAB, write_tiny
+from tiny import VOCAB, weights, write_tiny, write_weights
+from tiny_configs import tiny_config
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +128,8 @@ CUTS: dict[str, dict[str, int]] = {
     "gemma3_text": {"ffn": 64, "heads": 2, "kv_heads": 1},
     "electra": {"ffn": 64},
     "mobilebert": {"ffn": 64},
+    "mixtral": {"heads": 2, "kv_heads": 1},
+    "qwen3_moe": {"heads": 2, "kv_heads": 1},
 }
 
 
@@ -142,11 +146,18 @@ def test_a_narrower_model_comes_nearer(family: str, tmp_path: Path) -> None:
     assert materialise(done)(input_ids=ids)[0].isfinite().all()
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "bert", "mpnet", "gpt2", "opt", "gpt_neox"])
+@pytest.mark.parametrize(
+    "family", ["llama", "mistral", "bert", "mpnet", "gpt2", "opt", "norms last", "gpt_neox"]
+)
 @pytest.mark.parametrize("kept", [(0,), (1,)])
 def test_states_of_a_shorter_model_come_nearer(family: str, kept: tuple[int, ...], tmp_path: Path) -> None:
     """Behind all blocks, relative to their size, on windows that taught nothing."""
-    model = load(write_tiny(tmp_path / "m", family))
+    folder = write_tiny(tmp_path / "m", "opt" if family == "norms last" else family)
+    if family == "norms last":  # as OPT 350M
+        config = OPTConfig(**{**tiny_config("opt", tied=True).to_dict(), "do_layer_norm_before": False})
+        config.save_pretrained(folder)
+        write_weights(folder, weights(config, torch.float32, 0))
+    model = load(folder)
     pair = Pair(model, with_blocks(model, kept), kept)
     done = replace(pair.cut, changed=heal(pair, windows=96))
     ids, mask = (x[96:] for x in tokens(112))

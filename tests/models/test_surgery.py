@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from oracles.slices import fused_rows_slow, importance_slow, llama_cut_slow
-from pocketsize.distillation.slices import Heads, kept_heads
+from pocketsize.distillation.slices import Heads, Importance, best, kept_heads
 from pocketsize.errors import UnsupportedError, UsageError
 from pocketsize.io.checkpoint import TensorSpec, write_safetensors
 from pocketsize.models.importance import slice_importance
@@ -180,6 +180,23 @@ def test_a_selection_of_everything_is_the_model(tmp_path: Path) -> None:
         assert torch.equal(cut_tensor(model, name, chosen), model.weight(name))
 
 
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "mobilebert"])
+def test_no_matrix_of_a_block_is_as_wide_as_the_model_on_both_sides(family: str, tmp_path: Path) -> None:
+    """Where attention is as wide as the model, a side that is forgotten has the right shape by chance."""
+    model = tiny(tmp_path, family)
+    cuts = cuts_of(model)
+    named = {side.rpartition(":")[0] for side in (*cuts.heads, *cuts.keys, *cuts.bundles)}
+    for group in model.groups:
+        for name in group.names:
+            given, read = (set(cuts.kinds(f"{name}:{end}")) for end in ("out", "in"))
+            assert (given == {"width"}) != (read == {"width"}), name
+            if group.attends:
+                assert given <= {"heads", "keys", "bundles"} and name in named
+            elif read == {"width"}:
+                assert given == {"ffn"}
+    assert len(readers(model, "heads")) == 1 and readers(model, "ffn")
+
+
 def parts_that_stay(model: Model) -> tuple[Sizes, Selection]:
     """Half the inner channels, and half the groups of heads where attention has a width of its own."""
     own, cuts = sizes_of(model), cuts_of(model)
@@ -284,6 +301,37 @@ def test_an_embedding_that_is_as_wide_stays_so_and_a_narrower_one_stays(tmp_path
     assert cut_config(wide, narrower(wide), tied=False)["embedding_size"] == 48
     cut = written(wide, narrower(wide), chosen_for(wide, narrower(wide)), tmp_path / "cut")
     assert AutoModel.from_pretrained(cut)(torch.arange(3, 20)[None])[0].shape == (1, 17, 48)
+
+
+def test_heads_for_other_tasks_stay_behind(tmp_path: Path) -> None:
+    """Published ELECTRAs bring the head of their pretraining, BERTs one with a number for each token."""
+    for family, extra in (
+        ("electra", {"discriminator_predictions.dense.weight": (64, 64), "classifier.bias": (5,)}),
+        ("bert", {"cls.predictions.bias": (320,), "cls.predictions.transform.dense.weight": (64, 64)}),
+    ):
+        folder = write_tiny(tmp_path / family, family)
+        more = {name: torch.ones(shape) for name, shape in extra.items()}
+        model = load(folder)
+        write_weights(folder, {name: model.original(name) for name in model.checkpoint.entries} | more)
+        model = load(folder)
+        assert set(extra) < set(model.checkpoint.entries)
+        sizes = replace(narrower(model), vocabulary=300)
+        chosen = replace(chosen_for(model, sizes), tokens=tuple(range(300)))
+        again = load(written(model, sizes, chosen, tmp_path / f"{family}-cut"))
+        assert not set(extra) & set(again.checkpoint.entries) and again.config.vocab_size == 300
+
+
+def test_experts_without_a_token_are_cut_by_their_weights(tmp_path: Path) -> None:
+    model = tiny(tmp_path, "mixtral")
+    sizes = replace(sizes_of(model), ffn=64)
+    names = watched(model, sizes)
+    idle = next(name for name in names if ".experts.3." in name)
+    seen = {name: Importance(torch.rand(128, dtype=torch.float64) + 1) for name in names}
+    seen[idle] = Importance.zeros(128)
+    chosen = selection(model, sizes, seen, None)
+    assert chosen.ffn is not None
+    norms = model.weight(f"{idle}.weight").norm(dim=0)
+    assert chosen.ffn[idle] == tuple(best(norms, 64)) != tuple(range(64))
 
 
 def test_inner_channels_that_a_config_leaves_to_a_rule_are_counted(tmp_path: Path) -> None:

@@ -112,6 +112,11 @@ class Arch:
         """Whether a checkpoint may hold this tensor or lack it."""
         return any(fnmatchcase(name, f"{part}*") for part in self.optional)
 
+    def is_other_head(self, name: str) -> bool:
+        """Whether this is part of a head for another task, which a checkpoint may hold beside the model."""
+        parts = [part for part in self.optional if part.endswith(".") and not part.endswith("pooler.")]
+        return any(fnmatchcase(name, f"{part}*") for part in parts)
+
     def is_table(self, name: str) -> bool:
         """Whether this is a table that loaders compute themselves, whatever a checkpoint says."""
         return any(fnmatchcase(name, part) for part in self.optional if not part.endswith("."))

@@ -29,8 +29,9 @@ class Cuts:
     what leads back.
 
     `square`: attention is as wide as the model. `inner` is what the config calls the number of inner
-    channels. `adds`: what reads heads and channels adds to what passes a block, and norms stand before what
-    a block reads (of encoders: behind what is added); or the key of the config that says whether.
+    channels. `adds`: what reads heads and channels is added as it is to what passes a block. `norm_first` is
+    the key of the config that says whether norms stand before what a block reads, not behind what it adds;
+    None: before in causal models, behind in encoders.
     """
 
     heads: tuple[str, ...]
@@ -47,7 +48,14 @@ class Cuts:
     lowers: tuple[str, ...] = ()
     square: bool = False
     inner: str = "intermediate_size"
-    adds: bool | str = True
+    adds: bool = True
+    norm_first: str | None = None
+
+    def __post_init__(self) -> None:
+        if sum(side.endswith(":in") for side in self.heads) != bool(self.heads):
+            raise ValueError("heads need exactly one linear that reads them")
+        if not self.ffn or not self.ffn[-1].endswith(":in"):
+            raise ValueError("each set of inner channels ends with the linear that reads them")
 
     def kinds(self, side: str) -> tuple[str, ...]:
         """What the parts of this side of a block's linear have slices for: heads, keys, bundles, ffn, width.

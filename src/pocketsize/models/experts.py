@@ -66,7 +66,9 @@ def unfuse(module: nn.Module, arch: Arch) -> None:
     for block in cast(nn.ModuleList, module.get_submodule(arch.blocks)):
         parent, _, attribute = arch.experts.rpartition(".")
         owner = block.get_submodule(parent)
-        fused = getattr(owner, attribute)
+        fused = getattr(owner, attribute, None)
+        if fused is None:  # a block without experts; loading says that its layout is not known
+            continue
         count, hidden, inner = fused.down_proj.shape
         with torch.device("meta"):
             each = [Expert((gate, up, down), hidden, inner, fused.act_fn) for _ in range(count)]

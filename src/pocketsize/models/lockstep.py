@@ -19,7 +19,7 @@ from pocketsize.models.model import Model
 from pocketsize.models.shelf import Shelf
 from pocketsize.models.skeleton import assign, fill, skeleton
 from pocketsize.models.stream import hooked
-from pocketsize.models.surgery import Selection, cut_outputs, writers_of
+from pocketsize.models.surgery import Selection, cut_outputs, norm_first, writers_of
 from pocketsize.models.walk import Batch, keep, reached, require_finite, shelf_for, through
 from pocketsize.pruning.heal import Residuals
 
@@ -139,8 +139,8 @@ def lockstep(
     A linear that adds to what passes the blocks lacks what that lacks: the drift of all before it is its
     to make up for. Behind a block that others followed, which are gone, that is measured behind those. Every
     other linear lacks what the original's gives more than it does; where norms stand behind what is added,
-    that is all of them. Blocks for which `finished` returns
-    weights are run with those, unvisited; so are those in front of the first cut.
+    that is all of them. Experts, which are given other tokens than the original's, are not visited. Blocks
+    for which `finished` returns weights are run with those, unvisited; so are those before the first cut.
 
     Forward passes run in `forward_dtype()`, sums in float32; padding counts nowhere.
     """
@@ -165,8 +165,10 @@ def _visit(whole: _Side, small: _Side, pair: Pair, index: int) -> Iterator[Fit]:
     """The linears of a block in running order; afterwards both models' batches are behind it."""
     old, path = whole.model.blocks[pair.blocks[index]], small.model.blocks[index]
     groups, driver = small.model.groups, getcurrent()
+    routed = small.model.arch.experts
+    visited = [one for one in groups if routed is None or not one.names[0].startswith(f"{routed}.")]
     blocks = whole.fill(old), small.fill(path)
-    firsts = [[block.get_submodule(group.names[0]) for group in groups] for block in blocks]
+    firsts = [[block.get_submodule(group.names[0]) for group in visited] for block in blocks]
     rest = [call.hidden.clone() for call in small.calls]
 
     def wait(linear: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -175,7 +177,7 @@ def _visit(whole: _Side, small: _Side, pair: Pair, index: int) -> Iterator[Fit]:
     with hooked([*firsts[0], *firsts[1]], wait):
         theirs = [Batch(blocks[0], call, whole.shelf) for call in whole.calls]
         ours = [Batch(blocks[1], call, small.shelf) for call in small.calls]
-        for number, group in enumerate(groups):
+        for number, group in enumerate(visited):
             places = ((theirs, firsts[0], old, whole), (ours, firsts[1], path, small))
             asked, given = (
                 [
@@ -184,15 +186,16 @@ def _visit(whole: _Side, small: _Side, pair: Pair, index: int) -> Iterator[Fit]:
                 ]
                 for runs, linears, where, side in places
             )
-            place = _Place(whole, small, pair, (old, path), group, number == len(groups) - 1)
-            if place.last and place.writes:
+            place = _Place(whole, small, pair, (old, path), group, number == len(visited) - 1)
+            behind = place.writes and group is groups[-1]
+            if behind:  # what it adds is measured behind the block
                 asked.clear()
                 _finish(theirs, whole, old)
                 whole.among(range(pair.blocks[index] + 1, pair.after(index) + 1))
             fit = place.gather(asked, given, rest)
             yield fit
             place.put(fit, given, rest)
-            if place.last and not place.writes:
+            if place.last and not behind:
                 _finish(theirs, whole, old)
                 whole.among(range(pair.blocks[index] + 1, pair.after(index) + 1))
         _finish(ours, small, path)
@@ -230,7 +233,7 @@ class _Place:
     @property
     def norm_first(self) -> bool:
         """Whether a norm stands in front of each half of a block, not behind it."""
-        return self.small.model.arch.causal
+        return norm_first(self.small.model)
 
     def linears(self, side: int) -> list[nn.Module]:
         """Those of one of both models."""

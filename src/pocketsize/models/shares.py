@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pocketsize.errors import UsageError
 from pocketsize.models.model import Model
-from pocketsize.models.surgery import Sizes, cut_shape, cuts_of, sizes_of
+from pocketsize.models.surgery import Sizes, cut_shape, cuts_of, outlined, sizes_of
 
 # Numbers of inner channels that kernels and grids like, the best first; how far from the share one may lead.
 STEPS = (256, 128, 64, 32, 16, 8, 4, 2, 1)
@@ -38,15 +38,25 @@ def sizes_without(model: Model, share: float) -> Sizes:
             body = replace(body, hidden=groups * model.head_width)
         if (sizes := _filled(model, body, left)) is None:
             continue
-        if groups == own.kv_heads and 2 * sizes.ffn >= own.ffn:
-            return sizes
         found.append((abs(groups / own.kv_heads - sizes.ffn / own.ffn), sizes))
+        if groups == own.kv_heads and 2 * sizes.ffn >= own.ffn:
+            break
+    found = [one for one in found if _possible(model, one[1])]
     if not found:
         raise UsageError(
             f"student: remove: {share:g} of the blocks leaves no channel in them; use a smaller share, "
             "or build one: family: llama, bert, ..."
         )
     return min(found, key=lambda one: one[0])[1]
+
+
+def _possible(model: Model, sizes: Sizes) -> bool:
+    """Whether the stock class of the family has a place for these sizes."""
+    try:
+        outlined(model, sizes)
+    except UsageError:
+        return False
+    return True
 
 
 def _filled(model: Model, body: Sizes, left: float) -> Sizes | None:

@@ -73,15 +73,15 @@ def free_sizes(model: Model) -> tuple[str, ...]:
 
 
 def sizes_of(model: Model) -> Sizes:
-    """How wide a model is."""
+    """How wide a model is; where it is not known what goes together, heads and channels count as none."""
     config = model.config
-    heads = int(config.num_attention_heads)
-    keys = getattr(config, "num_key_value_heads", None) or heads
-    if model.arch.cuts is None:
-        ffn = int(config.intermediate_size)
-    else:  # GPT-2's config may leave it to a rule
+    heads = keys = ffn = 0
+    if model.arch.cuts is not None:
+        heads = int(config.num_attention_heads)
+        keys = int(getattr(config, "num_key_value_heads", None) or heads)
+        # GPT-2's config may leave it to a rule.
         ffn = model.matrix_shape(f"{model.blocks[0]}.{readers(model, 'ffn')[0]}.weight")[1]
-    return Sizes(heads, int(keys), ffn, int(config.hidden_size), int(config.vocab_size))
+    return Sizes(heads, keys, ffn, int(config.hidden_size), int(config.vocab_size))
 
 
 def selection(
@@ -110,13 +110,20 @@ def selection(
         found = replace(found, heads=tuple(made))
     if own.ffn != sizes.ffn:
         names = [f"{path}.{name}" for path in model.blocks for name in found_in("ffn")]
-        kept = {name: tuple(best(importance[name].value(), sizes.ffn)) for name in names}
+        kept = {name: tuple(best(_worth(model, name, importance), sizes.ffn)) for name in names}
         found = replace(found, ffn=MappingProxyType(kept))
     if own.hidden != sizes.hidden:
         names = [f"{path}.{name}" for path in model.blocks for name in found_in("width")]
         width = best(together([importance[name].value() for name in names]), sizes.hidden)
         found = replace(found, width=tuple(width))
     return found
+
+
+def _worth(model: Model, name: str, importance: Mapping[str, Importance]) -> Tensor:
+    """What the inner channels that a linear reads are worth; of an expert without a token, by its weights."""
+    found = importance[name].value()
+    W = f"{name}.weight"
+    return found if found.any() else model.as_stored(W, model.weight(W)).norm(dim=0)
 
 
 def watched(model: Model, sizes: Sizes) -> dict[str, int]:
@@ -138,15 +145,21 @@ def readers(model: Model, kind: str) -> list[str]:
 
 
 def writers_of(model: Model) -> tuple[str, ...]:
-    """The linears of a block whose outputs are added to what passes it: behind attention, behind channels.
+    """The linears of a block whose outputs are added as they are to what passes it, to every token.
 
-    None where norms stand behind them, and where experts are chosen between.
+    Behind attention, and behind channels unless those are of experts; none where norms stand behind them.
     """
-    cuts = cuts_of(model)
-    adds = cuts.adds if isinstance(cuts.adds, bool) else bool(getattr(model.config, cuts.adds))
-    if not adds or model.arch.experts is not None:
+    cuts = model.arch.cuts
+    if cuts is None or not cuts.adds:
         return ()
-    return (*readers(model, "heads"), *readers(model, "ffn"))
+    channels = [] if model.arch.experts is not None else readers(model, "ffn")
+    return (*readers(model, "heads"), *channels)
+
+
+def norm_first(model: Model) -> bool:
+    """Whether norms stand before what a block reads, not behind what it adds."""
+    key = cuts_of(model).norm_first
+    return model.arch.causal if key is None else bool(getattr(model.config, key))
 
 
 def sides(model: Model, name: str) -> tuple[tuple[str, ...], ...]:
@@ -273,11 +286,17 @@ def cut_config(model: Model, sizes: Sizes, *, tied: bool) -> dict[str, Any]:
 
 def outlined(model: Model, sizes: Sizes, *, tied: bool = False) -> Model:
     """The model with the shapes that it will have; its tensors are not there yet."""
-    names = [name for name in model.checkpoint.entries if not (tied and name == model.arch.head)]
+    arch = model.arch
+    left = [name for name in model.checkpoint.entries if not arch.is_other_head(name)]
+    names = [name for name in left if not (tied and name == arch.head)]
     shapes = {name: cut_shape(model, name, sizes) for name in names}
     raw = cut_config(model, sizes, tied=tied)
     stored = {name: model.checkpoint.entries[name].name for name in names}
-    return promised(model, raw, shapes, stored)
+    try:
+        return promised(model, raw, shapes, stored)
+    except UsageError as error:
+        way = "ffn alone, or hidden and heads in proportion, can always be cut"
+        raise UsageError(f"{error}; {way}" if arch.cuts and arch.cuts.heads else str(error)) from error
 
 
 def laid(model: Model, sizes: Sizes, chosen: Selection) -> Model:

@@ -26,7 +26,6 @@ from pocketsize.models.left_out import least_missed
 from pocketsize.models.load import load
 from pocketsize.models.lockstep import Pair
 from pocketsize.models.model import Model
-from pocketsize.models.surgery import writers_of
 from pocketsize.models.taylor import block_costs
 from pocketsize.recipes import heal as healing
 from pocketsize.recipes.record import Stage, StepReport
@@ -96,11 +95,8 @@ class Layers:
             raise UsageError(f"layers: keep asks for {told}; the model has {count} (from 0)")
         if (len(keep) if isinstance(keep, tuple) else keep) == count:
             raise UsageError(f"layers: keep {keep} leaves nothing out: the model has {count} blocks")
-        if self.pick == "taylor" and not writers_of(model):
-            raise UnsupportedError(
-                f"layers: pick: taylor: what a block of a {model.config.model_type} adds passes a norm or a "
-                "choice between experts first, so gradients do not tell what it is worth; use pick: kl"
-            )
+        if self.pick == "taylor" and (why := healing.beyond(model, self.kind)):
+            raise UnsupportedError(f"layers: pick: taylor: {why}, so gradients do not tell; use pick: kl")
         return replace(self, keep=keep, remove=None, heal=healing.chosen(self.heal, model, self.kind))
 
     def outline(self, model: Model) -> Model:
@@ -115,7 +111,7 @@ class Layers:
         told = {name: choice[name] for name in ("kept", "influence")}
         options: dict[str, object] = {"keep": self.keep, "pick": self.pick, "heal": self.heal, **told}
         ctx.reports.append(StepReport(self.kind, options, stages=stages))
-        ctx.findings += healing.findings_of(stages, self.kind)
+        ctx.findings += healing.findings_of(stages, self.kind) + healing.unhealed(model, self.kind)
         ctx.progress(1, 1, f"{len(choice['kept'])} of {len(model.blocks)} blocks")
         short = with_blocks(model, choice["kept"], folder)
         if not (folder / SINGLE).is_file():

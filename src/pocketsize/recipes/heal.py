@@ -43,19 +43,32 @@ def chosen(heal: Heal, model: Model, kind: str) -> bool:
     """Whether a cut of this model is healed; refuses it where nothing could be made up for."""
     if heal is True and model.pattern is not None:
         raise UnsupportedError(f"{kind}: heal: the zeros of a pruned model stay; cut first, then prune")
-    able = _able(model, slices=kind == "student")
-    if heal is True and not able:
-        raise UnsupportedError(
-            f"{kind}: heal: in a {model.config.model_type} no linear could make up for what is gone: experts "
-            "are chosen anew, or norms stand behind what blocks add; use heal: false"
-        )
-    return able and model.pattern is None and heal is not False
+    if heal is True and (why := beyond(model, kind)):
+        raise UnsupportedError(f"{kind}: heal: {why}; use heal: false")
+    return heal is not False and model.pattern is None and not beyond(model, kind)
 
 
-def _able(model: Model, *, slices: bool) -> bool:
-    """Whether linears can make up for what is gone: slices by each of them, blocks by those that add."""
-    known = model.arch.cuts is not None and model.arch.experts is None
-    return known and (slices or bool(writers_of(model)))
+def beyond(model: Model, kind: str) -> str:
+    """Why nothing could make up for what such a cut leaves out, empty where something can.
+
+    For slices each linear can, for blocks those that add to what passes them.
+    """
+    family = model.config.model_type
+    if model.arch.cuts is None:
+        return f"it is not known which linears of a {family} write to what passes its blocks"
+    if kind == "student":
+        return ""
+    if model.arch.experts is not None:
+        return f"experts, which add what a block of a {family} does, are given other tokens once blocks go"
+    if not writers_of(model):
+        return f"norms stand behind what a block of a {family} adds"
+    return ""
+
+
+def unhealed(model: Model, kind: str) -> list[Finding]:
+    """What a user should know of a cut that is not healed."""
+    why = beyond(model, kind)
+    return [Finding("not-healed", f"{kind}: nothing makes up for what is gone: {why}")] if why else []
 
 
 def heal(pair: Pair, ctx: Context, key: str) -> Healing:

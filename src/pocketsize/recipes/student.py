@@ -38,7 +38,16 @@ from pocketsize.models.vocabulary import Speller, kept_tokens, read_vocabulary, 
 from pocketsize.recipes import heal as healing
 from pocketsize.recipes.lookup import token_vectors
 from pocketsize.recipes.record import Finding, StepReport
-from pocketsize.recipes.slicing import IMPORTANCES, STAGES, healed, selected, stages_of, tensor
+from pocketsize.recipes.slicing import (
+    IMPORTANCES,
+    STAGES,
+    architectures,
+    healed,
+    selected,
+    stages_of,
+    tensor,
+    told_of_cut,
+)
 from pocketsize.recipes.step import Auto, Context
 from pocketsize.recipes.timing import quickest_within
 from pocketsize.recipes.training import count_of
@@ -194,7 +203,7 @@ class Student:
         told = {"parameters_before": before, "parameters_after": after}
         stages = stages_of(folder)
         ctx.reports.append(StepReport(self.kind, options | told | asdict(_shown(student)), stages=stages))
-        ctx.findings += healing.findings_of(stages, self.kind)
+        ctx.findings += [] if self.family else told_of_cut(model, stages, self.kind)
         if self.family and (odd := unlike(self._body(model), family_of(self.family, model))):
             ctx.findings.append(Finding("odd-shape", f"student: {odd}"))
         ctx.progress(1, 1, f"{after / 1e6:.1f}M of {before / 1e6:.1f}M parameters")
@@ -231,7 +240,7 @@ class Student:
                 for name, e in shapes.items()
             ]
             raw = cut_config(model, sizes, tied=bool(self.tied))
-            raw["architectures"] = json.loads((model.folder / CONFIG).read_bytes()).get("architectures")
+            raw["architectures"] = architectures(model)
         if tokens is not None:
             raw = renumbered_config(raw, {old: new for new, old in enumerate(tokens)})
         write_safetensors(folder / SINGLE, specs, {"format": "pt"})
@@ -261,7 +270,7 @@ class Student:
     def _sizes(self, model: Model) -> Sizes:
         """What a model cut by this step has of everything."""
         if not self.calibrated:
-            own = _plain_sizes(model)
+            own = sizes_of(model)
         else:
             cuts, own = cuts_of(model, [n for n in _CUT if getattr(self, n) is not None]), sizes_of(model)
             if self.remove is not None:
@@ -372,13 +381,6 @@ def _squared(step: Student, own: Sizes, model: Model) -> Sizes:
             f"hidden {hidden} and {heads} heads do not go together; use hidden: {near * d}, heads: {near}"
         )
     return Sizes(heads, heads, step.ffn or own.ffn, hidden, own.vocabulary)
-
-
-def _plain_sizes(model: Model) -> Sizes:
-    """The sizes of a model of which nothing but tokens or the head is cut."""
-    if model.arch.cuts is not None:
-        return sizes_of(model)
-    return Sizes(0, 0, 0, int(model.config.hidden_size), int(model.config.vocab_size))
 
 
 @dataclass(frozen=True, slots=True)

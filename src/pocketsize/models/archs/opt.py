@@ -28,6 +28,6 @@ ARCH = Arch(
         lowers=("model.decoder.project_out",),
         square=True,
         inner="ffn_dim",
-        adds="do_layer_norm_before",
+        norm_first="do_layer_norm_before",
     ),
 )
