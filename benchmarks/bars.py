@@ -67,13 +67,27 @@ def bar_of(stored: Mapping[str, Any]) -> Bar:
 
 
 def not_run_again(
-    path: Path, models: Container[str]
+    path: Path, models: Container[str], bits: Container[int] | None = None
 ) -> tuple[list[dict[str, Any]], list[Bar], dict[str, str]]:
-    """Rows and bars of a record's other models, and its versions; rows name the commit of then."""
+    """Rows and bars of a record's other models, and its versions; rows name the commit of then.
+
+    With `bits`, other widths of these models stay, too.
+    """
     before = json.loads(path.read_text()) if path.exists() else {"rows": [], "bars": [], "commit": ""}
-    rows = [{"commit": before["commit"][:7]} | one for one in before["rows"] if one["model"] not in models]
-    bars = [bar_of(one) for one in before["bars"] if re.split("[,:]", one["name"])[0] not in models]
-    return rows, bars, before.get("versions", {})
+
+    def stays(model: str, width: int | None) -> bool:
+        return model not in models or (bits is not None and width is not None and width not in bits)
+
+    rows = [one for one in before["rows"] if stays(one["model"], one.get("bits"))]
+    bars = [bar_of(one) for one in before["bars"] if stays(*_subject(one["name"]))]
+    return [{"commit": before["commit"][:7]} | one for one in rows], bars, before.get("versions", {})
+
+
+def _subject(name: str) -> tuple[str, int | None]:
+    """The model and the width that a bar is about: `MODEL, 4 bit, ...`, or `MODEL: ...`."""
+    model, *rest = re.split("[,:]", name)
+    width = re.match(r" (\d+) bit", rest[0]) if rest else None
+    return model, int(width[1]) if width else None
 
 
 def write_record(

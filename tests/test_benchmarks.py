@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,3 +78,23 @@ def test_what_a_benchmark_imports_is_there(script: Path) -> None:
 def test_what_is_not_there_is_found(line: str) -> None:
     """A module of another benchmark's folder, and names that a module has not."""
     assert missing(ALL / "floor" / "run.py", line)
+
+
+def test_what_was_not_run_again_stays_in_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other models always, other widths of the same model where those that were run are named."""
+    monkeypatch.syspath_prepend(str(ALL))
+    from bars import Bar, not_run_again
+
+    rows = [{"model": model, "bits": bits, "side": "a"} for model in ("m", "n") for bits in (4, 3)]
+    one = Bar("", 0.5, "ratio", "lower", 1.0).as_dict()
+    names = ("m, 4 bit, worst of 3 seeds: loss", "m, 3 bit, worst of 3 seeds: loss", "n: loss", "m: seconds")
+    path = tmp_path / "record.json"
+    bars = [one | {"name": name} for name in names]
+    path.write_text(json.dumps({"rows": rows, "bars": bars, "commit": "0123456789", "versions": {"a": "1"}}))
+    left, kept, versions = not_run_again(path, {"m"})
+    assert [row["model"] for row in left] == ["n", "n"] and [bar.name for bar in kept] == ["n: loss"]
+    assert versions == {"a": "1"} and left[0]["commit"] == "0123456"
+    left, kept, _ = not_run_again(path, {"m"}, {3})
+    assert [(row["model"], row["bits"]) for row in left] == [("m", 4), ("n", 4), ("n", 3)]
+    assert [bar.name for bar in kept] == [names[0], "n: loss"]
+    assert not_run_again(tmp_path / "none.json", {"m"}, {3}) == ([], [], {})

@@ -21,9 +21,9 @@ OWN = (OURS, LEARNED)
 def record(benches: Mapping[str, Bench], runs: Sequence[Run], path: Path) -> None:
     """Write the record of all contests that are finished and scored.
 
-    An encoder that was not run stays as it was recorded, and its rows name the commit of then.
+    An encoder or a width that was not run stays as it was recorded, and its rows name the commit of then.
     """
-    rows, kept, before = not_run_again(path, benches)
+    rows, kept, before = not_run_again(path, benches, {run.bits for run in runs})
     results = {name: collected(bench, runs) for name, bench in benches.items()}
     everything = [one for found in results.values() for one in found]
     write_record(
