@@ -191,11 +191,18 @@ def family_table() -> str:
         formats = (
             "nothing in it can be quantized" if arch.refuses else "folder, GGUF" if arch.gguf else "folder"
         )
-        experts = "yes" if arch.experts else ""
-        rows.append(
-            [f"`{name}`", "language model" if arch.task == "generate" else "encoder", experts, formats]
-        )
-    return table(["`model_type`", "kind", "experts", "exports"], rows)
+        kind = "language model" if arch.task == "generate" else "encoder"
+        rows.append([f"`{name}`", kind, "yes" if arch.experts else "", _narrower(arch), formats])
+    return table(["`model_type`", "kind", "experts", "becomes narrower", "exports"], rows)
+
+
+def _narrower(arch: Arch) -> str:
+    """What of a family can be cut."""
+    if arch.cuts is None:
+        return ""
+    if not arch.cuts.heads:
+        return "inner channels"
+    return "heads with width, channels" if arch.cuts.square else "heads, keys, channels, width"
 
 
 def decisions() -> str:
