@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import runpy
 import sys
@@ -16,7 +15,6 @@ import pocketsize as ps
 from pocketsize.api import Data
 from pocketsize.cli.main import main
 from pocketsize.exporting import table
-from pocketsize.recipes import texts as texts_of_runs
 from pocketsize.recipes.recipe import read_recipe
 from pocketsize.recipes.record import read_record
 from tiny import TEXT, write_tiny
@@ -29,10 +27,9 @@ Run = Callable[..., str]
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
-    """No folder is read back in a fresh process (that has its own tests); Python's manual is read once."""
+    """No folder is read back in a fresh process: that has its own tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(table, "reload_check", lambda model, folder: ("left out in these tests",))
-        patch.setattr(texts_of_runs, "default_corpora", functools.cache(texts_of_runs.default_corpora))
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.util
 import platform
@@ -113,6 +114,7 @@ def require_evaluable(corpus: Corpus) -> None:
         )
 
 
+@functools.cache
 def default_corpora() -> tuple[Corpus, Corpus]:
     """Text that every machine has, as two corpora that share none: to calibrate, to evaluate.
 
