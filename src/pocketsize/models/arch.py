@@ -108,6 +108,10 @@ class Arch:
         )
         return (*plain, *numbered)
 
+    def is_expert(self, name: str) -> bool:
+        """Whether this is of an expert, by its path in the module or in its block."""
+        return self.experts is not None and f".{self.experts}." in f".{name}"
+
     def is_optional(self, name: str) -> bool:
         """Whether a checkpoint may hold this tensor or lack it."""
         return any(fnmatchcase(name, f"{part}*") for part in self.optional)

@@ -165,14 +165,17 @@ def _visit(whole: _Side, small: _Side, pair: Pair, index: int) -> Iterator[Fit]:
     """The linears of a block in running order; afterwards both models' batches are behind it."""
     old, path = whole.model.blocks[pair.blocks[index]], small.model.blocks[index]
     groups, driver = small.model.groups, getcurrent()
-    routed = small.model.arch.experts
-    visited = [one for one in groups if routed is None or not one.names[0].startswith(f"{routed}.")]
+    visited = [group for group in groups if not small.model.arch.is_expert(group.names[0])]
     blocks = whole.fill(old), small.fill(path)
     firsts = [[block.get_submodule(group.names[0]) for group in visited] for block in blocks]
     rest = [call.hidden.clone() for call in small.calls]
 
     def wait(linear: nn.Module, args: tuple[Tensor, ...]) -> None:
         driver.switch((linear, args))
+
+    def go_behind() -> None:
+        _finish(theirs, whole, old)
+        whole.among(range(pair.blocks[index] + 1, pair.after(index) + 1))
 
     with hooked([*firsts[0], *firsts[1]], wait):
         theirs = [Batch(blocks[0], call, whole.shelf) for call in whole.calls]
@@ -190,14 +193,12 @@ def _visit(whole: _Side, small: _Side, pair: Pair, index: int) -> Iterator[Fit]:
             behind = place.writes and group is groups[-1]
             if behind:  # what it adds is measured behind the block
                 asked.clear()
-                _finish(theirs, whole, old)
-                whole.among(range(pair.blocks[index] + 1, pair.after(index) + 1))
+                go_behind()
             fit = place.gather(asked, given, rest)
             yield fit
             place.put(fit, given, rest)
             if place.last and not behind:
-                _finish(theirs, whole, old)
-                whole.among(range(pair.blocks[index] + 1, pair.after(index) + 1))
+                go_behind()
         _finish(ours, small, path)
 
 

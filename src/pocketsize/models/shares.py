@@ -41,13 +41,13 @@ def sizes_without(model: Model, share: float) -> Sizes:
         found.append((abs(groups / own.kv_heads - sizes.ffn / own.ffn), sizes))
         if groups == own.kv_heads and 2 * sizes.ffn >= own.ffn:
             break
-    found = [one for one in found if _possible(model, one[1])]
-    if not found:
-        raise UsageError(
-            f"student: remove: {share:g} of the blocks leaves no channel in them; use a smaller share, "
-            "or build one: family: llama, bert, ..."
-        )
-    return min(found, key=lambda one: one[0])[1]
+    for _, sizes in sorted(found, key=lambda one: one[0]):
+        if _possible(model, sizes):
+            return sizes
+    raise UsageError(
+        f"student: remove: {share:g} of the blocks leaves no channel in them; use a smaller share, "
+        "or build one: family: llama, bert, ..."
+    )
 
 
 def _possible(model: Model, sizes: Sizes) -> bool:

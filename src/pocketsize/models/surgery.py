@@ -174,12 +174,21 @@ def sides(model: Model, name: str) -> tuple[tuple[str, ...], ...]:
         return ("tokens",), ("width",) if cuts and cuts.heads and not narrow else ()
     if cuts is None:
         return ((),) * rank
-    part = name.removesuffix(".weight").removesuffix(".bias")
-    inside = re.match(rf"{re.escape(arch.blocks)}\.\d+\.(.*)$", part)
-    if inside is None:
+    block, part = _place(model, name)
+    if block is None:
         return cuts.around_blocks(part, rank, narrow=narrow)
     ends = ("in", "out") if arch.is_transposed(name) else ("out", "in")
-    return tuple(cuts.kinds(f"{inside[1]}:{end}") for end in ends[:rank])
+    return tuple(cuts.kinds(f"{part}:{end}") for end in ends[:rank])
+
+
+def _place(model: Model, name: str) -> tuple[int | None, str]:
+    """The number of the block that holds a tensor, and the path in it of what the tensor is of.
+
+    None: it is outside of the blocks, and the path is that in the module.
+    """
+    path = name.removesuffix(".weight").removesuffix(".bias")
+    inside = re.match(rf"{re.escape(model.arch.blocks)}\.(\d+)\.(.*)$", path)
+    return (None, path) if inside is None else (int(inside[1]), inside[2])
 
 
 def _narrow(model: Model, cuts: Cuts) -> bool:
@@ -212,33 +221,31 @@ def _counts(model: Model, sizes: Sizes) -> dict[str, int]:
 
 def cut_tensor(model: Model, name: str, chosen: Selection) -> Tensor:
     """What stays of a tensor, float32."""
-    W, part = model.weight(name), name.removesuffix(".weight").removesuffix(".bias")
+    W = model.weight(name)
     for axis, kinds in enumerate(sides(model, name)):
-        W = _cut(model, part, W, axis, kinds, chosen)
+        W = _cut(model, name, W, axis, kinds, chosen)
     return W.contiguous()
 
 
 def cut_outputs(model: Model, name: str, Y: Tensor, chosen: Selection) -> Tensor:
     """What stays of what a linear of a block gives, channels last."""
-    part = name.removesuffix(".weight")
-    inside = re.match(rf"{re.escape(model.arch.blocks)}\.\d+\.(.*)$", part)
-    assert inside is not None
-    return _cut(model, part, Y, Y.dim() - 1, cuts_of(model).kinds(f"{inside[1]}:out"), chosen)
+    kinds = cuts_of(model).kinds(f"{_place(model, name)[1]}:out")
+    return _cut(model, name, Y, Y.dim() - 1, kinds, chosen)
 
 
-def _cut(model: Model, part: str, T: Tensor, axis: int, kinds: tuple[str, ...], chosen: Selection) -> Tensor:
-    """What stays of one side of a tensor; `part` is the path of what it belongs to."""
+def _cut(model: Model, name: str, T: Tensor, axis: int, kinds: tuple[str, ...], chosen: Selection) -> Tensor:
+    """What stays of one side of the tensor of this name, or of what a linear gives with it."""
     if len(kinds) < 2:
-        return _cut_part(model, part, T, axis, kinds[0], chosen) if kinds else T
+        return _cut_part(model, name, T, axis, kinds[0], chosen) if kinds else T
     counts = _counts(model, sizes_of(model))
     parts = T.split([counts[kind] for kind in kinds], axis)
-    left = [_cut_part(model, part, one, axis, kind, chosen) for one, kind in zip(parts, kinds, strict=True)]
+    left = [_cut_part(model, name, one, axis, kind, chosen) for one, kind in zip(parts, kinds, strict=True)]
     return torch.cat(left, axis)
 
 
-def _cut_part(model: Model, part: str, T: Tensor, axis: int, kind: str, chosen: Selection) -> Tensor:
-    block, d = re.match(rf"{re.escape(model.arch.blocks)}\.(\d+)\.(.*)$", part), model.head_width
-    heads = None if chosen.heads is None else chosen.heads[int(block[1]) if block else 0]
+def _cut_part(model: Model, name: str, T: Tensor, axis: int, kind: str, chosen: Selection) -> Tensor:
+    (block, part), d = _place(model, name), model.head_width
+    heads = None if chosen.heads is None else chosen.heads[block or 0]
     if kind == "keys" and heads is not None:
         return pooled(T.movedim(axis, 0), heads.keys, d).movedim(0, axis)
     rows: Sequence[int] | None = {"width": chosen.width, "tokens": chosen.tokens}.get(kind)
@@ -246,8 +253,7 @@ def _cut_part(model: Model, part: str, T: Tensor, axis: int, kind: str, chosen: 
         rows = rows_of(heads.queries, {"heads": d, "bundles": 3 * d, "head": 1}[kind])
     if kind == "ffn" and chosen.ffn is not None:
         assert block is not None
-        reader = cuts_of(model).reader_of(block[2])
-        rows = chosen.ffn[f"{model.blocks[int(block[1])]}.{reader}"]
+        rows = chosen.ffn[f"{model.blocks[block]}.{cuts_of(model).reader_of(part)}"]
     return T if rows is None else T.index_select(axis, torch.tensor(rows, device=T.device))
 
 
@@ -287,8 +293,8 @@ def cut_config(model: Model, sizes: Sizes, *, tied: bool) -> dict[str, Any]:
 def outlined(model: Model, sizes: Sizes, *, tied: bool = False) -> Model:
     """The model with the shapes that it will have; its tensors are not there yet."""
     arch = model.arch
-    left = [name for name in model.checkpoint.entries if not arch.is_other_head(name)]
-    names = [name for name in left if not (tied and name == arch.head)]
+    gone = arch.head if tied else None
+    names = [name for name in model.checkpoint.entries if name != gone and not arch.is_other_head(name)]
     shapes = {name: cut_shape(model, name, sizes) for name in names}
     raw = cut_config(model, sizes, tied=tied)
     stored = {name: model.checkpoint.entries[name].name for name in names}

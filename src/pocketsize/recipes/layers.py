@@ -52,8 +52,8 @@ def finish(step: Quantizer, model: Model, ctx: Context, reports: list[LayerRepor
     ctx.findings += [*stand_ins(step.overrides, model), *_told_together(reports)]
     if model.pattern is not None:
         ctx.findings += denser(reports, "codes", known=whole_of(model, ctx) is not None)
-    if step.calibrated and model.arch.experts is not None:
-        ctx.findings += _starved([r for r in reports if f".{model.arch.experts}." in r.name])
+    if step.calibrated:
+        ctx.findings += _starved([r for r in reports if model.arch.is_expert(r.name)])
     if tokens and (widest := max(reports, key=lambda r: r.columns)).columns > tokens:
         ctx.findings.append(
             Finding(

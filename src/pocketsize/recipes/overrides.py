@@ -43,7 +43,7 @@ def matched(overrides: Overrides, model: Model) -> dict[str | None, list[str]]:
 
 def require_packed(where: str, names: Sequence[str], model: Model, exports: tuple[str, ...]) -> None:
     """Refuse to leave experts as they are beside what is quantized, which stock transformers cannot load."""
-    left = [name for name in names if model.arch.experts and f".{model.arch.experts}." in name]
+    left = [name for name in names if model.arch.is_expert(name)]
     if left and "folder" in exports:
         raise UnsupportedError(
             f"{where}: leaves {module_of(left[0])}, and transformers loads no {model.config.model_type} of "

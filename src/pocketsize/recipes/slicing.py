@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 
-from pocketsize.distillation.slices import Importance, added
+from pocketsize.distillation.slices import Importance, added, summed
 from pocketsize.exporting.plain import CONFIG
 from pocketsize.models.importance import slice_importance
 from pocketsize.models.left_out import head_losses
@@ -39,20 +39,18 @@ def selected(
     if not names or own == sizes:
         return selection(model, sizes, {}, tokens)
     if importance == "activation":
-        seen = slice_importance(model, *text, names)
+        seen, together = slice_importance(model, *text, names), summed
     else:
-        seen = slice_costs(model, *first_windows(ctx, GRADED), names, seed=ctx.seed)
+        seen, together = slice_costs(model, *first_windows(ctx, GRADED), names, seed=ctx.seed), added
     ctx.findings += _idle(model, seen)
-    if importance == "activation":
-        return selection(model, sizes, seen, tokens)
     if importance == "kl":
         seen |= head_losses(model, *measured_windows(ctx), sizes)
-    return selection(model, sizes, seen, tokens, together=added)
+    return selection(model, sizes, seen, tokens, together=together)
 
 
 def _idle(model: Model, seen: Mapping[str, Importance]) -> list[Finding]:
     """Which experts no token reached."""
-    experts = [name for name in seen if model.arch.experts and f".{model.arch.experts}." in name]
+    experts = [name for name in seen if model.arch.is_expert(name)]
     none = [name for name in experts if not seen[name].value().any()]
     said = f"{len(none)} of {len(experts)} experts saw no calibration token and were cut by their weights"
     return [Finding("experts-without-tokens", f"{said}; give more calibration text", none[0])] if none else []
