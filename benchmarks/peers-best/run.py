@@ -25,7 +25,7 @@ from results import Result, collected, cost, grouped, versions, worst
 SEQUENCES = 16
 BEST = f"{OURS}-best"
 # What `--effort best` does (recipes/qat.py, of_effort).
-_KEYS = {"learn": 100, "alpha": 0.25, "codes": False, "tokens": "128k", "batch": 2}
+_KEYS = {"learn": 100, "alpha": 0.25, "codes": False, "tokens": "128k", "batch": 2, "recompute": True}
 SIDES = (
     Side("autoround", "side_autoround.py", ("auto-round==0.16.1",), {"ITERATIONS": "200"}, batch=8),
     Side(

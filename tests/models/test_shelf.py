@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from pocketsize.models.shelf import SPARE, Heap, Noted, Shelf
+from pocketsize.models.shelf import SPARE, Heap, Noted, Shelf, _resident
 
 BIG = (64, 1024)
 
@@ -90,33 +90,55 @@ def test_a_view_that_is_moved_away_frees_what_it_was_a_view_of() -> None:
     assert old.expired()
 
 
-def test_the_heap_is_tidied_once_it_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, trimmed = iter([100, 100 + SPARE, 101 + SPARE, 50, 50 + SPARE, 51 + SPARE, 60]), []
-    monkeypatch.setattr("pocketsize.models.shelf._resident", lambda: next(sizes))
-    heap = Heap()
-    heap._trim = lambda keep: trimmed.append(keep)
-    heap.tidy()
+def resident(monkeypatch: pytest.MonkeyPatch, *sizes: int) -> list[int]:
+    """A process of these sizes, one look after the other; what its heap is told is appended to the list."""
+    left, trimmed = iter(sizes), []
+    monkeypatch.setattr("pocketsize.models.shelf._resident", lambda: next(left))
+    monkeypatch.setattr(Heap, "_library", lambda self: trimmed.append)
+    return trimmed
+
+
+def test_gaps_are_given_back_once_the_process_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed = resident(monkeypatch, 100, 100 + SPARE, 101 + SPARE, 50, 50 + SPARE, 51 + SPARE, 60)
+    shelf = Shelf(1 << 20)
+    shelf.tidy()
     assert trimmed == []
-    heap.tidy()
+    shelf.tidy()
     assert trimmed == [0], "one byte over the limit"
-    heap.tidy()
-    heap.tidy()
+    shelf.tidy()
+    shelf.tidy()
     assert trimmed == [0, 0], "what it shrank to is what growth is counted from"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="heaps are tidied with glibc on Linux alone")
-def test_the_heap_is_tidied_before_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, trimmed = iter([100, 110, 110, 90]), []
-    monkeypatch.setattr("pocketsize.models.shelf._resident", lambda: next(sizes))
-    heap = Heap()
-    heap._trim = lambda keep: trimmed.append(keep)
-    heap.tidy(SPARE - 10)
+def test_gaps_are_given_back_before_the_process_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed = resident(monkeypatch, 100, 110, 110, 90)
+    shelf = Shelf(1 << 20)
+    shelf.tidy(SPARE - 10)
     assert trimmed == []
-    heap.tidy(SPARE - 9)
+    shelf.tidy(SPARE - 9)
     assert trimmed == [0], "what is needed next counts as growth"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="heaps are tidied with glibc on Linux alone")
+@pytest.mark.skipif(sys.platform != "linux", reason="gaps are given back on Linux alone")
+def test_gaps_are_no_memory_once_they_are_given_back_and_can_be_used_again() -> None:
+    megabytes = 64
+    shelf, kept = Shelf(megabytes << 20), torch.randn(BIG)
+    before, gone = kept.clone(), torch.ones((megabytes - 1) << 18)
+    shelf.move([kept])
+    shelf.move([gone])
+    full = _resident()
+    del gone
+    assert _resident() > full - (8 << 20), "a gap is memory until it is given back"
+    shelf.give_back()
+    assert _resident() < full - ((megabytes - 8) << 20)
+    again = torch.full(((megabytes - 1) << 18,), 2.0)
+    shelf.move([again])
+    assert torch.equal(kept, before) and bool((again == 2).all())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="gaps are given back on Linux alone")
 def test_a_library_that_cannot_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pocketsize.models.shelf.ctypes.CDLL", lambda name: object())
-    Heap().tidy()
+    shelf = Shelf(1 << 20)
+    shelf.tidy(1 << 40)
+    shelf.give_back()

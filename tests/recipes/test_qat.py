@@ -286,6 +286,12 @@ def test_encoders_learn_for_longer(kind: str, steps: list[int], tmp_path: Path) 
     assert [of_effort(effort, None, lambda: arch).learn for effort in ("fast", "balanced", "best")] == steps
 
 
+def test_what_much_effort_tunes_keeps_no_activations(tmp_path: Path) -> None:
+    arch = load(write_tiny(tmp_path / "m", "llama")).arch
+    best = of_effort("best", None, lambda: arch)
+    assert isinstance(best, Qat) and best.recompute and not best.codes
+
+
 def test_how_many_numbers_learn(model: Model) -> None:
     scales = Qat(scheme="W2A16", group=32, symmetric=True, codes=False).resolve(model, ("folder",))
     groups = sum(rows * columns // 32 for rows, columns in map(model.matrix_shape, model.linears))

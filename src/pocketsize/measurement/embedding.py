@@ -84,7 +84,7 @@ def window_distance(
     Windows count by their tokens. Where the two have different widths it is the mean squared difference of
     the similarities of all pairs of windows.
     """
-    batches = list(in_batches(ids, mask, BATCH * ids.shape[1]))
+    batches = list(in_batches(ids, mask))
     x, y = (torch.cat(embedded(model, batches)) for model in (original, compressed))
     share = mask.sum(1).double() / mask.sum()
     if x.shape != y.shape:

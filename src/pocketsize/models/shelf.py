@@ -18,7 +18,9 @@ from pocketsize.models.attention import CausalPanels
 ALIGNMENT = 64
 SMALL = 1 << 16
 # What a process may grow by before the gaps in its heap are given back: pages that come and go cost time.
-SPARE = 176 << 20
+SPARE = 96 << 20
+# What tells the system that pages hold nothing; where there is none, gaps stay memory.
+_UNUSED = getattr(mmap, "MADV_DONTNEED", None) if sys.platform == "linux" else None
 
 
 class Noted(CausalPanels):
@@ -71,7 +73,7 @@ class Shelf:
         self._end = self._begin + size
         self._free = [(0, size)]
         self._returned: list[tuple[int, int]] = []
-        self.heap = Heap()
+        self._heap = Heap()
 
     def move(self, tensors: Sequence[Tensor]) -> None:
         """Let tensors lie here from now on; what does not fit stays where it is.
@@ -107,6 +109,21 @@ class Shelf:
                 return torch.frombuffer(part, dtype=torch.uint8)
         return None
 
+    def tidy(self, needed: int = 0) -> None:
+        """Give back gaps, here and in the heap, if the process has grown; so many bytes are `needed` next."""
+        if self._heap.grown(needed):
+            self.give_back()
+
+    def give_back(self) -> None:
+        """Give the memory of all gaps back to the system, here and in the heap."""
+        self._gather()
+        if _UNUSED is not None:
+            for begin, end in self._free:
+                first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+                if first < last:
+                    self._memory.madvise(_UNUSED, first, last - first)
+        self._heap.give_back()
+
     def _gather(self) -> None:
         """Join what came back to the gaps beside it. A part may come back at any moment, so not then."""
         count = len(self._returned)
@@ -128,19 +145,26 @@ class Heap:
     """
 
     def __init__(self) -> None:
-        library = ctypes.CDLL(None) if sys.platform == "linux" else None
-        self._trim = getattr(library, "malloc_trim", None)
+        self._trim = self._library()
         self._least = 0 if self._trim is None else _resident()
 
-    def tidy(self, needed: int = 0) -> None:
-        """Look, and give back what there is; so many bytes are `needed` next, in pieces that no gap holds."""
+    def _library(self) -> Any:
+        """The function that gives gaps back, if there is one."""
+        return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
+    def grown(self, needed: int = 0) -> bool:
+        """Look whether it has, or will have once it has so many bytes more, in pieces that no gap holds."""
         if self._trim is None:
-            return
+            return False
         now = _resident()
-        if now + needed > self._least + SPARE:
-            self._trim(0)
-            now = self._least = _resident()
         self._least = min(self._least, now)
+        return now + needed > self._least + SPARE
+
+    def give_back(self) -> None:
+        """Give back what there is."""
+        if self._trim is not None:
+            self._trim(0)
+            self._least = _resident()
 
 
 def _resident() -> int:

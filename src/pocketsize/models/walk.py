@@ -40,12 +40,14 @@ class Whole:
     module: nn.Module
     calls: Sequence[Call]
     originals: Sequence[Call]
+    shelf: Shelf
 
     def loss(self, number: int) -> Tensor:
         """How far the output for one batch is from the original's: squared, relative, mean over tokens.
 
         Norms divide by the size of a hidden state, so what matters is the error relative to it.
         """
+        self.shelf.tidy()
         call = self.calls[number]
         wanted = self.originals[number].hidden[call.mask].to(torch.float32)
         errors = run_block(self.module, call)[call.mask].to(torch.float32) - wanted
@@ -226,8 +228,9 @@ def _visit(
             site.weights = tuple(model.as_stored(n, model.weight(n)).to(device) for n in names)
             if wanted.whole and site.last:
                 runs.clear()  # they begin anew
-                site.whole = Whole(block, calls, originals)
-            shelf.heap.tidy(4 * gram.total.nbytes)  # factors of a matrix take about so much
+                shelf.give_back()
+                site.whole = Whole(block, calls, originals, shelf)
+            shelf.tidy(4 * gram.total.nbytes)  # factors of a matrix take about so much
             yield site
             if site.divisor is not None:
                 wanted.divisors.update(dict.fromkeys(names, site.divisor))
@@ -323,7 +326,7 @@ class Batch:
                 stop = self._run.switch()
             if not self._run.dead:
                 self._shelf.move(self._noted.alive())
-        self._shelf.heap.tidy()
+        self._shelf.tidy()
         return stop
 
 

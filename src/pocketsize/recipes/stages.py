@@ -11,6 +11,7 @@ from torch import Tensor
 from pocketsize.measurement.suite import divergence
 from pocketsize.models.batches import worth
 from pocketsize.models.model import Model
+from pocketsize.models.shelf import Heap
 from pocketsize.recipes.record import Stage
 from pocketsize.recipes.step import Context
 
@@ -51,6 +52,7 @@ def nearest(
     for number, (name, way) in enumerate(ways.items()):
         own = part_of(ctx, name, number, len(ways))
         done = way(model, own, best)
+        Heap().give_back()
         apart = divergence(model, done, ids, mask)
         told.append(Stage(name, apart, kept=best is None or apart < best.divergence))
         if told[-1].kept:
