@@ -24,6 +24,7 @@ from pocketsize.recipes.body import Layers, measured_windows
 from pocketsize.recipes.heal import Healing
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.recipe import Data, Recipe
+from pocketsize.recipes.record import Finding
 from pocketsize.recipes.step import Context
 from pocketsize.recipes.student import Student
 from tiny import GENERATORS, write_texts, write_tiny
@@ -194,6 +195,20 @@ def test_too_few_windows_are_said(tmp_path: Path) -> None:
     source = write_tiny(tmp_path / "m", "llama")
     done = ran(tmp_path, source, Layers(keep=1), data=data(tmp_path, sequences=3))
     assert any(f.code == "few-windows" and "nothing was healed" in f.message for f in done.record.findings)
+
+
+def test_what_was_found_before_a_run_was_cut_off_is_said(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama"))
+    ids = torch.randint(5, model.config.vocab_size, (3, 16), generator=torch.Generator().manual_seed(0))
+    found: list[list[str]] = []
+    for _ in range(2):
+        store = open_journal(tmp_path / "w", {"a": "1"})
+        ctx = Context(
+            ids, torch.ones_like(ids, dtype=torch.bool), store, lambda *_: None, [Finding("b", "c")]
+        )
+        Layers(keep=1).resolve(model, ("folder",)).apply(model, ctx)
+        found.append([one.code for one in ctx.findings])
+    assert found[0] == found[1] and found[0].count("few-windows") == 1
 
 
 def test_a_cut_is_quantized_and_measured_like_any_model(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from pocketsize.io.publish import (
 )
 from pocketsize.quantization.grid import QWeight
 from pocketsize.quantization.scheme import Scheme
-from pocketsize.recipes.record import LayerReport
+from pocketsize.recipes.record import Finding, LayerReport
 from pocketsize.training.loop import Keeper
 
 JOURNAL, LOCK = "journal", "lock"
@@ -83,6 +83,7 @@ class Journal:
     units: dict[str, tuple[LayerReport, ...]] = field(default_factory=dict)
     kept: StoredWeights = field(default_factory=lambda: StoredWeights({}))
     vectors: StoredTensors = field(default_factory=lambda: StoredTensors({}))
+    told: dict[str, list[Finding]] = field(default_factory=dict)
     resumed: int = 0
 
     def keep(
@@ -123,18 +124,25 @@ class Journal:
         self.resumed += own.resumed
         return own
 
-    def made(self, key: str, write: Callable[[Path], None]) -> Path:
-        """The folder with this name, which `write` filled, now or before the process was cut off."""
+    def made(self, key: str, write: Callable[[Path], None], findings: list[Finding]) -> Path:
+        """The folder with this name, which `write` filled, now or before the process was cut off.
+
+        What it then added to `findings` is added either way.
+        """
         place = self.folder / MODELS / key
         self.safe_point(f"before {key}")
-        if key not in self.units:
-            make_folder(place.parent)
-            remove(place)
-            with staging(place) as there:
-                write(there)
-            self._append({"unit": key, "folder": _hashes(place)})
-            remove(self.folder / DRAFTS / key)
-            self.safe_point(f"after {key}")
+        if key in self.units:
+            findings += self.told.get(key, ())
+            return place
+        make_folder(place.parent)
+        remove(place)
+        before = len(findings)
+        with staging(place) as there:
+            write(there)
+        told = [asdict(one) for one in findings[before:]]
+        self._append({"unit": key, "folder": _hashes(place)} | ({"findings": told} if told else {}))
+        remove(self.folder / DRAFTS / key)
+        self.safe_point(f"after {key}")
         return place
 
     def course(self, key: str) -> Keeper:
@@ -157,6 +165,7 @@ class Journal:
         """Take up a journal line that is durable."""
         if "folder" in line:
             self.units[line["unit"]] = ()
+            self.told[line["unit"]] = [Finding(**one) for one in line.get("findings", ())]
             return
         path = _object(self.folder, line["object"])
         self.units[line["unit"]] = tuple(LayerReport(**r) for r in line["reports"])

@@ -245,7 +245,7 @@ class Qat(Quantizer, Training):
             facts = course_report(course, lesson.teachers, read, module)
             publish_bytes(folder / COURSE, json.dumps(asdict(facts)).encode())
 
-        folder = ctx.store.made("weights", write)
+        folder = ctx.store.made("weights", write, ctx.findings)
         report: TrainingReport = built(TrainingReport, json.loads((folder / COURSE).read_bytes()))
         units = [ctx.store.finished(path) or () for path in (*model.blocks, "embeddings")]
         reports = [one for unit in units for one in unit]

@@ -75,8 +75,11 @@ class Store(Protocol):
         """A store of its own, as durable, for a stage whose outcome may be dropped."""
         ...
 
-    def made(self, key: str, write: Callable[[Path], None]) -> Path:
-        """The folder with this name, which `write` filled, now or before the process was cut off."""
+    def made(self, key: str, write: Callable[[Path], None], findings: list[Finding]) -> Path:
+        """The folder with this name, which `write` filled, now or before the process was cut off.
+
+        What it then added to `findings` is added either way.
+        """
         ...
 
     def course(self, key: str) -> Keeper:
@@ -123,7 +126,7 @@ class Context:
         """
         if self.world.rank == 0:
             self.world.told(self.store.finished(key) is None)
-            return Path(self.world.told(str(self.store.made(key, write))))
+            return Path(self.world.told(str(self.store.made(key, write, self.findings))))
         if self.world.told(False) and together:
             with scratch("together") as folder:
                 write(folder)

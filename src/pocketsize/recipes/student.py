@@ -196,7 +196,7 @@ class Student:
 
     def apply(self, model: Model, ctx: Context) -> Model:
         """The student; calibration text is from now on in its tokens."""
-        folder = ctx.store.made(self.kind, partial(self._write, model, ctx))
+        folder = ctx.store.made(self.kind, partial(self._write, model, ctx), ctx.findings)
         student = load(folder).made_from(model)
         before, after = model.origin.parameters, student.origin.parameters
         options: dict[str, object] = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -16,6 +16,7 @@ from pocketsize.measurement.machine import cpu_seconds
 from pocketsize.models.model import Model
 from pocketsize.recipes.duration import Took
 from pocketsize.recipes.journal import Journal, open_journal
+from pocketsize.recipes.record import Finding
 from pocketsize.recipes.step import Context
 from pocketsize.recipes.texts import Texts
 from pocketsize.recipes.training import Training
@@ -45,7 +46,7 @@ class _Trial(Journal):
         """A keeper that lets no training go on."""
         return _Timed(self.at)
 
-    def made(self, key: str, write: Callable[[Path], None]) -> Path:
+    def made(self, key: str, write: Callable[[Path], None], findings: list[Finding]) -> Path:
         """Never comes to an end, unless the training is as short as the trial."""
         with scratch("trial") as folder:
             write(folder)
