@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from pocketsize.models.shelf import SPARE, Heap, Noted, Shelf, _resident
+from pocketsize.models.shelf import LESS, SPARE, Heap, Noted, Shelf, _resident
 
 BIG = (64, 1024)
 
@@ -117,6 +117,12 @@ def test_gaps_are_given_back_before_the_process_grows(monkeypatch: pytest.Monkey
     assert trimmed == []
     shelf.tidy(SPARE - 9)
     assert trimmed == [0], "what is needed next counts as growth"
+
+
+def test_where_less_is_spare_gaps_are_given_back_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed = resident(monkeypatch, 100, 101 + LESS, 101 + LESS)
+    Shelf(1 << 20, LESS).tidy()
+    assert trimmed == [0] and LESS < SPARE
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="gaps are given back on Linux alone")

@@ -17,8 +17,9 @@ from pocketsize.models.attention import CausalPanels
 
 ALIGNMENT = 64
 SMALL = 1 << 16
-# What a process may grow by before the gaps in its heap are given back: pages that come and go cost time.
-SPARE = 96 << 20
+# What a process may grow by before the gaps in its heap are given back: pages that come and go cost time. Where
+# the original runs beside, so that most of the time is spent otherwise, it may grow by less.
+SPARE, LESS = 176 << 20, 96 << 20
 # What tells the system that pages hold nothing; where there is none, gaps stay memory.
 _UNUSED = getattr(mmap, "MADV_DONTNEED", None) if sys.platform == "linux" else None
 
@@ -55,13 +56,15 @@ def _memory(tensor: Tensor) -> int:
 class Shelf:
     """Room of `size` bytes; what is moved here gives its part back when its last user is gone.
 
+    The heap may grow by `spare` bytes before its gaps are given back (`tidy`).
+
     Batches that wait each hold a few of the many tensors that they made. The allocator of glibc cannot put
     an aligned tensor into a gap of its own size, so between such tensors the heap grew without end: 1.4 to
     2.2 GB for 128 x 512 tokens of 135M parameters, instead of 1.0. The room is reserved at once, but is
     memory only where it has been written to.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, spare: int = SPARE) -> None:
         own = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
         try:
             self._memory = mmap.mmap(-1, max(size, ALIGNMENT), **own)
@@ -73,7 +76,7 @@ class Shelf:
         self._end = self._begin + size
         self._free = [(0, size)]
         self._returned: list[tuple[int, int]] = []
-        self._heap = Heap()
+        self._heap = Heap(spare)
 
     def move(self, tensors: Sequence[Tensor]) -> None:
         """Let tensors lie here from now on; what does not fit stays where it is.
@@ -110,12 +113,15 @@ class Shelf:
         return None
 
     def tidy(self, needed: int = 0) -> None:
-        """Give back gaps, here and in the heap, if the process has grown; so many bytes are `needed` next."""
+        """Give back the gaps in the heap if the process has grown; so many bytes are `needed` next.
+
+        Those of this room are filled again by the next batches.
+        """
         if self._heap.grown(needed):
-            self.give_back()
+            self._heap.give_back()
 
     def give_back(self) -> None:
-        """Give the memory of all gaps back to the system, here and in the heap."""
+        """Give the memory of all gaps back to the system, here and in the heap: nothing waits for a while."""
         self._gather()
         if _UNUSED is not None:
             for begin, end in self._free:
@@ -138,14 +144,14 @@ class Shelf:
 
 
 class Heap:
-    """Gives the gaps in the heap of this process back to the system when it has grown by `SPARE`, or is to.
+    """Gives the gaps in the heap of this process back to the system; `grown` tells when.
 
     A tensor that does not fit into the gap of its predecessor leaves one behind: now and then 32 batches in
     a row do, and 200 MB are gone. Only with glibc on Linux; elsewhere it does nothing.
     """
 
-    def __init__(self) -> None:
-        self._trim = self._library()
+    def __init__(self, spare: int = SPARE) -> None:
+        self._trim, self._spare = self._library(), spare
         self._least = 0 if self._trim is None else _resident()
 
     def _library(self) -> Any:
@@ -153,12 +159,12 @@ class Heap:
         return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
     def grown(self, needed: int = 0) -> bool:
-        """Look whether it has, or will have once it has so many bytes more, in pieces that no gap holds."""
+        """Whether the process has grown by `spare` bytes, or will have with those that are `needed`."""
         if self._trim is None:
             return False
         now = _resident()
         self._least = min(self._least, now)
-        return now + needed > self._least + SPARE
+        return now + needed > self._least + self._spare
 
     def give_back(self) -> None:
         """Give back what there is."""

@@ -21,7 +21,7 @@ from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.inputs import round_inputs
 from pocketsize.models.model import Model
 from pocketsize.models.sample import Sample, Sampler
-from pocketsize.models.shelf import Noted, Shelf
+from pocketsize.models.shelf import LESS, SPARE, Noted, Shelf
 from pocketsize.models.skeleton import assign, fill, skeleton
 from pocketsize.models.stream import hooked
 from pocketsize.models.taps import asked_of, recorded
@@ -136,7 +136,7 @@ def walk(
     device = working_device()
     module = skeleton(model, device)  # tables such as rotary frequencies stay float32, as stock loaders do
     calls = capture(module, model, input_ids.to(device), mask.to(device))
-    shelf = shelf_for(model, calls)
+    shelf = shelf_for(model, calls, LESS if beside or drift else SPARE)
     originals = _copied(calls) if beside or drift else []
     wanted = _Wanted(hold_out, sampled, beside, judged or hold_out)
     round_inputs(module, rounds, wanted.divisors)
@@ -300,13 +300,13 @@ def _differ(site: Site, Y: Tensor, X: Tensor, mask: Tensor, linear: nn.Module | 
         site.first_drift.update(Y[:, 0], X[:, 0], own=None if own is None else own[:, 0])
 
 
-def shelf_for(model: Model, calls: Sequence[Call]) -> Shelf:
+def shelf_for(model: Model, calls: Sequence[Call], spare: int = SPARE) -> Shelf:
     """Room for what the widest linears of a block read, and beside it for hidden states."""
     first = model.blocks[0]
     widths = [model.matrix_shape(f"{first}.{group.names[0]}.weight")[1] for group in model.groups]
     hidden = calls[0].hidden
     tokens = sum(call.mask.numel() for call in calls)
-    return Shelf(tokens * (max(widths) + 4 * hidden.shape[-1]) * hidden.element_size())
+    return Shelf(tokens * (max(widths) + 4 * hidden.shape[-1]) * hidden.element_size(), spare)
 
 
 class Batch:

@@ -1,9 +1,7 @@
 """How much memory each stage of a run takes at its peak, told from shapes before it starts.
 
-Tensors are counted one by one: what a stage holds at once, by the code of that stage. glibc maps a
-large tensor by itself and gives it back when it is freed; small ones come from a heap of which most
-stays with the process, full of holes. So a stage's peak is what the process holds already, the
-large tensors of the stage, and the heap, which is its small tensors or what earlier stages left.
+Tensors are counted one by one: what a stage holds at once, by the code of that stage. What it leaves in the
+heap is given back as it ends, so a stage's peak is what the process holds for good and these tensors.
 """
 
 from __future__ import annotations
@@ -43,10 +41,6 @@ from pocketsize.recipes.student import TOKENS, Student
 from pocketsize.recipes.training import Training
 from pocketsize.training.head import LOGITS as CHUNK
 
-# glibc's largest threshold between its heap and mappings of their own.
-LARGE = 32 << 20
-# Of the heap's peak, what stays with the process; of what stayed, what later tensors do not fit into.
-KEPT, HOLES = 0.85, 0.3
 # What a stage brings besides tensors: pages of libraries it is the first to run, scratch of kernels.
 CODE, SCRATCH = 25_000_000, 60_000_000
 # Python with torch, transformers and compressed-tensors, as the process that loads a folder has it.
@@ -87,25 +81,18 @@ class Size:
 
 
 @dataclass(slots=True)
-class _Heap:
-    """The process as stages come and go: what it holds for good, and what its heap has kept."""
+class _Process:
+    """The process as stages come and go: what it holds for good, and the peak of each stage."""
 
     base: float
-    kept: float = 0.0
     stages: list[Stage] = field(default_factory=list)
 
     def stage(self, name: str, moments: Iterable[Sequence[float]], *, child: float = 0) -> None:
         """A stage that holds these tensors at once, at each of its moments."""
         self.base += CODE
-        before, peak, heap = self.kept, 0.0, 0.0
-        for tensors in moments:
-            small = sum(size for size in tensors if size < LARGE)
-            filled = max(before, small + HOLES * before)
-            peak = max(peak, self.base + filled + sum(size for size in tensors if size >= LARGE))
-            heap = max(heap, filled)
-        self.kept = max(before, KEPT * heap)
+        peak = self.base + max((sum(tensors) for tensors in moments), default=0.0)
         # The child has ended before the process loads the model itself.
-        together = max(peak, self.base + before + child)
+        together = max(peak, self.base + child)
         self.stages.append(Stage(name, round(peak), round(child), round(together)))
 
 
@@ -115,41 +102,41 @@ def stages(model: Model, recipe: Recipe, size: Size, *, base_bytes: int, waiting
     `base_bytes` is what the process holds once model and texts are read, `waiting` the bytes that each
     token of a waiting batch holds (`waiting_bytes`).
     """
-    heap = _Heap(base_bytes)
+    process = _Process(base_bytes)
     calibrated = any(step.calibrated for step in recipe.steps)
     if calibrated and size.written:
-        heap.stage("write", _writing(model, size))
+        process.stage("write", _writing(model, size))
     original, teacher = model, model
     for step in recipe.steps:
         if isinstance(step, Qat):
-            heap.stage(
+            process.stage(
                 step.kind, chain(_walked(model, step.first, size, waiting), _training(model, model, step))
             )
         elif isinstance(step, Training):
-            heap.stage(step.kind, _training(teacher, model, step))
+            process.stage(step.kind, _training(teacher, model, step))
         elif isinstance(step, Quantizer) and step.calibrated:
-            heap.stage(step.kind, _walked(model, step, size, waiting))
+            process.stage(step.kind, _walked(model, step, size, waiting))
         elif isinstance(step, Quantizer):
-            heap.stage(step.kind, _rtn(model, step))
+            process.stage(step.kind, _rtn(model, step))
         elif isinstance(step, Prune | Oats):
-            heap.stage(step.kind, _pruned(model, step, size, waiting))
+            process.stage(step.kind, _pruned(model, step, size, waiting))
         elif isinstance(step, Student):
-            heap.stage(step.kind, chain(_cut(model, step), _healed(model, step, size, waiting)))
+            process.stage(step.kind, chain(_cut(model, step), _healed(model, step, size, waiting)))
         elif isinstance(step, Layers):
-            heap.stage(step.kind, chain(_looked_at(model), _healed(model, step, size, waiting)))
+            process.stage(step.kind, chain(_looked_at(model), _healed(model, step, size, waiting)))
         elif isinstance(step, Gate):
-            heap.stage(step.kind, _backward(model, size.tokens, GATED * size.length))
+            process.stage(step.kind, _backward(model, size.tokens, GATED * size.length))
         elif isinstance(step, Rotate):
-            heap.stage(step.kind, _turned(model, step))
+            process.stage(step.kind, _turned(model, step))
         first, model = model is teacher, step.outline(model)
         teacher = model if first and isinstance(step, Rotate) else teacher
     gates = _with_gates(model) if any(isinstance(step, Gate) for step in recipe.steps) else ()
-    heap.stage("measure", chain(_measuring(original, recipe, size, waiting), gates))
+    process.stage("measure", chain(_measuring(original, recipe, size, waiting), gates))
     child = CHILD + sum(_all(model, 4)) + _largest(model) if "folder" in recipe.export else 0
-    heap.stage("export", _exporting(model, recipe), child=child)
+    process.stage("export", _exporting(model, recipe), child=child)
     timed = _all(model, 4) if has_room(model) else []  # what has no room is not timed
-    heap.stage("latency", [[*timed, _stored(model, recipe), SCRATCH]])
-    return heap.stages
+    process.stage("latency", [[*timed, _stored(model, recipe), SCRATCH]])
+    return process.stages
 
 
 def needed_bytes(found: Iterable[Stage]) -> int:

