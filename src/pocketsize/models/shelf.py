@@ -17,8 +17,8 @@ from pocketsize.models.attention import CausalPanels
 
 ALIGNMENT = 64
 SMALL = 1 << 16
-# What a process may grow by before the gaps in its heap are given back: pages that come and go cost time. By less
-# where the original runs beside, as most of the time is spent otherwise.
+# What a process may grow by before the gaps in its heap are given back: pages that come and go cost time.
+# By less where the original runs beside, as most of the time is spent otherwise.
 SPARE, LESS = 176 << 20, 96 << 20
 # What tells the system that pages hold nothing; where there is none, gaps stay memory.
 _UNUSED = getattr(mmap, "MADV_DONTNEED", None) if sys.platform == "linux" else None
