@@ -16,7 +16,7 @@ from pocketsize.models.load import load
 from pocketsize.quantization.grid import QWeight
 from pocketsize.recipes import correct, stages
 from pocketsize.recipes.disk import written_bytes
-from pocketsize.recipes.memory import Size, needed_bytes
+from pocketsize.recipes.memory import Size
 from pocketsize.recipes.memory import stages as memory_stages
 from pocketsize.recipes.prune import Prune
 from pocketsize.recipes.quantize import Gptq
@@ -172,7 +172,7 @@ def test_memory_and_disk_count_the_original_and_the_second_stage(tmp_path: Path)
         for step in (Gptq(), Gptq(alpha=0.25), Gptq(beta=0.2))
     )
     needed = [
-        needed_bytes(memory_stages(model, recipe, size, base_bytes=0, waiting=1000.0))
+        memory_stages(model, recipe, size, base_bytes=0, waiting=1000.0)[0].ram_bytes
         for recipe in (plain, alpha, beta)
     ]
     assert needed[2] == needed[0] < needed[1] < 1.5 * needed[0]

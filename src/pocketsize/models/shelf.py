@@ -7,7 +7,7 @@ import errno
 import mmap
 import sys
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,9 +30,9 @@ class Noted(CausalPanels):
     Views of what is `known` are not, nor is what lies on a GPU, whose allocator has no such holes.
     """
 
-    def __init__(self, known: Iterable[Tensor]) -> None:
+    def __init__(self, known: Sequence[object]) -> None:
         super().__init__()
-        self._known = {_memory(one) for one in known if one.is_cpu}
+        self._known = {_memory(one) for one in _tensors(known) if one.is_cpu}
         self._noted: list[weakref.ref[Tensor]] = []
 
     def __torch_function__(self, *call: Any) -> Any:
@@ -47,6 +47,15 @@ class Noted(CausalPanels):
         found = [one for ref in self._noted if (one := ref()) is not None]
         self._noted.clear()
         return [one for one in found if _memory(one) not in self._known]
+
+
+def _tensors(known: object) -> Iterator[Tensor]:
+    """All tensors in lists, tuples and dictionaries of anything."""
+    if isinstance(known, Tensor):
+        yield known
+    elif isinstance(known, list | tuple | dict):
+        for one in known.values() if isinstance(known, dict) else known:
+            yield from _tensors(one)
 
 
 def _memory(tensor: Tensor) -> int:

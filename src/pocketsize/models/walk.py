@@ -313,7 +313,7 @@ class Batch:
     """A batch on its way through a block; wherever it waits, all that it holds is put on the shelf."""
 
     def __init__(self, block: nn.Module, call: Call, shelf: Shelf) -> None:
-        known = [call.hidden, *_tensors(call.arguments[block])]
+        known = call.hidden, call.arguments[block]
         self._run, self._noted, self._shelf = greenlet(lambda: run_block(block, call)), Noted(known), shelf
 
     def go_on(self) -> Any:
@@ -328,15 +328,6 @@ class Batch:
                 self._shelf.move(self._noted.alive())
         self._shelf.tidy()
         return stop
-
-
-def _tensors(arguments: object) -> Iterator[Tensor]:
-    """All tensors in tuples and dictionaries of anything."""
-    if isinstance(arguments, Tensor):
-        yield arguments
-    elif isinstance(arguments, tuple | dict):
-        for one in arguments.values() if isinstance(arguments, dict) else arguments:
-            yield from _tensors(one)
 
 
 def through(block: nn.Module, calls: Sequence[Call], shelf: Shelf, path: str) -> None:
