@@ -27,6 +27,8 @@ SEQUENCES, BITS = 16, 4
 # Tables of 16 values, each with a format that holds it, in groups of their own.
 CODEBOOKS = {"IQ4_NL": "gguf", "NF4": "bitsandbytes", "NVFP4": "folder", "MXFP4": "folder"}
 _PLAIN = {"order": False, "search": False, "sink": 0.0}
+# Scales alone, by the whole model, on what calibrates: twice.
+_TUNED = {"alpha": 0.25, "learn": 20, "codes": False, "tokens": "64k", "batch": 2, "recompute": True}
 VARIANTS: Mapping[str, tuple[Mapping[str, object], str]] = {
     "rtn": ({"rtn": {}}, "folder"),
     "rtn, float zeros": ({"rtn": {}}, "gguf"),
@@ -41,6 +43,7 @@ VARIANTS: Mapping[str, tuple[Mapping[str, object], str]] = {
     "gptq, float zeros": ({"gptq": {}}, "gguf"),
     "gptq, corrected": ({"gptq": {"alpha": 0.25}}, "folder"),
     "gptq, corrected, learned": ({"gptq": {"alpha": 0.25, "learn": 20}}, "folder"),
+    "gptq, corrected, learned, tuned": ({"qat": _TUNED}, "folder"),
     "gptq, learned": ({"gptq": {"learn": 20}}, "folder"),
     "gptq, learned, float zeros": ({"gptq": {"learn": 20}}, "gguf"),
     **{
@@ -74,7 +77,7 @@ def _side(name: str) -> Side:
         name.replace(", ", "-").replace(" ", ""),
         "side_variant.py",
         environment={"VARIANT": json.dumps({"step": step, "export": [export]})},
-        calibrated=kind in ("awq", "gptq"),
+        calibrated=kind in ("awq", "gptq", "qat"),
     )
 
 
@@ -99,7 +102,8 @@ def record(results: list[Result]) -> None:
             "gptq, plain: no order, grids that span the range, no weight on first positions; + order: active "
             "groups first; + search: scale and zero by weighted error; gptq: first positions weighted too; "
             "corrected: a quarter of what was lost on the way to each linear made up for; learned: 20 steps "
-            "a block; IQ4_NL, NF4, NVFP4, MXFP4: codebooks, groups of 32, 64, 16, 32",
+            "a block; tuned: scales by KL of the whole model, 64,000 tokens of the same text; IQ4_NL, NF4, "
+            "NVFP4, MXFP4: codebooks, groups of 32, 64, 16, 32",
             "CPU seconds of the step, compilation included, loading left out",
         ],
         versions=versions(results),

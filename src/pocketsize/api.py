@@ -49,7 +49,8 @@ from pocketsize.recipes.student import Student
 from pocketsize.recipes.table import STEPS
 from pocketsize.reporting.card import model_card
 from pocketsize.reporting.page import report_html
-from pocketsize.search.goal import Goal, parse_bytes, parse_ratio, parse_share, plan_with_curve
+from pocketsize.search.asked import parse_bytes, parse_ratio, parse_share
+from pocketsize.search.goal import Goal, plan_with_curve
 from pocketsize.search.goal import plan as plan_goal
 from pocketsize.search.goal import shrink as search_goal
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from pocketsize.errors import NumericalError
 from pocketsize.exporting import compressed_tensors
-from pocketsize.models.depth import excerpt
+from pocketsize.models.depth import excerpt, names_of_whole
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.load import load
 from pocketsize.models.skeleton import materialise
@@ -49,6 +51,25 @@ def test_waiting_bytes_of_a_block_that_can_be_counted_by_hand(tmp_path: Path) ->
     model = load(write_tiny(tmp_path / "m", "llama"))
     width = forward_dtype().itemsize
     assert waiting_bytes(model, 64) == width * 5 * HIDDEN + 8 + 1
+
+
+def test_a_block_that_overflows_is_named_as_the_whole_model_names_it(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "m", "llama", blocks=6)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.3.mlp.down_proj.weight"][0] = 3e38
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NumericalError, match=r"^model\.layers\.3: NaN or infinity"):
+        waiting_bytes(load(folder), 64)
+
+
+def test_what_goes_wrong_with_some_blocks_is_told_by_the_names_of_all(tmp_path: Path) -> None:
+    model = load(write_tiny(tmp_path / "m", "llama", blocks=6))
+    error = NumericalError("model.layers.1.mlp.up_proj: no; model.layers.0, not model.layers.10x")
+    error.facts = {"at": 1}
+    with pytest.raises(NumericalError) as found, names_of_whole(model, [2, 4]):
+        raise error
+    assert str(found.value) == "model.layers.4.mlp.up_proj: no; model.layers.2, not model.layers.10x"
+    assert found.value.facts == {"at": 1} and found.value.__cause__ is error
 
 
 def test_scores_that_a_block_keeps_make_long_windows_dearer(tmp_path: Path) -> None:

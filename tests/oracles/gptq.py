@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pocketsize.quantization.floats import fit_floats
-from pocketsize.quantization.gptq import group_order
+from pocketsize.quantization.gptq import UNHEARD, group_order
 from pocketsize.quantization.grid import fit_grid
 from pocketsize.quantization.scheme import Scheme
 
@@ -21,11 +21,11 @@ def gptq_slow(
     width = scheme.width(n)
     H = H.double()
     dead = H.diagonal() == 0
-    H.diagonal()[dead] = 1
     perm = group_order(H.diagonal(), width) if order else torch.arange(n)
+    H.diagonal()[dead] = H.diagonal()[~dead].mean()
     damped = H[perm][:, perm] + damp * H.diagonal().mean() * torch.eye(n)
     U = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True).float()
-    weight = 1 / U.diagonal() ** 2
+    weight = 1 / U.diagonal() ** 2 * torch.where(dead[perm], UNHEARD, 1)
     W = W[:, perm].clone()
     W[:, dead[perm]] = 0
     codes, Q = torch.empty_like(W), torch.empty_like(W)
@@ -52,14 +52,15 @@ def floats_slow(W: Tensor, H: Tensor, scheme: Scheme, *, search: bool = True) ->
     width = scheme.width(n)
     H = H.double().clone()
     dead = H.diagonal() == 0
-    H.diagonal()[dead] = 1
-    perm = group_order(H.diagonal() * ~dead, width)
+    perm = group_order(H.diagonal(), width)
+    H.diagonal()[dead] = H.diagonal()[~dead].mean()
     U = torch.linalg.cholesky(
         torch.linalg.inv(H[perm][:, perm] + 0.01 * H.diagonal().mean() * torch.eye(n)), upper=True
     ).float()
     W = W[:, perm].clone()
     W[:, dead[perm]] = 0
-    scale = fit_floats(W, scheme, 1 / U.diagonal() ** 2 if search else None)
+    weight = 1 / U.diagonal() ** 2 * torch.where(dead[perm], UNHEARD, 1)
+    scale = fit_floats(W, scheme, weight if search else None)
     codes, Q = torch.empty_like(W, dtype=torch.uint8), torch.empty_like(W)
     for i in range(n):
         s = scale[:, i // width]

@@ -12,7 +12,7 @@ from pocketsize.quantization import gptq as gptq_module
 from pocketsize.quantization.gptq import gptq, group_order, sweep
 from pocketsize.quantization.rows import CHUNK
 from pocketsize.quantization.rtn import rtn
-from pocketsize.quantization.scheme import Scheme
+from pocketsize.quantization.scheme import NAMED, Scheme
 
 GRIDS = {
     "symmetric": {"symmetric": True},
@@ -129,6 +129,45 @@ def test_dead_inputs_are_zeroed_and_counted() -> None:
     done = gptq(W, H, Scheme(4, 64))
     assert done.dead == 1
     assert bool((done.weight.dequantize()[:, 5].abs() < 1e-6).all())
+
+
+@pytest.mark.parametrize(
+    "scheme", [Scheme(4, 32), Scheme(4, 32, float_zeros=True), NAMED["Q4_K"], NAMED["NF4"]]
+)
+@pytest.mark.parametrize("share", [50, 2])
+def test_the_unit_of_inputs_changes_nothing_where_some_are_dead(scheme: Scheme, share: int) -> None:
+    W, H = layer()
+    H[::share, :] = H[:, ::share] = 0
+    done, small = gptq(W, H, scheme), gptq(W, H * 2.0**-20, scheme)
+    assert torch.equal(done.weight.codes, small.weight.codes)
+    assert torch.equal(done.weight.scale, small.weight.scale)
+    rounded = rtn(W, scheme, weight=H.diagonal())
+    assert loss(W, done.weight.dequantize(), H) < loss(W, rounded.dequantize(), H)
+
+
+@pytest.mark.parametrize("scheme", [Scheme(4, 32), Scheme(3, 64, float_zeros=True)])
+def test_dead_inputs_equal_the_slow_version_too(scheme: Scheme) -> None:
+    W, H = layer()
+    H[::50, :] = H[:, ::50] = 0
+    done, (codes, Q) = gptq(W, H, scheme), gptq_slow(W, H, scheme)
+    rows = (done.weight.codes.float() == codes).all(dim=1)
+    assert float(rows.float().mean()) >= 0.9
+    assert torch.allclose(done.weight.dequantize()[rows], Q[rows], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [*(NAMED[n] for n in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "NVFP4")), Scheme(4, 32)],
+)
+@pytest.mark.parametrize("quantizer", ["gptq", "rtn"])
+def test_whole_groups_of_dead_inputs_are_quantized(scheme: Scheme, quantizer: str) -> None:
+    W, H = layer(columns=512)
+    H[:256, :] = H[:, :256] = 0
+    H[300:400, :] = H[:, 300:400] = 0
+    weight = gptq(W, H, scheme).weight if quantizer == "gptq" else rtn(W, scheme, weight=H.diagonal())
+    Q = weight.dequantize()
+    assert bool(torch.isfinite(Q).all())
+    assert loss(W, Q, H) < (0.3 if scheme.bits == 2 else 0.1) * loss(W, torch.zeros_like(W), H)
 
 
 def test_group_order_keeps_groups_whole() -> None:

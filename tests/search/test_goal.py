@@ -9,12 +9,10 @@ import pytest
 from pocketsize.errors import ResourceError, UnsupportedError, UsageError
 from pocketsize.models.load import load
 from pocketsize.recipes.quantize import Gptq
-from pocketsize.recipes.recipe import Data, Recipe
+from pocketsize.recipes.recipe import Data, Recipe, read_recipe
+from pocketsize.search.asked import parse_bytes, parse_ratio, parse_share
 from pocketsize.search.goal import (
     Goal,
-    parse_bytes,
-    parse_ratio,
-    parse_share,
     plan,
     predicted_bytes,
     shrink,
@@ -85,6 +83,21 @@ def test_the_largest_rung_that_fits_is_run_and_its_size_is_as_predicted(tmp_path
     alike = replace(recipe, steps=(middle[0].step(),))
     assert record.recipe == alike.resolved(model).to_dict()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "out"]
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_more_room_never_gives_narrower_blocks(kind: str, tmp_path: Path) -> None:
+    """Some rungs with wider blocks are smaller than others with narrower ones: their embedding is alike."""
+    model = load(write_tiny(tmp_path / "m", kind, blocks=1))
+    recipe = Recipe(str(model.folder), (Gptq(),), ("folder",), Data(sequences=4, length=64, tokens=256))
+    sizes = {rung: predicted_bytes(model, recipe, rung) for rung in ladder(model, recipe.export)}
+    pairs = [(a, b) for a in sizes for b in sizes if a.bits > b.bits and sizes[a] < sizes[b]]
+    wide, narrow = max(pairs, key=lambda pair: pair[0].bits - pair[1].bits)
+    goal = Goal(fit_bytes=sizes[narrow])
+    shrink(recipe, goal, tmp_path / "out", console=Silent(), pages={}, mixed=False)
+    (step,) = read_recipe(tmp_path / "out" / "recipe.yaml").steps
+    assert isinstance(step, Gptq)
+    assert step.scheme == f"W{wide.bits}A16"
 
 
 def test_keep_takes_the_smallest_rung_that_keeps_enough(tmp_path: Path) -> None:

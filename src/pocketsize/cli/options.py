@@ -327,7 +327,7 @@ def raw_prune(
     **_: Any,
 ) -> list[dict[str, Any]]:
     """The steps that the options of `prune` stand for, as a recipe has them."""
-    from pocketsize.search.goal import parse_share
+    from pocketsize.search.asked import parse_share
 
     words = {"sparsity": sparsity, "pattern": pattern, "score": score}
     given = [f"--{name}" for name, word in words.items() if word is not None]

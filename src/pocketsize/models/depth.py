@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +14,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
+from pocketsize.errors import PocketsizeError
 from pocketsize.io.checkpoint import Checkpoint, Entry, Packed
 from pocketsize.models.model import Model
 
@@ -67,6 +69,18 @@ def shortened_config(config: PretrainedConfig, kept: Sequence[int]) -> dict[str,
 def excerpt(model: Model, index: int, folder: Path | None = None) -> Model:
     """The model with its block `index` alone."""
     return with_blocks(model, [index], folder)
+
+
+@contextmanager
+def names_of_whole(model: Model, kept: Sequence[int]) -> Iterator[None]:
+    """What goes wrong within, with these blocks alone, is told by their names in the whole model."""
+    block = re.compile(rf"\b{re.escape(model.arch.blocks)}\.(\d+)\b")
+    try:
+        yield
+    except PocketsizeError as error:
+        again = type(error)(block.sub(lambda found: model.blocks[kept[int(found[1])]], str(error)))
+        again.facts = error.facts
+        raise again from error
 
 
 def _renumbered(stored: str, blocks: str, old: int, new: int) -> str:

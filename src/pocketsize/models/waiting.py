@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketsize.models.batches import windows_per_batch
-from pocketsize.models.depth import excerpt
+from pocketsize.models.depth import excerpt, names_of_whole
 from pocketsize.models.model import Model
 from pocketsize.models.walk import walk
 
@@ -25,9 +25,10 @@ def waiting_bytes(model: Model, length: int) -> float:
     in refer to. The memory where that lies stays with the walk, so the most at any site counts at
     all of them. What a batch needs only while it runs is not in it.
     """
-    short = excerpt(model, len(model.blocks) // 2)
+    middle = len(model.blocks) // 2
+    short = excerpt(model, middle)
     windows = windows_per_batch(length)
-    with _young():
+    with _young(), names_of_whole(model, [middle]):
         one, two = (_held(short, count * windows, length) for count in (1, 2))
     more = [(b - a) / (windows * length) for a, b in zip(one, two, strict=True)]
     return max(more)

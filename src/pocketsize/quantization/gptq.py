@@ -24,6 +24,8 @@ from pocketsize.quantization.scheme import SUPER_BLOCK, Scheme
 from pocketsize.quantization.superblock_loops import sweep_super_block
 
 BLOCK = 64
+# What the weights of an input that was always zero count beside others, where a grid is fitted.
+UNHEARD = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,9 @@ def gptq(
     together = SUPER_BLOCK if scheme.super_blocks else width
     perm = group_order(activity, width, together) if order else torch.arange(columns, device=H.device)
     dead = torch.nonzero(activity[perm] == 0)[:, 0]
-    factor = pulled_back(feedback_factor(_ordered(H, perm, dead), damp), beta)
+    factor = feedback_factor(_ordered(H, perm, dead), damp)
+    factor.d[dead] *= UNHEARD
+    factor = pulled_back(factor, beta)
     transposed = W.to(torch.float32).T.contiguous()[perm]
     transposed[dead] = 0
     if W.device.type != "cpu":
@@ -112,13 +116,17 @@ def _gpu_sweep() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
 def _ordered(
     H: Float[Tensor, "in in"], perm: Int64[Tensor, "in"], dead: Int64[Tensor, "dead"]
 ) -> Float[Tensor, "in in"]:
-    """H in the order of the sweep; an input that was always zero stands for itself."""
+    """H in the order of the sweep; an input that was always zero stands for itself, as active as the mean.
+
+    So neither the damping nor what a weight counts depends on the unit that inputs are in.
+    """
     ordered = H.to(torch.float32)[perm]
     if H.device.type == "cpu":  # numpy gathers columns several times faster than torch
         ordered = torch.from_numpy(ordered.numpy().take(perm.numpy(), axis=1))
     else:
         ordered = ordered[:, perm]
-    ordered[dead, dead] = 1
+    live = ordered.shape[0] - len(dead)
+    ordered[dead, dead] = ordered.diagonal().sum() / live if live else 1.0
     return ordered
 
 

@@ -156,7 +156,7 @@ def fit_within(w, d, top, grid, steps, most, unit, low_unit):  # pragma: no cove
                 if s_next == s and z_next == z:
                     break
                 s, z = s_next, z_next
-    if steps:
+    if steps and total > 0:  # of inputs that were always zero one grid is as good as another
         return _neighbours(w, d, top, grid, most, unit, low_unit, wd, total, best, s_best, z_best)
     return s_best, z_best
 

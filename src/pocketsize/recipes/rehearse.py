@@ -29,7 +29,7 @@ from pocketsize.io.llamacpp import LlamaCpp, installed
 from pocketsize.io.publish import make_folder, publish_bytes, scratch
 from pocketsize.models.batches import HELD_OUT, full_windows, windows_per_batch, worth
 from pocketsize.models.config import NAME
-from pocketsize.models.depth import shortened_config, with_blocks
+from pocketsize.models.depth import names_of_whole, shortened_config, with_blocks
 from pocketsize.models.device import working_device
 from pocketsize.models.dtype import forward_dtype
 from pocketsize.models.load import tokenizer_of
@@ -162,7 +162,7 @@ def rehearse(model: Model, recipe: Recipe, texts: Texts, *, written: int) -> Reh
     start = time.perf_counter()
     index = len(model.blocks) // 2
     _compiled(recipe)
-    with scratch("plan") as work:
+    with scratch("plan") as work, names_of_whole(model, [index]):
         short = shortened(model, [index], work / "model")
         long = any(stages_of(step) > 1 for step in recipe.steps) or not bool(texts.calibrate.mask.all())
         few = _few(texts, HELD_OUT if long else BATCHES)

@@ -10,6 +10,7 @@ import numpy as np
 
 from pocketsize.io.publish import scratch
 from pocketsize.measurement.machine import cpu_seconds
+from pocketsize.models.depth import names_of_whole
 from pocketsize.models.left_out import head_work, pick_work
 from pocketsize.models.model import Model
 from pocketsize.models.surgery import sizes_of
@@ -118,8 +119,9 @@ def _of_gate(step: Gate, count: int) -> Trials:
 def _tried(step: Stretched, blocks: int, model: Model, texts: Texts, seed: int) -> tuple[float, float]:
     """What a step takes on so many blocks from the middle: CPU seconds, and seconds by the clock."""
     start = (len(model.blocks) - blocks) // 2
-    with scratch("plan") as work:
-        short = shortened(model, range(start, start + blocks), work / "model")
+    kept = range(start, start + blocks)
+    with scratch("plan") as work, names_of_whole(model, kept):
+        short = shortened(model, kept, work / "model")
         took = _done(step, short, texts, seed)
         return _done(step, short, texts, seed) if took[1] < QUICK_S else took
 

@@ -1,4 +1,4 @@
-"""A goal in, a recipe out: the largest rung that fits, or the smallest that keeps enough."""
+"""A goal in, a recipe out: the finest rung that fits, or the smallest that keeps enough."""
 
 from __future__ import annotations
 
@@ -44,8 +44,6 @@ from pocketsize.recipes.texts import Texts
 from pocketsize.search.ladder import Rung, ladder
 from pocketsize.search.mixed import Progress, Table, best_mixture, measured
 
-UNITS: Mapping[str, float] = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-
 
 @dataclass(frozen=True, slots=True)
 class Goal:
@@ -75,43 +73,18 @@ class Goal:
         return min(limits) if limits else None
 
 
-def parse_share(text: str, word: str = "keep") -> float:
-    """`95%` or `0.95` as 0.95; `word` is what errors call it."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
-    if not found:
-        raise UsageError(f"{word} is a share such as 95% or 0.95, got {text!r}")
-    share = float(found[1]) / (100 if found[2] else 1)
-    if share > 1:
-        hint = f"; did you mean {found[1]}%?" if not found[2] and share <= 100 else ""
-        raise UsageError(f"{word} is a share of at most 100 %, got {text!r}{hint}")
-    return share
-
-
-def parse_bytes(text: str) -> int:
-    """`80MB`, `1.5 GiB` or plain bytes as a number of bytes."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    units = {name.lower(): factor for name, factor in UNITS.items()} | {"": 1.0, "b": 1.0}
-    if not found or found[2].lower() not in units:
-        raise UsageError(f"fit is a size such as 80MB or 1.5GiB, got {text!r}")
-    return int(float(found[1]) * units[found[2].lower()])
-
-
-def parse_ratio(text: str) -> float:
-    """`4x` or `4` as 4.0."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*[xX]?\s*", text)
-    if not found:
-        raise UsageError(f"ratio is a factor such as 4x, got {text!r}")
-    return float(found[1])
-
-
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to meet a goal: the step, the exact bytes of its first export, and how it was chosen."""
+    """One way to meet a goal: the step, the exact bytes of its first export, and how it was chosen.
+
+    `fineness` is its rung's, where widths are not mixed.
+    """
 
     name: str
     step: Gptq
     bytes: int
     mixtures: tuple[Mixture, ...] = ()
+    fineness: tuple[int, int, bool] = (0, 0, False)
 
 
 def shrink(
@@ -128,8 +101,9 @@ def shrink(
 
     With a size alone, the best way within it is run once: sizes are known before any work, and of a
     generator it is measured once what each width of each matrix costs (`mixed`; without, or for an
-    encoder, it is the largest). With `keep`, ways are quantized and measured from the smallest upwards until
-    one keeps enough. What was tried stays in the work folder until the run ends, so nothing is done twice.
+    encoder, it is the one with the widest blocks, of those the one with the widest embedding). With
+    `keep`, ways are quantized and measured from the smallest upwards until one keeps enough. What was
+    tried stays in the work folder until the run ends, so nothing is done twice.
     """
     _require_widths(recipe)
     with starting(recipe, out, console, overwrite=overwrite) as clock:
@@ -140,7 +114,7 @@ def shrink(
             with clock.phase("sensitivity"):
                 ways = _mixed(ways, goal, (model, first, texts), work_folder(out), console.progress)
         elif goal.keep is None:
-            ways = [max(ways, key=lambda way: way.bytes)]
+            ways = [max(ways, key=_finest)]
         for way in ways:
             resolved = with_way(recipe, way).resolved(model)
             record = made_by(out, fingerprint(model, resolved, texts))
@@ -219,7 +193,7 @@ def _best(
 def _fitting(recipe: Recipe, goal: Goal, model: Model, first: Recipe) -> list[Way]:
     """The rungs within the goal's size, as ways."""
     ways = [
-        Way(rung.name, rung.step(), predicted_bytes(model, first, rung))
+        Way(rung.name, rung.step(), predicted_bytes(model, first, rung), fineness=rung.fineness)
         for rung in ladder(model, first.export)
     ]
     limit = goal.limit_bytes(model)
@@ -260,7 +234,7 @@ def plan(recipe: Recipe, goal: Goal, out: Path, *, console: Console, curve: bool
         console.phase("sensitivity")
         with scratch("curve") as kept:
             ways = _mixed(ways, goal, settle(model, recipe), kept, console.progress)
-    chosen = max(ways, key=lambda way: way.bytes)
+    chosen = max(ways, key=_finest if goal.keep is None else lambda way: way.bytes)
     trials = 1 if goal.keep is None else len(ways)
     found = plan_recipe(with_way(recipe, chosen), out, console=console, model=model, trials=trials)
     if not curve and mixes(model, recipe.export):
@@ -387,6 +361,11 @@ def _kept(job: Job, clock: Clock) -> float:
                 job.original, written, texts.evaluate, texts.corpus, seed=job.recipe.data.seed
             )
     return keep_of(quality.measurements, job.original.arch.task)
+
+
+def _finest(way: Way) -> tuple[tuple[int, int, bool], int]:
+    """What is largest for the way that is likely to keep most, where nothing was measured."""
+    return way.fineness, way.bytes
 
 
 def _hint(size: int) -> str:

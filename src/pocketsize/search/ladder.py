@@ -33,6 +33,15 @@ class Rung:
             )
         return f"{self.bits}-bit blocks{grid}{ends}"
 
+    @property
+    def fineness(self) -> tuple[int, int, bool]:
+        """What orders rungs that nobody has measured: width of the blocks, of embedding and head, zeros.
+
+        Not bytes: 4-bit blocks whose embedding is left alone take more than 8-bit ones with one alike.
+        """
+        ends = self.bits if self.embeddings == "same" else 16 if self.embeddings is None else self.embeddings
+        return self.bits, ends, not self.symmetric
+
     def step(self) -> Gptq:
         """The recipe step of this rung."""
         return Gptq(
