@@ -14,6 +14,7 @@ from pocketsize.cli.main import WORDS, main
 from pocketsize.cli.options import raw_step
 from pocketsize.recipes.quantize import Gptq
 from pocketsize.recipes.recipe import parse_step
+from tiny import write_tiny
 
 
 def test_every_word_has_a_command_with_help() -> None:
@@ -98,6 +99,37 @@ def test_damping_is_what_was_asked_or_the_default(given: list[str], damp: float)
     context = command.make_context("quantize", ["m", "-o", "o", *given])
     step = parse_step(raw_step(**context.params, arch=pytest.fail))
     assert isinstance(step, Gptq) and step.damp == damp
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "way"),
+    [
+        (["--group", "1024"], "unsupported", "group 1024 does not divide rows of 64 weights (model.layers."),
+        (["--group", "1024"], "unsupported", "; use --group 32"),
+        (["--symmetric", "--float-zeros"], "usage", "use --integer-zeros"),
+        (["--target", "gptq", "--float-zeros"], "unsupported", "use --integer-zeros, or export gguf alone"),
+        (["--method", "prune"], "usage", "--method: one of gptq, awq, smoothquant, hqq, rtn, got 'prune'"),
+        (["--method", "gtpq"], "usage", "did you mean 'gptq'?"),
+    ],
+)
+def test_a_way_out_is_an_option_where_options_were_used(
+    given: list[str], error: str, way: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = write_tiny(tmp_path / "m", "llama")
+    assert main(["quantize", str(folder), "-o", str(tmp_path / "o"), *given])
+    said = capsys.readouterr().err
+    assert said.startswith(f"error[{error}]: ") and way in said
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_way_out_is_a_key_where_a_recipe_was_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = write_tiny(tmp_path / "m", "llama")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"model: {folder}\nsteps: [{{rtn: {{group: 1024}}}}]\nexport: [folder]\n")
+    assert main(["run", str(recipe), "-o", str(tmp_path / "o")]) == 4
+    assert "; use group: 64" in capsys.readouterr().err
 
 
 def test_json_errors_are_one_object(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

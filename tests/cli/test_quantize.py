@@ -16,7 +16,7 @@ USUAL: dict[str, Any] = {
     **{"method": "gptq", "scheme": "W2A16", "group": "auto", "symmetric": None, "float_zeros": None},
     **{"embeddings": "auto", "damp": None, "override": (), "effort": "fast", "tune": None},
 }
-SCALES = {"codes": False, "batch": 2}
+SCALES = {"codes": False, "batch": 2, "recompute": True}
 
 
 @pytest.fixture(scope="module")

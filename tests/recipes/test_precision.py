@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pocketsize.errors import IntegrityError
 from pocketsize.models import attention
 from pocketsize.models.load import load
 from pocketsize.models.model import Model
-from pocketsize.recipes import training
+from pocketsize.recipes import qat, training
 from pocketsize.recipes.body import Layers
 from pocketsize.recipes.distill import Distill, Finetune
 from pocketsize.recipes.gradual import Gradual
@@ -92,12 +93,13 @@ def test_bf16_learns_what_float32_does(model: Model, tmp_path: Path) -> None:
 def test_auto_is_bf16_where_the_hardware_multiplies_it(
     hardware: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "forward_dtype", lambda: hardware)
-    for step in (Distill(), Finetune(), Gradual(sparsity=0.5)):
+    for where in (training, qat):
+        monkeypatch.setattr(where, "forward_dtype", lambda: hardware)
+    for step in (Distill(), Finetune(), Gradual(sparsity=0.5), Qat(), Qat().rehearsal()[0]):
         assert step.dtype == hardware
-    assert Qat().dtype == torch.float32
-    (rehearsed, _), (rounded, _) = Qat().rehearsal(), Qat(precision="bf16").rehearsal()
-    assert (rehearsed.dtype, rounded.dtype) == (torch.float32, torch.bfloat16)
+    scales = Qat(codes=False)
+    assert (scales.dtype, replace(scales, precision="bf16").dtype) == (torch.float32, torch.bfloat16)
+    assert scales.rehearsal()[0].dtype == torch.float32
     assert Distill(precision="fp32").dtype == torch.float32
     assert Distill(precision="bf16").dtype == torch.bfloat16
 

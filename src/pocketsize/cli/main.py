@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -90,7 +91,7 @@ def main(args: list[str] | None = None) -> int:
     try:
         code = command.main(args=words, prog_name="pocketsize", standalone_mode=False, obj=words)
     except PocketsizeError as error:
-        return _fail(error.word, str(error), error.exit_code, words, error.facts)
+        return _fail(error.word, as_flags(str(error), words), error.exit_code, words, error.facts)
     except click.ClickException as error:
         return _fail("usage", _with_hint(error), 2, words)
     except (click.Abort, KeyboardInterrupt):
@@ -116,6 +117,29 @@ def entry() -> None:
 def visible(line: str) -> str:
     """Names come from files: what a terminal would take for a command, hide or refuse is shown escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+# Commands whose options stand for the keys of a recipe's step, and keys whose options have other names.
+_FLAGGED = ("quantize", "shrink", "plan")
+_FLAGS = {
+    "symmetric: true": "--symmetric",
+    "symmetric: false": "--asymmetric",
+    "float_zeros: true": "--float-zeros",
+    "float_zeros: false": "--integer-zeros",
+    "embeddings: null": "--embeddings none",
+    "group: null": "--group row",
+}
+
+
+def as_flags(message: str, words: Sequence[str]) -> str:
+    """What a message says to use, as options of the command where those were used, not a recipe."""
+    if words[0] not in _FLAGGED or any(word.endswith((".yaml", ".yml")) for word in words):
+        return message
+
+    def flag(found: re.Match[str]) -> str:
+        return f"use {_FLAGS.get(found[1], f'--{found[2]} {found[3]}')}"
+
+    return re.sub(r"\buse ((symmetric|float_zeros|embeddings|group|scheme): (\w+))", flag, message)
 
 
 def _fail(

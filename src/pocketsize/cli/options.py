@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pocketsize.cli.setting import budget_of, with_set
-from pocketsize.errors import DataError
+from pocketsize.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
     from pocketsize.models.arch import Arch
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from pocketsize.recipes.quantize import Gptq
 
 F = Callable[..., Any]
+# Steps that `--method` names.
+METHODS = ("gptq", "awq", "smoothquant", "hqq", "rtn")
 
 
 def output(function: F) -> F:
@@ -189,7 +192,7 @@ def scheme(function: F) -> F:
         help="First turn what attention reads of each head, what passes from block to block, or both.",
     )(function)
     return click.option(
-        "--method", default="gptq", show_default=True, help="gptq, awq, smoothquant, hqq or rtn."
+        "--method", default="gptq", show_default=True, help=f"{', '.join(METHODS[:-1])} or {METHODS[-1]}."
     )(function)
 
 
@@ -217,6 +220,7 @@ def raw_step(
     **_: Any,
 ) -> dict[str, Any]:
     """What these options say as an entry of a recipe's `steps`; `arch` tells of the model if that matters."""
+    _require_method(method)
     if damp is not None and method != "gptq":
         raise click.UsageError(f"--damp: {method} has no damping; leave it out, or use --method gptq")
     if effort != "fast" and method != "gptq":
@@ -241,12 +245,19 @@ def raw_step(
     return _taught(step, of_effort(effort, tune, arch, scheme))
 
 
+def _require_method(method: str) -> None:
+    if method not in METHODS:
+        raise click.UsageError(
+            f"--method: one of {', '.join(METHODS)}, got {method!r}{did_you_mean(method, METHODS)}; other "
+            "steps have words or recipes of their own (`pocketsize --help`)"
+        )
+
+
 def _taught(step: dict[str, Any], whole: Gptq | Qat) -> dict[str, Any]:
     """A step of GPTQ with what corrects it and is learned once it is done."""
-    more = {key: value for key in ("alpha", "learn") if (value := getattr(whole, key))}
-    if whole.kind == "gptq":
-        return {"gptq": step | more}
-    return {"qat": step | more | {key: getattr(whole, key) for key in ("codes", "tokens", "batch")}}
+    names, usual = (key.name for key in fields(whole)), type(whole)()
+    more = {name: own for name in names if (own := getattr(whole, name)) != getattr(usual, name)}
+    return {whole.kind: step | more}
 
 
 def _override(text: str) -> tuple[str, dict[str, Any] | None]:

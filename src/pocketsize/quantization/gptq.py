@@ -60,9 +60,8 @@ def gptq(
     far: to its range, or (`search`) by the error the sweep itself sums up, in which the error of
     column i counts d_i, the part that later columns cannot absorb. What the groups of a super-block share
     is fitted to all of them when the sweep reaches the first. `damp` is a fraction of the mean of diag H.
-    Where `mask` is False weights become zero: no grid is fitted to them, and the sweep makes up for what they
-    were as for any error (SparseGPT, arXiv:2301.00774, section 3.5). `beta`: see `pulled_back`. W and H are
-    left untouched.
+    Where `mask` is False weights become zero: no grid is fitted to them, what they were is made up for as any
+    error (SparseGPT, arXiv:2301.00774, section 3.5). `beta`: see `pulled_back`. W and H are left untouched.
     """
     columns = W.shape[1]
     width = scheme.width(columns)
@@ -70,9 +69,7 @@ def gptq(
     together = SUPER_BLOCK if scheme.super_blocks else width
     perm = group_order(activity, width, together) if order else torch.arange(columns, device=H.device)
     dead = torch.nonzero(activity[perm] == 0)[:, 0]
-    factor = feedback_factor(_ordered(H, perm, dead), damp)
-    factor.d[dead] *= UNHEARD
-    factor = pulled_back(factor, beta)
+    factor = pulled_back(_factored(H, perm, dead, damp), beta)
     transposed = W.to(torch.float32).T.contiguous()[perm]
     transposed[dead] = 0
     if W.device.type != "cpu":
@@ -113,12 +110,13 @@ def _gpu_sweep() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     return gpu.sweep
 
 
-def _ordered(
-    H: Float[Tensor, "in in"], perm: Int64[Tensor, "in"], dead: Int64[Tensor, "dead"]
-) -> Float[Tensor, "in in"]:
-    """H in the order of the sweep; an input that was always zero stands for itself, as active as the mean.
+def _factored(
+    H: Float[Tensor, "in in"], perm: Int64[Tensor, "in"], dead: Int64[Tensor, "dead"], damp: float
+) -> Factor:
+    """`feedback_factor` of H in the order of the sweep.
 
-    So neither the damping nor what a weight counts depends on the unit that inputs are in.
+    An input that was always zero stands for itself, as active as the mean of the others, so that damping does
+    not depend on the unit inputs are in; where a grid is fitted its weights count next to nothing.
     """
     ordered = H.to(torch.float32)[perm]
     if H.device.type == "cpu":  # numpy gathers columns several times faster than torch
@@ -127,7 +125,9 @@ def _ordered(
         ordered = ordered[:, perm]
     live = ordered.shape[0] - len(dead)
     ordered[dead, dead] = ordered.diagonal().sum() / live if live else 1.0
-    return ordered
+    factor = feedback_factor(ordered, damp)
+    factor.d[dead] *= UNHEARD
+    return factor
 
 
 def group_order(

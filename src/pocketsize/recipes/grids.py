@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
@@ -331,7 +331,7 @@ def _resolved(
 ) -> dict[str, Any]:
     """A grid with nothing left to choose, for these linears; `mixed`: others may have another."""
     bits, gguf = bits_of(grid["scheme"]), "gguf" in exports
-    widths = {model.matrix_shape(name)[1] for name in names}
+    widths = {model.matrix_shape(name)[1]: name for name in reversed(names)}  # the first of each
     for name in exports:
         if (missing := unstorable(grid["scheme"], name)) is not None:
             raise UnsupportedError(f"{where}: {_cannot(grid['scheme'], name, missing)}")
@@ -351,12 +351,12 @@ def _resolved(
         raise UnsupportedError(
             f"{where}: transformers loads packed experts without zeros alone; use symmetric: true"
         )
+    float_zeros = float_zeros_of(where, grid["float_zeros"], symmetric, exports, model)
     if middle and not symmetric:
         way = " or export gptq_v2" if middle == ["gptq"] else ""
         raise UnsupportedError(
             f"{where}: {middle[0]} has no {bits}-bit type with zeros; use symmetric: true{way}"
         )
-    float_zeros = float_zeros_of(where, grid["float_zeros"], symmetric, exports, model)
     # Scale times code difference has to fit the 11 digits of float16: GGUF stores that product as a
     # minimum, and stock loaders of a folder multiply in the dtype of the scale.
     exact = min(8, 11 - bits) if not symmetric and not float_zeros and bits <= 5 else 8
@@ -373,15 +373,15 @@ def _resolved(
 
 
 def _group(
-    where: str, asked: int | Auto | None, widths: Collection[int], exports: tuple[str, ...]
+    where: str, asked: int | Auto | None, widths: dict[int, str], exports: tuple[str, ...]
 ) -> int | None:
     """The group for rows of these widths; refuses one that does not divide them or cannot be stored."""
     legal = set(GROUPS).intersection(*(EXPORTERS[e].groups for e in exports))
     group = default_group(widths, legal) if asked == "auto" else asked
-    for width in widths:
+    for width, name in reversed(widths.items()):
         if group is not None and width % group:
             raise UnsupportedError(
-                f"{where}: group {group} does not divide rows of {width} weights; "
+                f"{where}: group {group} does not divide rows of {width} weights ({module_of(name)}); "
                 f"use group: {default_group(widths, legal)}"
             )
     for name in exports:

@@ -17,7 +17,7 @@ from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
 from pocketsize.io.publish import publish_bytes
 from pocketsize.models.arch import Arch
 from pocketsize.models.device import CPU, working_device
-from pocketsize.models.dtype import NAMES
+from pocketsize.models.dtype import NAMES, forward_dtype
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
 from pocketsize.quantization.learned import scales_move
@@ -86,7 +86,7 @@ class Qat(Quantizer, Training):
 
     kind: ClassVar[str] = "qat"
     calibrated: ClassVar[bool] = True
-    usual: ClassVar[float | None] = 1e-3
+    usual: ClassVar[float | None] = 0.02
 
     def __post_init__(self) -> None:
         Quantizer.__post_init__(self)
@@ -132,19 +132,16 @@ class Qat(Quantizer, Training):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the blocks multiply in; `auto` is float32, since bfloat16 tells no step of scales apart."""
-        return NAMES[self._precision]
-
-    @property
-    def _precision(self) -> str:
-        return "fp32" if self.precision == "auto" else self.precision
+        """What the blocks multiply in; scales alone in float32, as bfloat16 tells no step of theirs apart."""
+        if self.precision != "auto":
+            return NAMES[self.precision]
+        return forward_dtype() if self.codes else torch.float32
 
     def rehearsal(self) -> tuple[Training, int]:
         """The original teaches the whole of itself, at the same pace; or scales alone, of rounded codes."""
         if not self.codes:
             return replace(self, start="rtn", damp=DAMP, alpha=0.0, learn=0), 1
         keys = {field.name: getattr(self, field.name) for field in fields(Training)}
-        keys["precision"] = self._precision
         return Distill(**keys, loss=self.loss, temperature=self.temperature, mix=self.mix), 1
 
     @property

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from pocketsize.models.model import Model
 from pocketsize.quantization.grid import QWeight
-from pocketsize.quantization.learned import places_of, still
+from pocketsize.quantization.learned import still
 from pocketsize.quantization.ste import on_grid, rescaled, settled
 from pocketsize.training.masked import Held
 
@@ -36,9 +36,13 @@ class Rounded(Grid):
         """The matrix as the family keeps it."""
         return self.as_kept(on_grid(place, list(self.moved), self.start))
 
-    def right_inverse(self, W: Tensor) -> Tensor:
-        """Places of the original weights, each within the cell of the code that it starts from."""
-        return places_of((W.T if self.transposed else W).detach(), self.start)
+    def right_inverse(self, _: Tensor) -> Tensor:
+        """The middle of the cell of each code: to leave it, a place must be pushed the same way for long.
+
+        Where originals lie, many are at the border, since a solver chose their codes to make up for others;
+        there the first steps of Adam, of full size whatever the gradient, would undo what it did.
+        """
+        return self.start.codes.to(torch.float32).view(*self.start.scale.shape, -1)
 
 
 class Rescaled(Grid):
@@ -58,7 +62,7 @@ def put_on_grids(
 ) -> dict[str, Grid]:
     """Let a module have the model's linears on these grids, and nothing else to learn; by parameter name.
 
-    The module holds the original matrices. Where codes stay, embedding and head that are quantized are on
+    Where codes stay, embedding and head that are quantized are on
     their grids as well, and a tied head goes on being the embedding. Where codes learn they stay as they are:
     most rows of a vocabulary have next to no gradient, which the optimizer would make steps of full size.
     """
@@ -72,9 +76,6 @@ def put_on_grids(
         linear = module.get_submodule(owner)
         weight = start[name].to(linear.get_parameter(attribute).device)
         one = kind(weight, transposed=model.arch.is_transposed(name), scales=scales)
-        if codes:
-            W = model.as_stored(name, model.matrix(name))
-            linear.get_parameter(attribute).data = W.to(weight.scale.device)
         parametrize.register_parametrization(linear, attribute, one, unsafe=True)
         found[name] = one
     if model.tied and model.arch.embedding in found:
