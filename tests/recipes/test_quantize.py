@@ -15,6 +15,7 @@ from pocketsize.models.model import Model
 from pocketsize.models.walk import Site
 from pocketsize.quantization.gptq import gptq
 from pocketsize.quantization.scheme import Scheme
+from pocketsize.recipes.awq import Awq
 from pocketsize.recipes.journal import open_journal
 from pocketsize.recipes.quantize import Gptq, Hqq, Rtn, quantize_site
 from pocketsize.recipes.step import Context
@@ -48,6 +49,20 @@ def test_a_layer_that_saw_no_data_is_an_error(dead: Model, tmp_path: Path) -> No
 def test_rounding_to_nearest_needs_no_data(dead: Model, tmp_path: Path) -> None:
     done = Rtn().resolve(dead, ("folder",)).apply(dead, context(tmp_path, 16))
     assert all(bool(torch.isfinite(done.weight(name)).all()) for name in dead.linears)
+
+
+@pytest.mark.parametrize("kind", [Gptq, Rtn], ids=lambda kind: kind.kind)
+def test_a_grid_that_float16_cannot_hold_is_refused_by_name(kind: type[Gptq | Rtn], tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "model", "llama")
+    held = load_file(folder / "model.safetensors")
+    held["model.layers.1.mlp.up_proj.weight"][3] = -1e6
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    model = load(folder)
+    step = kind(float_zeros=True).resolve(model, ("gguf",))
+    with pytest.raises(
+        NumericalError, match=r"^model\.layers\.1\.mlp\.up_proj\.weight: 2 of its .*float_zeros"
+    ):
+        step.apply(model, context(tmp_path, 16))
 
 
 @pytest.mark.parametrize("step", [Rtn(), Hqq()], ids=lambda step: step.kind)
@@ -119,14 +134,17 @@ def test_an_error_at_first_positions_falls_and_elsewhere_sink_changes_nothing() 
     assert torch.equal(*codes)
 
 
-def test_inputs_that_were_always_zero_are_told_once_and_name_the_worst(tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [Gptq(), Awq()], ids=lambda step: step.kind)
+def test_inputs_that_were_always_zero_are_told_once_and_name_the_worst(
+    step: Gptq | Awq, tmp_path: Path
+) -> None:
     folder = write_tiny(tmp_path / "model", "llama")
     held = load_file(folder / "model.safetensors")
     for block, count in ((0, 5), (1, 3)):
         held[f"model.layers.{block}.post_attention_layernorm.weight"][:count] = 0
     save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
     model, ctx = load(folder), context(tmp_path, 16)
-    Gptq().resolve(model, ("folder",)).apply(model, ctx)
+    step.resolve(model, ("folder",)).apply(model, ctx)
     (found,) = (f for f in ctx.findings if f.code == "dead-inputs")
     assert found.message == "4 of 14 matrices have inputs that were always zero, at most 5 of 64"
     assert found.where.startswith("model.layers.0.mlp.")

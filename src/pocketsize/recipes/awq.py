@@ -79,5 +79,5 @@ def _scaled_site(
         rows = grown.split([w.shape[0] for w in part.weights])
         for name, own, q in zip(part.names, rows, unstacked(weight, part), strict=True):
             site.replaced[name] = q.dequantize() / s
-            report = replace(layer_report(own, q, shrunk), name=name, tokens=site.gram.tokens)
+            report = replace(layer_report(name, own, q, shrunk), tokens=site.gram.tokens)
             yield name, q.to(CPU), report

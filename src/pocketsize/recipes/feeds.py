@@ -30,7 +30,7 @@ def few_windows(windows: int) -> Iterator[Finding]:
     """A finding where no window is left to judge scales that others suggest."""
     if windows < HELD_OUT:
         said = f"every {HELD_OUT}th calibration window judges scales; of {windows} none does"
-        yield Finding("few-windows", f"{said}: nothing was scaled", "")
+        yield Finding("few-windows", f"{said}: nothing was scaled; give {HELD_OUT} windows or more", "")
 
 
 @dataclass(frozen=True, slots=True)

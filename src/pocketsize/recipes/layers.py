@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from pocketsize.errors import NumericalError
 from pocketsize.models.model import Model
 from pocketsize.quantization.gptq import GptqResult
 from pocketsize.quantization.grid import QWeight
@@ -21,8 +22,19 @@ from pocketsize.recipes.step import Context
 REPORT_ROWS = 32
 
 
-def layer_report(W: Tensor, q: QWeight, H: Tensor | None, done: GptqResult | None = None) -> LayerReport:
-    """Relative error on at most 32 evenly spaced rows, against plain rounding on the same grid."""
+def layer_report(
+    name: str, W: Tensor, q: QWeight, H: Tensor | None, done: GptqResult | None = None
+) -> LayerReport:
+    """Relative error on at most 32 evenly spaced rows, against plain rounding on the same grid.
+
+    A grid whose scales, or values of code 0, nothing holds is refused.
+    """
+    if lost := int((~(q.scale.isfinite() & q.minimum.isfinite())).sum()):
+        way = "use float_zeros: false, or " if q.scheme.float_zeros else ""
+        raise NumericalError(
+            f"{name}: {lost} of its {q.scale.numel()} groups have a scale, or a value of code 0, beyond what "
+            f"float16 holds (65504); {way}leave the matrix out with an override"
+        )
     rows, columns = W.shape
     pick = torch.linspace(0, rows - 1, min(rows, REPORT_ROWS)).round().long().to(W.device)
     sample, mine = W[pick], QWeight(q.codes[pick], q.scale[pick], q.zero[pick], q.scheme).dequantize()
@@ -32,7 +44,7 @@ def layer_report(W: Tensor, q: QWeight, H: Tensor | None, done: GptqResult | Non
     energies = ((stacked if H is None else stacked @ H) * stacked).view(3, -1).sum(1, dtype=torch.float64)
     whole = max(float(energies[0]), 1e-30)
     return LayerReport(
-        name="",
+        name=name,
         rows=rows,
         columns=columns,
         bits=q.scheme.bits,
@@ -41,7 +53,7 @@ def layer_report(W: Tensor, q: QWeight, H: Tensor | None, done: GptqResult | Non
         rtn_error=float(energies[2]) / whole,
         damp=done.damp if done else 0.0,
         escalations=done.escalations if done else 0,
-        dead=done.dead if done else 0,
+        dead=0 if H is None else int((H.diagonal() == 0).sum()),
     )
 
 

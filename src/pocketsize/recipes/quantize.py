@@ -294,7 +294,7 @@ def _without_data(
             found = {name: layer_scheme(step, name) for name in model.linears_of(path)}
             schemes = {name: scheme for name, scheme in found.items() if scheme is not None}
             weights = {name: quantize(model.matrix(name), scheme) for name, scheme in schemes.items()}
-            kept = tuple(replace(layer_report(model.matrix(n), q, None), name=n) for n, q in weights.items())
+            kept = tuple(layer_report(n, model.matrix(n), q, None) for n, q in weights.items())
             ctx.store.keep(path, weights, kept)
         reports += kept
         ctx.progress(done + 1, total, path)
@@ -335,7 +335,7 @@ def quantize_site(
     weights = zip(site.names, site.weights, aim.matrices, unstacked(done.weight, site), strict=True)
     for name, W, T, weight in weights:
         site.replaced[name] = weight.dequantize()
-        report = replace(layer_report(T, weight, aim.read, done), name=name, **told)
+        report = replace(layer_report(name, T, weight, aim.read, done), **told)
         if pruned:
             X, report = site.replaced[name], sparse_report(report, site.replaced[name], scheme)
             bits = report.bits_per_weight
@@ -371,7 +371,7 @@ def _embeddings(step: Quantizer, model: Model, ctx: Context, gram: Gram | None) 
             H = gram.mean().to(W.device) if is_head and gram is not None else None
             even = None if step.kind == "rtn" else torch.ones(W.shape[1])
             weights[name] = rtn(W, scheme, weight=even if H is None else H.diagonal())
-            reports.append(replace(layer_report(W, weights[name], H), name=name))
+            reports.append(layer_report(name, W, weights[name], H))
     if weights:
         ctx.store.keep("embeddings", weights, tuple(reports))
     return tuple(reports)
