@@ -133,7 +133,7 @@ _FLAGS = {
 
 def as_flags(message: str, words: Sequence[str]) -> str:
     """What a message says to use, as options of the command where those were used, not a recipe."""
-    if words[0] not in _FLAGGED or any(word.endswith((".yaml", ".yml")) for word in words):
+    if set(words[:1]).isdisjoint(_FLAGGED) or any(word.endswith((".yaml", ".yml")) for word in words):
         return message
 
     def flag(found: re.Match[str]) -> str:

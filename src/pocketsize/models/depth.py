@@ -75,10 +75,11 @@ def excerpt(model: Model, index: int, folder: Path | None = None) -> Model:
 def names_of_whole(model: Model, kept: Sequence[int]) -> Iterator[None]:
     """What goes wrong within, with these blocks alone, is told by their names in the whole model."""
     block = re.compile(rf"\b{re.escape(model.arch.blocks)}\.(\d+)\b")
+    names = dict(enumerate(model.blocks[index] for index in kept))
     try:
         yield
     except PocketsizeError as error:
-        again = type(error)(block.sub(lambda found: model.blocks[kept[int(found[1])]], str(error)))
+        again = type(error)(block.sub(lambda found: names.get(int(found[1]), found[0]), str(error)))
         again.facts = error.facts
         raise again from error
 
