@@ -17,7 +17,6 @@ from pocketsize.errors import UnsupportedError, UsageError, did_you_mean
 from pocketsize.io.publish import publish_bytes
 from pocketsize.models.arch import Arch
 from pocketsize.models.device import CPU, working_device
-from pocketsize.models.dtype import NAMES, forward_dtype
 from pocketsize.models.model import Model
 from pocketsize.models.skeleton import materialise
 from pocketsize.quantization.learned import scales_move
@@ -129,13 +128,6 @@ class Qat(Quantizer, Training):
                 "learn; leave codes true, or use gptq"
             )
         return replace(made, rate=SCALES_RATE) if made.rate == "auto" else made
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the blocks multiply in; scales alone in float32, as bfloat16 tells no step of theirs apart."""
-        if self.precision != "auto":
-            return NAMES[self.precision]
-        return forward_dtype() if self.codes else torch.float32
 
     def rehearsal(self) -> tuple[Training, int]:
         """The original teaches the whole of itself, at the same pace; or scales alone, of rounded codes."""
