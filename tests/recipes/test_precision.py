@@ -96,6 +96,8 @@ def test_auto_is_bf16_where_the_hardware_multiplies_it(
     steps = (Distill(), Finetune(), Gradual(sparsity=0.5), Qat(), Qat(codes=False))
     for step in (*steps, *(qat.rehearsal()[0] for qat in steps[-2:])):
         assert step.dtype == hardware
+    (rounded, _), (exact, _) = (Qat(precision=name).rehearsal() for name in ("bf16", "fp32"))
+    assert (rounded.dtype, exact.dtype) == (torch.bfloat16, torch.float32)
     assert Distill(precision="fp32").dtype == torch.float32
     assert Distill(precision="bf16").dtype == torch.bfloat16
 

@@ -152,7 +152,7 @@ def test_a_name_says_everything_about_a_grid(tmp_path: Path) -> None:
         (
             Gptq(group=96),
             ("folder",),
-            "(model.layers.0.self_attn.q_proj); use group: 64",
+            "group 96 does not divide rows of 64 weights (model.layers.0.self_attn.q_proj); use group: 64",
         ),
         (Gptq(scheme="W3A16"), ("gguf",), "gguf cannot store 3-bit weights"),
         (Gptq(group=16), ("gguf",), "gguf cannot store group 16; use group: auto"),

@@ -62,9 +62,9 @@ def put_on_grids(
 ) -> dict[str, Grid]:
     """Let a module have the model's linears on these grids, and nothing else to learn; by parameter name.
 
-    Where codes stay, embedding and head that are quantized are on
-    their grids as well, and a tied head goes on being the embedding. Where codes learn they stay as they are:
-    most rows of a vocabulary have next to no gradient, which the optimizer would make steps of full size.
+    Where codes stay, embedding and head that are quantized are on their grids as well, and a tied head goes
+    on being the embedding. Where codes learn they stay as they are: most rows of a vocabulary have next to
+    no gradient, which the optimizer would make steps of full size.
     """
     module.requires_grad_(False)
     found: dict[str, Grid] = {}
